@@ -1,0 +1,54 @@
+"""Copy directory trees as fast as the storage allows and as faithfully as ``cp -a``.
+
+import pcopy
+report = pcopy.copy("src", "dst", jobs=8)
+report.ok, report.files, report.bytes, report.errors
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from pcopy.api import copy
+    from pcopy.compare import Comparison, compare
+    from pcopy.errors import PcopyError, UsageError
+    from pcopy.result import Observer, Progress, Report, Stop
+    from pcopy.work import Failure
+
+HOMES = {
+    "copy": "api",
+    "compare": "compare",
+    "Comparison": "compare",
+    "PcopyError": "errors",
+    "UsageError": "errors",
+    "Observer": "result",
+    "Progress": "result",
+    "Report": "result",
+    "Stop": "result",
+    "Failure": "work",
+}
+__all__ = [
+    "Comparison",
+    "Failure",
+    "Observer",
+    "PcopyError",
+    "Progress",
+    "Report",
+    "Stop",
+    "UsageError",
+    "__version__",
+    "compare",
+    "copy",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is used when it is used: ``pcopy --version`` must not pay for the rest."""
+    if name not in HOMES:
+        raise AttributeError(f"module 'pcopy' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"pcopy.{HOMES[name]}"), name)

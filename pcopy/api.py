@@ -1,0 +1,312 @@
+"""The library: validate, prepare the destination, run the coordinator, report."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
+
+from pcopy import filesystem as fs
+from pcopy.coordinator import Coordinator, coordinate
+from pcopy.engines import METHODS, Engine, Pool, Serial
+from pcopy.errors import UsageError
+from pcopy.options import ALL_ATTRIBUTES, Options, Overwrite, When
+from pcopy.paths import Destination, Landing, Source, land
+from pcopy.result import Observer, Report, Stop
+from pcopy.work import Entries, Failure, Job, Scan, Tree, Unit
+from pcopy.worker import BATCH
+
+Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+OverwriteName = Literal["changed", "always", "older", "never"]
+WhenName = Literal["auto", "always", "never"]
+
+
+def copy(
+    sources: Path | Iterable[Path],
+    destination: Path,
+    *,
+    jobs: int | None = None,
+    overwrite: Overwrite | OverwriteName = "changed",
+    preserve: Iterable[str] = ALL_ATTRIBUTES,
+    dereference: bool = False,
+    one_file_system: bool = False,
+    reflink: When | WhenName = "auto",
+    sparse: When | WhenName = "auto",
+    atomic: bool = False,
+    dry_run: bool = False,
+    verbose: bool = False,
+    start_method: Literal["fork", "forkserver", "spawn"] | None = None,
+    observer: Observer | None = None,
+    stop: Stop | None = None,
+    expected: Report | None = None,
+) -> Report:
+    """Copy files and directory trees, faithfully and in parallel.
+
+    One source directory: ``destination`` becomes a copy of it, and a second run brings it up to date. One source file:
+    ``destination`` is its new name, or the directory that it goes into. Several sources go into ``destination``.
+
+    :param jobs: worker processes; by default as many as this process may use processors; 1 copies in this process
+    :param overwrite: what to do with a file that is there: ``changed`` replaces it if size or modification time differ
+    :param preserve: among ``mode``, ``owner``, ``times``, ``links``, ``xattr`` (ACLs with it)
+    :param dereference: copy what symbolic links point to
+    :param one_file_system: leave out what is mounted below a source
+    :param reflink: share blocks where the file system can; ``always`` fails where it cannot
+    :param sparse: keep holes (``auto``), also make them of zeros (``always``), or fill them (``never``)
+    :param atomic: new files too appear under their names only when they are whole
+    :param dry_run: report what would be done and touch nothing
+    :param verbose: tell the observer of every entry
+    :param start_method: multiprocessing's; by default ``fork`` while this process has a single thread
+    :param observer: is told how the run goes; exceptions that it raises end the run
+    :param stop: set its ``signal``, and the run stops within a slice
+    :param expected: the report of a dry run, so that the progress knows the total
+    :returns: what was done. Entries that failed are in ``report.errors``; they raise nothing.
+    :raises UsageError: the request makes no sense as it stands; nothing was touched
+
+    No output of its own. Safe in a program with threads: workers are then started by ``forkserver``, which like
+    ``spawn`` needs the usual ``if __name__ == "__main__":`` in a script.
+    """
+    options = Options(
+        jobs=check_jobs(jobs),
+        overwrite=Overwrite(overwrite),
+        preserve=check_preserve(preserve),
+        dereference=dereference,
+        one_file_system=one_file_system,
+        reflink=When(reflink),
+        sparse=When(sparse),
+        atomic=atomic,
+        dry_run=dry_run,
+        verbose=verbose,
+        start_method=start_method,
+    )
+    if start_method not in (None, *METHODS):
+        raise UsageError(f"start_method {start_method!r}: must be one of {', '.join(METHODS)}")
+    if options.reflink is When.ALWAYS and options.sparse is not When.AUTO:
+        raise UsageError("--reflink always shares the blocks as they are: leave --sparse at auto")
+    found = look_at_sources(sources, options)
+    there = look_at_destination(destination)
+    top, landings = land(found, there)
+    refuse_overlap(found, there, landings)
+    report = Report(jobs=options.jobs, engine="serial" if options.jobs == 1 else "pool", dry_run=dry_run)
+    started = time.monotonic()
+    observer, stop = observer or Observer(), stop or Stop()
+    with contextlib.ExitStack() as stack:
+        try:
+            job, units = prepare(top, landings, options, report, stack)
+        except OSError as error:
+            give_up(report, top, error, observer)
+        else:
+            coordinator = Coordinator(job, report, observer, stop)
+            if expected:
+                coordinator.progress.expected = (expected.entries, expected.bytes)
+            coordinator.add(units)
+            for unit in units:
+                named = len(unit.names) if isinstance(unit, Entries) else 0
+                coordinator.progress.found += named
+                report.found += named or 1
+            coordinate(coordinator, engine_for(options))
+    report.signal = stop.signal
+    report.seconds = time.monotonic() - started
+    report.reconcile(top)
+    return report
+
+
+def engine_for(options: Options) -> Engine:
+    return Serial() if options.jobs == 1 else Pool(options.jobs, options.start_method)
+
+
+def processors() -> int:
+    """Those that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+# ---- what was asked for ---------------------------------------------------------------------------------------------
+
+
+def check_jobs(jobs: int | None) -> int:
+    if jobs is None:
+        return processors()
+    if not 1 <= jobs <= 1024:
+        raise UsageError(f"jobs {jobs}: must be from 1 to 1024")
+    return jobs
+
+
+def check_preserve(preserve: Iterable[str]) -> frozenset[str]:
+    names = frozenset(preserve)
+    if unknown := names - ALL_ATTRIBUTES:
+        raise UsageError(f"preserve {', '.join(sorted(unknown))}: must be among {', '.join(sorted(ALL_ATTRIBUTES))}")
+    return names
+
+
+def look_at_sources(sources: Path | Iterable[Path], options: Options) -> list[Source]:
+    paths = [sources] if isinstance(sources, (str, bytes, os.PathLike)) else list(sources)
+    return [look_at_source(os.fsdecode(path), options.dereference) for path in paths]
+
+
+def look_at_source(given: str, dereference: bool) -> Source:
+    """A symbolic link is copied as a link, unless it ends in a slash or links are to be followed."""
+    try:
+        state = os.stat(given) if dereference or given.endswith("/") else os.lstat(given)
+    except FileNotFoundError:
+        raise UsageError(f"{given or repr('')}: the source does not exist") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{given!r}: the source cannot be looked at: {getattr(error, 'strerror', None) or error}") from None
+    return Source(given, absolute(given), stat.S_ISDIR(state.st_mode))
+
+
+def look_at_destination(destination: Path) -> Destination:
+    given = os.fsdecode(destination)
+    if not given or "\0" in given:
+        raise UsageError(f"{given!r}: cannot be a destination")
+    path = absolute(given)
+    is_directory = os.path.isdir(path)
+    if is_directory:
+        path = os.path.realpath(path)
+    if os.path.islink(path) and not os.path.exists(path) and given.endswith("/"):
+        raise UsageError(f"{given}: is a symbolic link to nothing; remove it or give another destination")
+    return Destination(given, path, os.path.lexists(path), is_directory, os.path.isdir(os.path.dirname(path)))
+
+
+def absolute(path: str) -> str:
+    """An absolute path. "x/.." is only taken out where x is no symbolic link."""
+    if ".." in path.split("/"):
+        parent, name = os.path.split(path.rstrip("/"))
+        return os.path.realpath(path) if name in ("..", ".") else os.path.join(os.path.realpath(parent), name)
+    return os.path.abspath(path)
+
+
+def refuse_overlap(sources: Sequence[Source], destination: Destination, landings: Sequence[Landing]) -> None:
+    """No source may hold the destination or be it; compared by inode, so that no link or bind mount hides it."""
+    above = [(one.st_dev, one.st_ino) for one in states_above(destination.path)]
+    for source in sources:
+        state = os.stat(source.path) if source.is_directory else os.lstat(source.path)
+        if source.is_directory and (state.st_dev, state.st_ino) in above:
+            same = destination.exists and os.path.samestat(state, os.stat(destination.path))
+            what = "are the same directory" if same else "the destination lies in the source, which would never end"
+            raise UsageError(f"{source.given} and {destination.given}: {what}; give another destination")
+    for landing in landings:
+        for name in landing.names:
+            with contextlib.suppress(FileNotFoundError):
+                target = os.lstat(os.path.join(landing.destination, landing.rename or name))
+                if os.path.samestat(os.lstat(os.path.join(landing.source, name)), target):
+                    raise UsageError(f"{os.path.join(landing.source, name)}: is the destination itself")
+
+
+def states_above(path: str) -> Iterator[os.stat_result]:
+    """Of a path, if it exists, and of all the directories above it."""
+    path = os.path.realpath(path)
+    while True:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            yield os.stat(path)
+        if path == os.path.dirname(path):
+            return
+        path = os.path.dirname(path)
+
+
+# ---- the destination ------------------------------------------------------------------------------------------------
+
+
+def prepare(
+    top: str, landings: Sequence[Landing], options: Options, report: Report, stack: contextlib.ExitStack
+) -> tuple[Job, list[Unit]]:
+    """Make and lock what the run writes into, and say with which units it begins. Raises OSError."""
+    token = os.urandom(4).hex()
+    exclusive = not (len(landings) == 1 and landings[0].names)
+    fresh = {top: make_top(top, options, may_replace=False)}
+    if not options.dry_run:
+        stack.enter_context(locked(top, exclusive, report, token))
+    trees: list[Tree] = []
+    units: list[Unit] = []
+    share = 1.0 / len(landings)
+    for number, landing in enumerate(landings):
+        here = landing.destination
+        if here not in fresh:
+            fresh[here] = make_top(here, options, may_replace=options.overwrite is not Overwrite.NEVER)
+        trees.append(tree_of(landing, depth=0 if here == top else 1))
+        if not landing.names:
+            units.append(Scan(number, "", fresh[here], share))
+        for at in range(0, len(landing.names), BATCH):
+            names = landing.names[at : at + BATCH]
+            part = share * len(names) / len(landing.names)
+            units.append(Entries(number, "", names, False, False, part, landing.rename))
+    return Job(options, tuple(trees), token, current_umask()), units
+
+
+def make_top(path: str, options: Options, may_replace: bool) -> bool:
+    """Make a directory that sources go into. True if it was not there."""
+    if options.dry_run:
+        return not os.path.isdir(path)
+    try:
+        os.mkdir(path, 0o700)
+        return True
+    except FileExistsError:
+        if os.path.isdir(path) and not (may_replace and os.path.islink(path)):
+            return False
+        if not may_replace:
+            raise
+    os.unlink(path)
+    os.mkdir(path, 0o700)
+    return True
+
+
+def tree_of(landing: Landing, depth: int) -> Tree:
+    source = os.stat(landing.source)
+    inode = None
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # a dry run
+        destination = os.stat(landing.destination)
+        inode = (destination.st_dev, destination.st_ino) if stat.S_ISDIR(destination.st_mode) else None
+    return Tree(landing.source, landing.destination, (source.st_dev, source.st_ino), inode, depth)
+
+
+@contextlib.contextmanager
+def locked(top: str, exclusive: bool, report: Report, token: str) -> Iterator[None]:
+    """Keep other runs out of a destination. Single files may be copied into one directory by several runs at a time."""
+    handle = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fs.lock(handle, exclusive=True)
+        except BlockingIOError:
+            if exclusive:
+                raise OSError(errno.EWOULDBLOCK, "another run is copying into it: wait until it has ended", top) from None
+            fs.lock(handle, exclusive=False)
+        except OSError as error:
+            report.warnings.append(f"{top}: cannot be locked ({error.strerror}): see to it that no other run copies into it")
+        else:
+            for name in fs.stale_names(os.listdir(handle), 0, handle, token):
+                fs.remove_if_there(name, handle)
+            if not exclusive:
+                fs.lock(handle, exclusive=False)
+        yield
+    finally:
+        os.close(handle)
+
+
+def current_umask() -> int:
+    """Without setting it, which another thread could notice."""
+    with (
+        contextlib.suppress(OSError, ValueError),
+        open("/proc/self/status", encoding="ascii", errors="replace") as lines,
+    ):
+        for line in lines:
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
+
+
+def give_up(report: Report, top: str, error: OSError, observer: Observer) -> None:
+    """The destination cannot be used: nothing was copied."""
+    failure = fs.failure(top, error)._replace(operation="prepare the destination", fatal=True)
+    report.errors.append(failure)
+    report.stopped = True
+    observer.failure(failure)
+
+
+__all__ = ["Failure", "copy"]

@@ -1,0 +1,57 @@
+"""A comparison as a picture, by matplotlib (the extra ``chart``)."""
+
+from __future__ import annotations
+
+import os
+
+from pcopy.compare import Comparison
+from pcopy.errors import UsageError
+from pcopy.report import plural, size
+
+PCOPY, PEER = "#2a6f97", "#a9b4bd"
+FORMATS = (".png", ".svg", ".pdf")
+
+
+def check_chart(path: str) -> None:
+    """Before anything is measured: can this picture be drawn? Raises UsageError."""
+    if not path.endswith(FORMATS):
+        raise UsageError(f"--chart {path}: must end in one of {', '.join(FORMATS)}")
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+        raise UsageError(f"--chart {path}: {folder} is not a directory that can be written to")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise UsageError("--chart needs matplotlib: pip install 'pcopy[chart]'") from None
+
+
+def draw(comparison: Comparison, path: str) -> None:
+    """One bar for each contender: its median wall time, with the fastest and the slowest round as whiskers."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    ran = [one for one in comparison.contenders if one.seconds]
+    medians = [one.median for one in ran]
+    spread = [[one.median - min(one.seconds) for one in ran], [max(one.seconds) - one.median for one in ran]]
+    figure, axes = pyplot.subplots(figsize=(7.5, 1.4 + 0.5 * len(ran)), layout="constrained")
+    axes.barh(
+        [one.name for one in ran], medians, xerr=spread, height=0.6, ecolor="#333333", capsize=3,
+        color=[PCOPY if one.jobs else PEER for one in ran],
+    )  # fmt: skip
+    for at, one in enumerate(ran):
+        axes.annotate(
+            f"{one.median:.2f} s  ({comparison.speed_up(one):.2f}x)" if comparison.base.seconds else f"{one.median:.2f} s",
+            (max(one.seconds), at), xytext=(6, 0), textcoords="offset points", va="center",
+        )  # fmt: skip
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.3 * max(max(one.seconds) for one in ran))
+    axes.set_xlabel("seconds (median; whiskers: fastest and slowest round); less is better")
+    axes.set_title(
+        f"Copying {plural(comparison.files, 'file')}, {size(comparison.bytes)}: {plural(comparison.rounds, 'round')}",
+        loc="left",
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

@@ -1,0 +1,323 @@
+"""The command line: a thin face on pcopy.copy and pcopy.compare."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from pcopy import __version__
+from pcopy.errors import ExitStatus, UsageError
+from pcopy.options import ALL_ATTRIBUTES, Overwrite, When
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from pcopy.progress import Lines
+    from pcopy.result import Report, Stop
+
+EXAMPLES = """\b
+Examples:
+  pcopy photos /mnt/backup/photos           copy a tree; again: bring it up to date
+  pcopy -j 16 /nfs/data /scratch/data       more processes for storage that waits
+  pcopy notes.txt letters /mnt/usb/         several sources go into a directory
+  pcopy -n -v photos /mnt/backup/photos     say what would be done, touch nothing
+  pcopy --compare photos                    is it worth more than one process here?
+\b
+Exit status: 0 the destination is what was asked for; 1 some entries failed, each is
+named; 2 the command line is wrong, nothing was touched; 3 stopped early (no space,
+destination unusable, another run holds it); 129, 130, 143 interrupted."""
+
+
+WHAT, HOW, SAY, MEASURE, OTHER = "What is copied", "How it is copied", "What is said", "Measuring", "Other"
+
+
+class Grouped(click.Command):
+    """Help with the options under headings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title in (WHAT, HOW, SAY, MEASURE, OTHER):
+            options = [one for one in self.get_params(ctx) if isinstance(one, click.Option)]
+            records = [one.get_help_record(ctx) for one in options if getattr(one, "group", OTHER) == title]
+            with formatter.section(title):
+                formatter.write_dl([record for record in records if record])
+
+
+class Option(click.Option):
+    """An option that stands under a heading."""
+
+    def __init__(self, *arguments: Any, group: str = OTHER, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.group = group
+
+
+class JobList(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions
+    """One number, or several for --compare."""
+
+    name = "N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            jobs = tuple(int(word) for word in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a number", param, ctx)
+        if not all(1 <= count <= 1024 for count in jobs):
+            self.fail(f"{value}: must be from 1 to 1024", param, ctx)
+        return jobs
+
+
+class WhatList(click.ParamType):  # type: ignore[type-arg]
+    """Attributes, separated by commas."""
+
+    name = "WHAT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> frozenset[str]:
+        if isinstance(value, frozenset):
+            return value
+        names = frozenset(word.strip() for word in value.split(","))
+        names = ALL_ATTRIBUTES if names == {"all"} else names
+        if unknown := names - ALL_ATTRIBUTES:
+            self.fail(f"{', '.join(sorted(unknown))}: must be among {', '.join(sorted(ALL_ATTRIBUTES))}", param, ctx)
+        return names
+
+
+def choice(kind: type[Overwrite] | type[When]) -> click.Choice[str]:
+    return click.Choice([one.value for one in kind])
+
+
+# fmt: off
+@click.command(cls=Grouped, epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.argument("paths", nargs=-1, metavar="SOURCE... DESTINATION")
+@click.option("-j", "--jobs", cls=Option, group=HOW, type=JobList(),
+              help="Worker processes; 1 copies in this process.  [default: the processors that this process may use]")
+@click.option("--overwrite", cls=Option, group=WHAT, type=choice(Overwrite), default="changed", show_default=True,
+              help="What to do with a file that is there; 'changed': its size or modification time differs.")
+@click.option("--preserve", cls=Option, group=WHAT, type=WhatList(), default="all", show_default=True,
+              help="Preserve only these: mode, owner, times, links, xattr (ACLs with it), separated by commas.")
+@click.option("--no-preserve", cls=Option, group=WHAT, type=WhatList(), help="Do not preserve these.  [default: none]")
+@click.option("-L", "--dereference", cls=Option, group=WHAT, is_flag=True,
+              help="Copy what symbolic links point to.  [default: copy links]")
+@click.option("-x", "--one-file-system", cls=Option, group=WHAT, is_flag=True,
+              help="Leave out what is mounted below a source.  [default: copy it]")
+@click.option("--reflink", cls=Option, group=HOW, type=choice(When), default="auto", show_default=True,
+              help="Share blocks with the source where the file system can; 'always': fail where it cannot.")
+@click.option("--sparse", cls=Option, group=HOW, type=choice(When), default="auto", show_default=True,
+              help="Keep holes; 'always': make holes of zeros; 'never': fill them.")
+@click.option("--atomic", cls=Option, group=HOW, is_flag=True,
+              help="New files too appear only whole, for destinations that others read meanwhile.  [default: those replaced]")
+@click.option("-n", "--dry-run", cls=Option, group=WHAT, is_flag=True,
+              help="Say what would be done; touch nothing.  [default: do it]")
+@click.option("--progress/--no-progress", cls=Option, group=SAY, default=None,
+              help="Bars on stderr.  [default: if stderr is a terminal]")
+@click.option("-q", "--quiet", cls=Option, group=SAY, is_flag=True, help="Errors only.  [default: a report at the end]")
+@click.option("-v", "--verbose", cls=Option, group=SAY, is_flag=True, help="Name every entry.  [default: failures]")
+@click.option("--json", "as_json", cls=Option, group=SAY, is_flag=True,
+              help="The report on stdout as one JSON object.  [default: a line on stderr]")
+@click.option("--compare", is_flag=True, cls=Option, group=MEASURE,
+              help="Measure one process against many: pcopy --compare [SOURCE [DESTINATION]]. Without SOURCE it makes a "
+                   "sample tree; -j 2,4,8 lists the pools to try.")
+@click.option("--against", cls=Option, group=MEASURE, multiple=True, metavar="TOOL",
+              help="Also cp, rsync, rclone, fpsync, xcp or fcp; repeatable.  [default: none]")
+@click.option("--rounds", cls=Option, group=MEASURE, type=click.IntRange(min=1), default=5, show_default=True,
+              help="Rounds that count, after one that warms up.")
+@click.option("--chart", cls=Option, group=MEASURE, metavar="FILE", help="Draw the result (.png, .svg, .pdf).  [default: none]")
+@click.version_option(__version__, message="%(prog)s %(version)s")
+@click.pass_context
+def main(context: click.Context, /, **given: Any) -> NoReturn:
+    """Copy directory trees, faithfully and in parallel.
+
+    One SOURCE directory: DESTINATION becomes a copy of it; run the line again to bring it up to date. One SOURCE file:
+    DESTINATION is its new name or the directory it goes into. Several: DESTINATION is the directory they go into.
+    """
+    try:
+        status = run_compare(context, given) if given["compare"] else run_copy(context, given)
+    except UsageError as error:
+        from pcopy.report import shown
+
+        say(f"pcopy: {shown(str(error))}")
+        status = ExitStatus.USAGE
+    leave(status)
+# fmt: on
+
+
+def run_copy(context: click.Context, given: dict[str, Any]) -> int:
+    """pcopy SOURCE... DESTINATION"""
+    refuse(context, given, ("against", "rounds", "chart"), "goes with --compare")
+    if len(given["paths"]) < 2:
+        raise click.UsageError("a source and a destination are needed: pcopy SOURCE... DESTINATION", context)
+    if given["jobs"] and len(given["jobs"]) > 1:
+        raise click.UsageError("several numbers of jobs are for --compare", context)
+    from pcopy.api import copy
+    from pcopy.result import Stop
+
+    *sources, destination = given["paths"]
+    stop = Stop()
+    with interruptible(stop), observer_for(given) as observer:
+        report = copy(
+            sources, destination, jobs=given["jobs"] and given["jobs"][0], preserve=preserved(given),
+            observer=observer, stop=stop, verbose=given["verbose"],
+            **{name: given[name] for name in PASSED_ON},
+        )  # fmt: skip
+    tell(report, given)
+    return report.exit_status
+
+
+PASSED_ON = ("overwrite", "dereference", "one_file_system", "reflink", "sparse", "atomic", "dry_run")
+
+
+def run_compare(context: click.Context, given: dict[str, Any]) -> int:
+    """pcopy --compare [SOURCE [DESTINATION]]"""
+    refuse(context, given, ("dry_run", "verbose", "overwrite"), "does not go with --compare")
+    if len(given["paths"]) > 2:
+        raise click.UsageError("--compare takes one source and one destination at most", context)
+    from pcopy.chart import check_chart, draw
+    from pcopy.compare import compare
+    from pcopy.report import comparison_json, table
+
+    if given["chart"]:
+        check_chart(given["chart"])
+    with ended_by_signals(), steps(given) as step:
+        comparison = compare(
+            *given["paths"], jobs=given["jobs"], against=given["against"], rounds=given["rounds"],
+            options=copy_options(given), step=step,
+        )  # fmt: skip
+    if given["chart"]:
+        draw(comparison, given["chart"])
+    if given["as_json"]:
+        emit(comparison_json(comparison))
+    elif not given["quiet"]:
+        emit(table(comparison))
+    return comparison.exit_status
+
+
+def refuse(context: click.Context, given: dict[str, Any], names: Sequence[str], why: str) -> None:
+    """An option that would do nothing is an error, not a surprise."""
+    for name in names:
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE and given[name]:
+            raise click.UsageError(f"--{name.replace('_', '-')} {why}", context)
+
+
+def preserved(given: dict[str, Any]) -> frozenset[str]:
+    return frozenset(given["preserve"] - (given["no_preserve"] or frozenset()))
+
+
+def copy_options(given: dict[str, Any]) -> list[str]:
+    """The same choices for each pcopy that a comparison runs."""
+    words = ["--preserve", ",".join(sorted(preserved(given)))] if preserved(given) else ["--no-preserve", "all"]
+    words += ["--reflink", given["reflink"], "--sparse", given["sparse"]]
+    return words + [flag for flag in ("--dereference", "--one-file-system", "--atomic") if given[flag[2:].replace("-", "_")]]
+
+
+# ---- what a person sees ---------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def observer_for(given: dict[str, Any]) -> Iterator[Lines]:
+    from pcopy.progress import Bars, Lines
+
+    observer = Bars() if wants_bars(given) else Lines()
+    try:
+        yield observer
+    finally:
+        observer.close()
+
+
+def wants_bars(given: dict[str, Any]) -> bool:
+    if given["progress"] is None:
+        return not given["quiet"] and sys.stderr is not None and sys.stderr.isatty()
+    return bool(given["progress"])
+
+
+@contextlib.contextmanager
+def steps(given: dict[str, Any]) -> Iterator[Any]:
+    """A bar over the runs of a comparison."""
+    if not wants_bars(given):
+        yield None
+        return
+    from pcopy.progress import Runs
+
+    runs = Runs()
+    try:
+        yield runs.step
+    finally:
+        runs.close()
+
+
+def tell(report: Report, given: dict[str, Any]) -> None:
+    from pcopy.report import as_json, last_line, shown, warnings
+
+    if not given["quiet"]:
+        for warning in warnings(report):
+            say(f"pcopy: {shown(warning)}")
+        say(last_line(report))
+    if given["as_json"]:
+        emit(as_json(report))
+
+
+def say(line: str) -> None:
+    """A line for people. A reader who has gone is no reason to fail."""
+    with contextlib.suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def emit(text: str) -> None:
+    """Data."""
+    with contextlib.suppress(BrokenPipeError):
+        print(text, flush=True)
+
+
+def leave(status: int) -> NoReturn:
+    """End with a status, and without a word about a pipe that was closed."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(status)
+
+
+# ---- signals --------------------------------------------------------------------------------------------------------
+
+ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextlib.contextmanager
+def handled(handler: Any) -> Iterator[None]:
+    """Handle the signals that ask to stop, except those that the caller had ignored (nohup)."""
+    before = {number: signal.getsignal(number) for number in ASKING}
+    for number in ASKING:
+        if before[number] is not signal.SIG_IGN:
+            signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def interruptible(stop: Stop) -> contextlib.AbstractContextManager[None]:
+    """The first signal asks the run to stop, the second ends it at once."""
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.signal:
+            os._exit(ExitStatus.SIGNAL + number)
+        stop.signal = number
+
+    return handled(ask)
+
+
+def ended_by_signals() -> contextlib.AbstractContextManager[None]:
+    """A comparison ends by an exception, which takes its directory away."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        say("interrupted: every copy is removed")
+        raise SystemExit(ExitStatus.SIGNAL + number)
+
+    return handled(end)

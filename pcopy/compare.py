@@ -1,0 +1,330 @@
+"""One process against many, and against other tools, on the same tree.
+
+    for each round (the first warms up and does not count):
+        for each contender, in an order that rotates:
+            copy the tree into a fresh directory as a whole process ─▶ wall time ─▶ remove the copy
+
+The figures that are told are medians, and ratios of runs of one round: what else the machine did then met both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from pcopy.api import Path, check_jobs, processors
+from pcopy.errors import ExitStatus, UsageError
+
+# Ratios nearer to 1 are taken for noise, as are those of which not all rounds agree on the side.
+NOISE = 0.05
+ROUNDS = 5
+# The sample tree: enough for about a second of one process.
+SAMPLE_FILES, SAMPLE_DIRECTORIES, SAMPLE_FILE = 4000, 250, 6000
+SAMPLE_LARGE, SAMPLE_LARGE_FILE = 2, 64 << 20
+PEERS = {
+    "cp": ("cp", "-a", "{source}", "{copy}"),
+    "rsync": ("rsync", "-a", "{source}/", "{copy}/"),
+    "rclone": (
+        "rclone",
+        "copy",
+        "-q",
+        "--config",
+        "",
+        "--links",
+        "--metadata",
+        "--create-empty-src-dirs",
+        "{source}",
+        "{copy}",
+    ),
+    "fpsync": ("fpsync", "-t", "{scratch}", "{source}/", "{copy}/"),
+    "xcp": ("xcp", "-r", "{source}", "{copy}"),
+    "fcp": ("fcp", "{source}", "{copy}"),
+}
+
+
+@dataclass
+class Contender:
+    """Something that copies a tree, and the wall times in seconds of its counted rounds."""
+
+    name: str
+    command: tuple[str, ...]
+    jobs: int | None = None  # None: not pcopy
+    seconds: list[float] = field(default_factory=list)
+    trouble: str = ""
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+@dataclass
+class Comparison:
+    """What a comparison found. The first contender is the single process."""
+
+    files: int
+    bytes: int
+    rounds: int
+    contenders: list[Contender]
+
+    @property
+    def base(self) -> Contender:
+        return self.contenders[0]
+
+    def speed_up(self, one: Contender) -> float:
+        """How many times as fast as the single process, as the median over the rounds."""
+        return statistics.median(ratios(self.base.seconds, one.seconds))
+
+    @property
+    def best_jobs(self) -> int:
+        """The fewest processes that are as fast as any, within the noise."""
+        return best_jobs({one.jobs: one.seconds for one in self.contenders if one.jobs and one.seconds})
+
+    @property
+    def advice(self) -> str:
+        if not self.base.seconds:
+            return "the single process failed: nothing to compare with"
+        best = self.best_jobs
+        pools = [one for one in self.contenders if one.jobs and one.jobs > 1 and one.seconds]
+        if best == 1 and not any(differ(self.base.seconds, one.seconds) for one in pools):
+            return "no difference beyond the noise: -j 1 does as well here"
+        if best == 1:
+            return "choose -j 1: more processes are slower here"
+        chosen = next(one for one in pools if one.jobs == best)
+        return f"choose -j {best}: {self.speed_up(chosen):.2f} times as fast as one process here"
+
+    @property
+    def exit_status(self) -> int:
+        return ExitStatus.FAILED if any(one.trouble for one in self.contenders) else ExitStatus.OK
+
+
+# ---- statistics: pure functions over wall times of the same rounds --------------------------------------------------
+
+
+def ratios(base: Sequence[float], other: Sequence[float]) -> list[float]:
+    """How many times as fast the other was, round by round."""
+    return [one / two for one, two in zip(base, other, strict=True)]
+
+
+def differ(base: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether two differ beyond the noise: by more than 5 % in the median, and every round on the same side.
+
+    With five rounds and no difference, all fall on one side by chance in one of 16 comparisons (sign test).
+    """
+    both = ratios(base, other)
+    return abs(statistics.median(both) - 1) > NOISE and (min(both) > 1 or max(both) < 1)
+
+
+def best_jobs(seconds: dict[int | None, list[float]]) -> int:
+    """The fewest jobs that no others beat beyond the noise."""
+    by_jobs = sorted((jobs, walls) for jobs, walls in seconds.items() if jobs)
+    fastest = min((walls for _, walls in by_jobs), key=statistics.median)
+    return next(jobs for jobs, walls in by_jobs if walls is fastest or not differ(walls, fastest))
+
+
+def order_of_round(count: int, number: int) -> list[int]:
+    """Each contender runs first in its turn, and forwards and backwards alternate, so no neighbour is always the same."""
+    order = [(number + at) % count for at in range(count)]
+    return order if number % 2 else order[::-1]
+
+
+# ---- the runs -------------------------------------------------------------------------------------------------------
+
+
+def compare(
+    source: Path | None = None,
+    destination: Path | None = None,
+    *,
+    jobs: Sequence[int] | None = None,
+    against: Sequence[str] = (),
+    rounds: int = ROUNDS,
+    options: Sequence[str] = (),
+    step: Callable[[str, int, int], None] | None = None,
+) -> Comparison:
+    """Copy one tree with one process and with several, in turn, and measure.
+
+    :param source: a directory; without it a sample tree is made
+    :param destination: a directory in which the copies are made and removed; by default beside the source
+    :param jobs: pools to try; by default as many as processors, and twice as many
+    :param against: other tools to try: cp, rsync, rclone, fpsync, xcp, fcp
+    :param rounds: rounds that count; one more warms up
+    :param options: more arguments for each ``pcopy`` that runs
+    :param step: called before each run with the contender's name, the number of the run, and how many there are
+    :raises UsageError: no such source, not enough room, a tool that is not installed
+
+    Leaves nothing behind, whatever ends it.
+    """
+    pools = sorted({check_jobs(count) for count in jobs or default_pools()} - {1})
+    if rounds < 1:
+        raise UsageError(f"rounds {rounds}: must be at least 1")
+    contenders = [pcopy_with(count, options) for count in [1, *pools]] + [peer(name) for name in against]
+    with workplace(source, destination) as work:
+        tree = os.path.join(work, "sample")
+        if source is None:
+            make_sample(tree)
+        else:
+            tree = os.path.abspath(os.fsdecode(source))
+        files, size, used = measure(tree)
+        check_room(work, files, used)
+        comparison = Comparison(files, size, rounds, contenders)
+        run_rounds(comparison, tree, work, step)
+    return comparison
+
+
+def default_pools() -> list[int]:
+    return [max(2, processors()), 2 * max(2, processors())]
+
+
+def pcopy_with(jobs: int, options: Sequence[str]) -> Contender:
+    command = (sys.executable, "-m", "pcopy", "-q", "--no-progress", *options, "-j", str(jobs), "{source}", "{copy}")
+    return Contender(f"pcopy -j {jobs}", command, jobs)
+
+
+def peer(name: str) -> Contender:
+    if name not in PEERS:
+        raise UsageError(f"--against {name}: must be one of {', '.join(PEERS)}")
+    if not shutil.which(PEERS[name][0]):
+        raise UsageError(f"--against {name}: is not installed")
+    return Contender(name, PEERS[name])
+
+
+def run_rounds(comparison: Comparison, tree: str, work: str, step: Callable[[str, int, int], None] | None) -> None:
+    contenders, done = comparison.contenders, 0
+    total = len(contenders) * (comparison.rounds + 1)
+    for number in range(comparison.rounds + 1):
+        for index in order_of_round(len(contenders), number):
+            one = contenders[index]
+            if step:
+                step(one.name, done, total)
+            done += 1
+            if one.trouble:
+                continue
+            wall, one.trouble = run_once(one, tree, work)
+            if one.trouble:
+                one.seconds = []
+            elif number:
+                one.seconds.append(wall)
+
+
+def run_once(one: Contender, tree: str, work: str) -> tuple[float, str]:
+    """One copy by one contender: its wall time in seconds, and what went wrong."""
+    copy, scratch = os.path.join(work, "copy"), os.path.join(work, "scratch")
+    os.makedirs(scratch, exist_ok=True)
+    names = {"{source}": tree, "{copy}": copy, "{scratch}": scratch, "{source}/": tree + "/", "{copy}/": copy + "/"}
+    argv = [names.get(word, word) for word in one.command]
+    started = time.perf_counter()
+    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        output, _ = process.communicate()
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+    wall = time.perf_counter() - started
+    remove_tree(copy)
+    if process.returncode:
+        words = " ".join(output.decode(errors="replace").split())
+        return wall, f"failed with status {process.returncode}: {words[:200]}"
+    return wall, ""
+
+
+# ---- the place ------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def workplace(source: Path | None, destination: Path | None) -> Iterator[str]:
+    """A fresh directory for the copies, removed at the end, on Ctrl-C and SIGTERM too."""
+    base = tempfile.gettempdir()
+    if source is not None:
+        tree = os.path.abspath(os.fsdecode(source))
+        if not os.path.isdir(tree):
+            raise UsageError(f"{os.fsdecode(source)}: is not a directory; --compare copies a tree")
+        base = os.path.dirname(tree) if os.access(os.path.dirname(tree), os.W_OK) else base
+    if destination is not None:
+        base = os.path.abspath(os.fsdecode(destination))
+        if not os.path.isdir(base):
+            raise UsageError(f"{os.fsdecode(destination)}: is not a directory; --compare makes its copies in one that exists")
+        if source is not None and os.path.realpath(base + "/").startswith(os.path.realpath(tree).rstrip("/") + "/"):
+            raise UsageError(f"{os.fsdecode(destination)}: lies in the source; give another directory")
+    try:
+        work = tempfile.mkdtemp(prefix="pcopy-compare-", dir=base)
+    except OSError as error:
+        raise UsageError(f"{base}: cannot make a directory in it: {error.strerror}; name another as DESTINATION") from None
+    try:
+        yield work
+    finally:
+        with undisturbed():
+            remove_tree(work)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Signals that arrive meanwhile are seen afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def remove_tree(path: str) -> None:
+    """Remove a copy, with directories in it that may not be written to, or that lie too deep for recursion."""
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        pass
+    except (OSError, RecursionError):
+        subprocess.run(["chmod", "-R", "u+rwx", path], stderr=subprocess.DEVNULL, check=False)
+        subprocess.run(["rm", "-rf", path], check=False)
+
+
+def make_sample(tree: str) -> None:
+    """Many small files and a few large ones, the same each time."""
+    rng = random.Random(1)
+    block = rng.randbytes(1 << 20)
+    os.makedirs(tree)
+    directories = [tree]
+    while len(directories) < SAMPLE_DIRECTORIES:
+        directories.append(os.path.join(rng.choice(directories[-40:]), f"d{len(directories)}"))
+        os.mkdir(directories[-1])
+    for number in range(SAMPLE_FILES):
+        with open(os.path.join(rng.choice(directories), f"f{number}"), "wb") as file:
+            file.write(block[: min(len(block), int(rng.expovariate(1 / SAMPLE_FILE)))])
+    for number in range(SAMPLE_LARGE):
+        with open(os.path.join(tree, f"large{number}"), "wb") as file:
+            for _ in range(SAMPLE_LARGE_FILE // len(block)):
+                file.write(block)
+
+
+def measure(tree: str) -> tuple[int, int, int]:
+    """Files, their bytes, and the bytes that the tree takes on its file system."""
+    files = size = used = 0
+    for where, _, names in os.walk(tree):
+        for name in names:
+            with contextlib.suppress(OSError):
+                state = os.lstat(os.path.join(where, name))
+                files, size, used = files + 1, size + state.st_size, used + state.st_blocks * 512
+    return files, size, used
+
+
+def check_room(work: str, files: int, used: int) -> None:
+    """One copy at a time has to fit, with a tenth to spare."""
+    room = os.statvfs(work)
+    free = room.f_bavail * room.f_frsize
+    if used * 1.1 > free:
+        raise UsageError(
+            f"{os.path.dirname(work)}: {used / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free; name another DESTINATION"
+        )
+    if room.f_files and files * 1.1 > room.f_favail:
+        raise UsageError(
+            f"{os.path.dirname(work)}: {files:,} inodes are needed, {room.f_favail:,} are free; name another DESTINATION"
+        )

@@ -1,0 +1,171 @@
+"""The bytes of a file, by the cheapest call that works here.
+
+    clone (FICLONE) ──▶ copy_file_range ──▶ sendfile ──▶ read and write
+
+What a file system cannot do is learnt once in a slice. A call that says "nothing more" before the size is reached is
+never believed: plain reads have the last word (copy_file_range returns 0 at once on the files of /proc and, on some
+kernels, elsewhere; copy_file_range(2), BUGS).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+
+from pcopy.filesystem import read, set_length, share_blocks, write
+from pcopy.options import Options, When
+
+# A range for one call: below 1 GiB, because some file systems fail or wrap above; smaller would cost more calls.
+RANGE = 512 << 20
+# Plain reads: larger leaves the processor's cache, smaller costs more calls.
+BUFFER = 256 << 10
+# Holes are looked for in blocks of this size: that of a page and of most file systems.
+BLOCK = 4096
+
+CANNOT_RANGE = frozenset({errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP})
+CANNOT_THIS = frozenset({errno.EINVAL, errno.EBADF, errno.EPERM, errno.ETXTBSY, errno.EOVERFLOW, errno.EIO})
+ZEROS = bytes(BLOCK)
+
+
+class Contents:
+    """Copies bytes between open files, and remembers for one slice which calls work."""
+
+    def __init__(self, options: Options) -> None:
+        self.sparse = options.sparse
+        self.reflink = options.reflink
+        self.ranges = hasattr(os, "copy_file_range") and options.reflink is not When.NEVER
+        self.sendfile = hasattr(os, "sendfile") and sys.platform == "linux"
+
+    def whole(self, source: int, target: int, state: os.stat_result) -> int:
+        """Copy a whole file, its holes included. Returns its length in bytes, as it was read."""
+        size = state.st_size
+        if self.reflink is When.ALWAYS:
+            share_blocks(source, target)
+            return size
+        if not size:  # or a virtual file, whose length nobody knows
+            return read_up_to(source, target, sys.maxsize)
+        holes = state.st_blocks * 512 < size
+        if self.sparse is When.ALWAYS or (holes and self.sparse is When.AUTO):
+            return self.with_holes(source, target, size)
+        if holes:
+            return read_up_to(source, target, size)
+        return self.stream(source, target, size)
+
+    def with_holes(self, source: int, target: int, size: int) -> int:
+        """Copy the data of a file and leave out its holes."""
+        if self.sparse is When.AUTO and self.try_clone(source, target):
+            return size
+        reached = self.span(source, target, 0, size)
+        set_length(target, reached)
+        return reached
+
+    def try_clone(self, source: int, target: int) -> bool:
+        """Share all the blocks of a file, if the file system can; raises if that was demanded and it cannot."""
+        if self.reflink is When.NEVER:
+            return False
+        try:
+            share_blocks(source, target)
+            return True
+        except OSError:
+            if self.reflink is When.ALWAYS:
+                raise
+            return False
+
+    def span(self, source: int, target: int, start: int, stop: int) -> int:
+        """Copy the bytes from start to stop to the same place, without the holes unless they are to be filled.
+
+        Returns how far it came: less than ``stop`` if the source ends earlier.
+        """
+        while start < stop:
+            data, end = (start, stop) if self.sparse is When.NEVER else next_extent(source, start, stop)
+            if data < end and (done := self.piece(source, target, data, end - data)) < end - data:
+                return data + done
+            start = end
+        return stop
+
+    def piece(self, source: int, target: int, start: int, size: int) -> int:
+        """Copy ``size`` bytes from ``start`` to the same place. Returns how many there were."""
+        os.lseek(source, start, os.SEEK_SET)
+        os.lseek(target, start, os.SEEK_SET)
+        if self.sparse is When.ALWAYS:
+            return copy_but_zeros(source, target, size)
+        if self.sparse is When.NEVER:
+            return read_up_to(source, target, size)
+        return self.stream(source, target, size)
+
+    def stream(self, source: int, target: int, size: int) -> int:
+        """Copy ``size`` bytes from the current offsets. Returns how many there were."""
+        done = self.range(source, target, size) if self.ranges else 0
+        if done < size and self.sendfile and size > BUFFER:
+            done += self.send(source, target, size - done)
+        return done if done == size else done + read_up_to(source, target, size - done)
+
+    def range(self, source: int, target: int, size: int) -> int:
+        """copy_file_range until it ends. Returns how many bytes it copied; fewer than ``size`` where it cannot."""
+        done = 0
+        try:
+            while done < size:
+                count = os.copy_file_range(source, target, min(size - done, RANGE))
+                if not count:
+                    break
+                done += count
+        except OSError as error:
+            if error.errno in CANNOT_RANGE:
+                self.ranges = False
+            elif error.errno not in CANNOT_THIS:
+                raise
+        return done
+
+    def send(self, source: int, target: int, size: int) -> int:
+        """Sendfile until it ends, as :meth:`range`."""
+        done = 0
+        try:
+            while done < size:
+                count = os.sendfile(target, source, None, min(size - done, RANGE))
+                if not count:
+                    break
+                done += count
+        except OSError as error:
+            if error.errno not in CANNOT_RANGE | CANNOT_THIS:
+                raise
+            self.sendfile = False
+        return done
+
+
+def next_extent(source: int, start: int, stop: int) -> tuple[int, int]:
+    """The first stretch of data between start and stop, as (its start, its end); (stop, stop) if only a hole is left."""
+    try:
+        data = os.lseek(source, start, os.SEEK_DATA)
+        if data >= stop:
+            return stop, stop
+        return data, min(os.lseek(source, data, os.SEEK_HOLE), stop)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # no data up to the end of the file
+            return stop, stop
+        if error.errno in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP):  # cannot tell: take all for data
+            return start, stop
+        raise
+
+
+def read_up_to(source: int, target: int, size: int) -> int:
+    """Plain reads and writes from the current offsets, until ``size`` bytes or the source's end. Returns how many."""
+    done = 0
+    while done < size and (block := read(source, min(BUFFER, size - done))):
+        write(target, block)
+        done += len(block)
+    return done
+
+
+def copy_but_zeros(source: int, target: int, size: int) -> int:
+    """As :func:`read_up_to`, but step over blocks of zeros, so that they become holes."""
+    done = 0
+    while done < size and (block := read(source, min(BUFFER, size - done))):
+        for at in range(0, len(block), BLOCK):
+            part = block[at : at + BLOCK]
+            if part == ZEROS[: len(part)]:
+                os.lseek(target, len(part), os.SEEK_CUR)
+            else:
+                write(target, part)
+        done += len(block)
+    return done

@@ -1,0 +1,191 @@
+"""One directory: make its copy, list it, and finish it when its entries are in place."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from dataclasses import dataclass, field
+
+from pcopy import filesystem as fs
+from pcopy.handles import ABSENT, Handles, Pair
+from pcopy.metadata import Metadata
+from pcopy.options import Overwrite
+from pcopy.work import Attributes, Failure, Finish, Job, Scan
+
+ALL_OF_OWNER = 0o700
+
+
+@dataclass
+class Listing:
+    """What a scan found, by what is to be done with it."""
+
+    attributes: Attributes
+    directories: list[tuple[str, bool]] = field(default_factory=list)  # (name, whether its copy is new)
+    regular: list[str] = field(default_factory=list)
+    other: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)  # directories that an entry to be kept stands in the way of
+    failures: list[Failure] = field(default_factory=list)
+    there: dict[str, bool] = field(default_factory=dict)  # names in the destination: whether it is a directory
+
+    @property
+    def found(self) -> int:
+        return len(self.directories) + len(self.regular) + len(self.other) + len(self.skipped) + len(self.failures)
+
+
+class Directories:
+    """What a slice does to directories."""
+
+    def __init__(self, job: Job, handles: Handles, metadata: Metadata) -> None:
+        self.job, self.handles, self.metadata = job, handles, metadata
+        self.options = job.options
+        self.owner = os.geteuid()
+
+    def scan(self, unit: Scan) -> Listing:
+        """List a directory, and make the copies of the directories in it."""
+        pair, state = self.enter(unit)
+        listing = Listing(attributes_of(state))
+        tree = self.job.trees[unit.tree]
+        if self.options.one_file_system and state.st_dev != tree.source_inode[0]:
+            return listing
+        if any((state.st_dev, state.st_ino) == one.destination_inode for one in self.job.trees):
+            raise OSError(errno.ELOOP, "this is the destination")
+        if self.options.dereference:
+            self.refuse_loop(unit, state)
+        self.sort_entries(pair, listing)
+        if not unit.fresh and pair.destination != ABSENT:
+            self.look_at_copy(pair, listing)
+        if "mode" not in self.options.preserve:
+            mode = state.st_mode & 0o777 & ~self.job.umask if unit.fresh else pair.mode or 0
+            listing.attributes = listing.attributes._replace(mode=mode)
+        self.make_directories(pair, listing)
+        return listing
+
+    def enter(self, unit: Scan) -> tuple[Pair, os.stat_result]:
+        """Open a directory and its copy, and keep the handles."""
+        parent_path, _, name = unit.path.rpartition("/")
+        parent = self.handles.pair(unit.tree, parent_path) if unit.path else self.handles.top(unit.tree)
+        source = fs.open_directory(name or ".", parent.source, self.options.dereference)
+        try:
+            state = os.fstat(source)
+            destination, mode = self.open_copy(name or ".", parent.destination)
+        except OSError:
+            os.close(source)
+            raise
+        depth = parent.depth + bool(unit.path)
+        if not unit.path:
+            parent.close()
+        return self.handles.keep(Pair(unit.tree, unit.path, source, destination, depth, readable=True, mode=mode)), state
+
+    def open_copy(self, name: str, parent: int) -> tuple[int, int | None]:
+        """Open the copy of a directory, and tell its mode. One of ours that we may not use we may use until it is finished."""
+        if parent == ABSENT:
+            return ABSENT, None
+        mode = None
+        try:
+            handle = fs.open_directory(name, parent)
+        except (FileNotFoundError, NotADirectoryError):
+            if self.options.dry_run:
+                return ABSENT, None
+            raise
+        except PermissionError:
+            if self.options.dry_run:
+                raise
+            mode = self.make_accessible(name, parent)
+            handle = fs.open_directory(name, parent)
+        state = os.fstat(handle)
+        mode = stat.S_IMODE(state.st_mode) if mode is None else mode
+        if self.owner and state.st_uid == self.owner and ~mode & ALL_OF_OWNER and not self.options.dry_run:
+            fs.set_mode(handle, mode | ALL_OF_OWNER)
+        return handle, mode
+
+    def make_accessible(self, name: str, parent: int) -> int:
+        handle = fs.hold(name, parent)
+        try:
+            mode = stat.S_IMODE(os.fstat(handle).st_mode)
+            fs.set_mode(fs.held(handle), mode | ALL_OF_OWNER)
+            return mode
+        finally:
+            os.close(handle)
+
+    def refuse_loop(self, unit: Scan, state: os.stat_result) -> None:
+        """Where links are followed, a directory can lie below itself."""
+        path = unit.path
+        while path:
+            path = path.rpartition("/")[0]
+            above = os.fstat(self.handles.pair(unit.tree, path).source)
+            if os.path.samestat(above, state):
+                raise OSError(errno.ELOOP, "a symbolic link leads to a directory above it")
+
+    def sort_entries(self, pair: Pair, listing: Listing) -> None:
+        follow = self.options.dereference
+        directories, regular, other = listing.directories, listing.regular, listing.other
+        with fs.read_directory(pair.source) as entries:
+            for entry in entries:
+                try:
+                    if entry.is_file(follow_symlinks=follow):
+                        regular.append(entry.name)
+                    elif entry.is_dir(follow_symlinks=follow):
+                        directories.append((entry.name, True))
+                    else:
+                        other.append(entry.name)
+                except OSError:  # of an unknown type, and it cannot be looked at: whoever copies it will say why
+                    other.append(entry.name)
+
+    def look_at_copy(self, pair: Pair, listing: Listing) -> None:
+        """List the copy, and clear what dead runs left in it."""
+        with fs.read_directory(pair.destination) as entries:
+            listing.there = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
+        for name in fs.stale_names(listing.there, pair.depth, pair.destination, self.job.token):
+            if name not in listing.regular and not self.options.dry_run:
+                fs.remove_if_there(name, pair.destination)
+                del listing.there[name]
+
+    def make_directories(self, pair: Pair, listing: Listing) -> None:
+        """Make the copies of all the directories in one, so that its own times can be set before theirs."""
+        found, listing.directories = listing.directories, []
+        for name, _ in found:
+            try:
+                self.make_directory(pair, name, listing)
+            except OSError as error:
+                path = f"{pair.path}/{name}" if pair.path else name
+                listing.failures.append(fs.failure(path, error))
+
+    def make_directory(self, pair: Pair, name: str, listing: Listing) -> None:
+        there = listing.there.get(name)
+        if there is False:
+            if self.options.overwrite is Overwrite.NEVER:
+                listing.skipped.append(name)
+                return
+            if not self.options.dry_run:
+                fs.remove(name, pair.destination)
+        if not there and not self.options.dry_run:
+            try:
+                fs.make_directory(name, pair.destination)
+            except FileExistsError:
+                there = stat.S_ISDIR(fs.look_at(name, pair.destination).st_mode)
+                if not there:
+                    raise
+        listing.directories.append((name, not there))
+
+    def take_away(self, unit: Scan) -> Finish | None:
+        """The source of a directory that this run made cannot be read: it must not look like an empty one.
+
+        Returns the unit that sets the times of the directory above again.
+        """
+        if self.options.dry_run or not unit.path:
+            return None
+        parent_path, _, name = unit.path.rpartition("/")
+        parent = self.handles.pair(unit.tree, parent_path)
+        fs.remove_directory(name, parent.destination)
+        return Finish(unit.tree, parent_path, attributes_of(os.fstat(parent.source)))
+
+    def finish(self, unit: Finish) -> None:
+        if self.options.dry_run:
+            return
+        pair = self.handles.readable(unit.tree, unit.path)
+        self.metadata.finish_directory(pair.source, pair.destination, unit.attributes)
+
+
+def attributes_of(state: os.stat_result) -> Attributes:
+    return Attributes(state.st_mode, state.st_uid, state.st_gid, state.st_atime_ns, state.st_mtime_ns)

@@ -1,0 +1,177 @@
+"""Engines: context managers that yield an Executor. Everything else about processes is in here.
+
+serial   runs each call in place
+pool     ProcessPoolExecutor; not multiprocessing.Pool, which loses a call and waits for ever when a worker is killed
+         (CPython bpo-22393), where this one says BrokenProcessPool
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from concurrent.futures import ProcessPoolExecutor
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+METHODS = ("fork", "forkserver", "spawn")
+
+
+class Engine(Protocol):
+    """Opens an executor as often as it is asked to: again, when the last one broke."""
+
+    name: str
+    jobs: int
+
+    def open(self) -> contextlib.AbstractContextManager[Executor]: ...
+
+
+class Serial:
+    """One process, this one."""
+
+    name = "serial"
+    jobs = 1
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Executor]:
+        yield InPlace()
+
+
+class InPlace(Executor):
+    """Runs a call when it is submitted."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+class Pool:
+    """Many processes on this machine."""
+
+    name = "pool"
+
+    def __init__(self, jobs: int, start_method: str | None = None) -> None:
+        self.jobs = jobs
+        self.start_method = start_method
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Executor]:
+        import multiprocessing
+
+        context = multiprocessing.get_context(self.start_method or safest_method())
+        executor = pool_class()(self.jobs, context, initializer=begin_worker)
+        try:
+            yield executor
+        except BaseException:
+            end_workers(executor)
+            raise
+        finally:
+            executor.shutdown()
+
+
+def pool_class() -> type[ProcessPoolExecutor]:
+    """Made when it is needed: importing multiprocessing takes longer than a small copy."""
+    from concurrent.futures import ProcessPoolExecutor
+
+    class QuietPool(ProcessPoolExecutor):
+        """Starts its workers with the stopping signals blocked: until begin_worker, nothing of them is prepared for one."""
+
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+            try:
+                return super().submit(guarded, fn, *args, **kwargs)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    return QuietPool
+
+
+def safest_method() -> str:
+    """Fork is the fastest, but a child of a process with threads can find locks held for ever (fork(2))."""
+    if sys.platform != "linux":
+        return "spawn"
+    return "fork" if count_threads() == 1 else "forkserver"
+
+
+def count_threads() -> int:
+    """Those of C libraries too, which the threading module does not know."""
+    try:
+        return len(os.listdir("/proc/self/task"))
+    except OSError:
+        return threading.active_count()
+
+
+def dead_workers(executor: Executor) -> bool:
+    """Whether a worker has ended. The executor sees it too, unless it waits for the rest of that worker's message."""
+    processes = getattr(executor, "_processes", None) or {}
+    return any(process.exitcode is not None for process in list(processes.values()))
+
+
+def end_workers(executor: Executor) -> None:
+    """Kill what is left of a broken pool, so that every pipe of it closes and nothing waits for it."""
+    for process in list((getattr(executor, "_processes", None) or {}).values()):
+        process.kill()
+
+
+# ---- in the worker --------------------------------------------------------------------------------------------------
+
+
+class Terminated(BaseException):
+    """SIGTERM came while a worker was in a slice."""
+
+
+class Worker:
+    """The state of this worker process, for its signal handler."""
+
+    in_slice = False
+
+
+def begin_worker() -> None:
+    """Prepare a worker: it ends with the coordinator and leaves Ctrl-C to it."""
+    import gc
+
+    gc.freeze()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, terminate)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+
+
+def guarded(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """A call in a worker. On SIGTERM it takes away what it was writing, and the process ends."""
+    Worker.in_slice = True
+    try:
+        return fn(*args, **kwargs)
+    except Terminated:
+        os._exit(128 + signal.SIGTERM)
+    finally:
+        Worker.in_slice = False
+
+
+def terminate(*_: object) -> None:
+    """Sent by an executor that broke, and by service managers to all processes of a service at once."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if Worker.in_slice:
+        raise Terminated
+    os._exit(128 + signal.SIGTERM)
+
+
+def end_with_parent() -> None:
+    """The coordinator holds the other end of a pipe: however it dies, the pipe closes."""
+    from multiprocessing import connection, parent_process
+
+    parent = parent_process()
+    if parent:
+        connection.wait([parent.sentinel])
+        os._exit(1)

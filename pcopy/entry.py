@@ -1,0 +1,359 @@
+"""One entry that is not a directory: is it there already, and if not, how is it made.
+
+    copy ─▶ what is it, what is there ─▶ unchanged │ skipped │ make
+    make ─▶ contents ─▶ did the source change? ─▶ attributes ─▶ times ─▶ rename, if it replaces something
+
+A file that replaces nothing is written under its own name; its times, set last, say that it is whole. What replaces
+something is written under a temporary name and renamed over it, so the old entry is whole until the new one is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import errno
+import os
+import stat
+from typing import NamedTuple
+
+from pcopy import filesystem as fs
+from pcopy.contents import Contents
+from pcopy.handles import ABSENT, Pair
+from pcopy.metadata import Metadata
+from pcopy.options import Overwrite
+from pcopy.work import Inode, Job, Large, Link, Version
+
+# Bytes from which a file is shared out in spans: smaller costs two renames and messages for nothing, larger keeps the
+# other workers waiting for the last file.
+LARGE = 32 << 20
+TRIES = 3  # copies of a source that changes each time
+CLOSED = -1
+GRAINS = (1, 100, 1000, 10**6, 10**7, 10**9, 2 * 10**9)  # nanoseconds: what file systems keep of a time
+
+
+class Fate(enum.Enum):
+    """What became of an entry. The values are the names of the counts in a Tally."""
+
+    FILE = "files"
+    SYMLINK = "symlinks"
+    HARDLINK = "hardlinks"
+    SPECIAL = "specials"
+    UNCHANGED = "unchanged"
+    SKIPPED = "skipped"
+    SHARED = ""  # one of several names of an inode: the coordinator decides
+    LARGE = " "  # to be shared out in spans
+
+
+class Result(NamedTuple):
+    fate: Fate
+    size: int = 0  # bytes
+    inode: Inode | None = None
+    links: int = 1
+    version: Version | None = None
+    temporary: str = ""
+
+
+class SourceChanged(Exception):
+    """The source is not what it was when its copy began."""
+
+
+class Copier:
+    """What a slice does to entries of directories, with what it learnt on the way."""
+
+    def __init__(self, job: Job) -> None:
+        self.options = options = job.options
+        self.token = job.token
+        self.follow = options.dereference
+        self.keep_links = "links" in options.preserve
+        self.straight = not options.dry_run and not options.whole_files_only
+        self.contents = Contents(options)
+        self.metadata = Metadata(options, job.umask)
+        self.grains: dict[int, int] = {}  # st_dev: granularity of times in nanoseconds
+
+    def copy(self, pair: Pair, name: str, target: str, new: bool, first: bool) -> Result:
+        """Copy one entry. ``new``: a regular file that the destination lacks, says the scan; ``first``: of its inode."""
+        if new and self.straight:
+            try:
+                return self.file(pair, name, target, first)
+            except FileExistsError:
+                pass  # a killed worker's, or somebody else's
+            except OSError as error:
+                if error.errno not in (errno.ELOOP, errno.ENXIO):  # a link or a socket took its place
+                    raise
+        state = fs.look_at(name, pair.source, self.follow)
+        if stat.S_ISREG(state.st_mode) and state.st_nlink > 1 and self.keep_links and not first:
+            return shared(state)
+        copy = None if pair.destination == ABSENT else fs.look_if_there(target, pair.destination)
+        if copy:
+            fate = self.fate_of(pair, name, target, state, copy)
+            if fate is Fate.UNCHANGED and not self.refresh(pair, name, target, state, copy):
+                return Result(fate)
+            if fate is Fate.SKIPPED:
+                return Result(fate)
+        return self.make(pair, name, target, state, copy, first)
+
+    # ---- deciding ----
+
+    def fate_of(self, pair: Pair, name: str, target: str, state: os.stat_result, copy: os.stat_result) -> Fate | None:
+        """What to do about an entry that is there: leave it (unchanged, skipped) or replace it (None)."""
+        overwrite = self.options.overwrite
+        if overwrite is Overwrite.NEVER:
+            return Fate.SKIPPED
+        if stat.S_IFMT(state.st_mode) != stat.S_IFMT(copy.st_mode):
+            return None
+        if overwrite is Overwrite.ALWAYS and not os.path.samestat(state, copy):
+            return None
+        if self.same(pair, name, target, state, copy):
+            return Fate.UNCHANGED
+        if overwrite is Overwrite.OLDER and copy.st_mtime_ns >= state.st_mtime_ns:
+            return Fate.SKIPPED
+        return None
+
+    def same(self, pair: Pair, name: str, target: str, state: os.stat_result, copy: os.stat_result) -> bool:
+        """Whether the contents of two entries of one kind count as equal."""
+        if os.path.samestat(state, copy):
+            return True
+        if stat.S_ISREG(state.st_mode):
+            return state.st_size == copy.st_size and self.same_time(pair, state.st_mtime_ns, copy)
+        if stat.S_ISLNK(state.st_mode):
+            return fs.read_link(name, pair.source) == fs.read_link(target, pair.destination)
+        return state.st_rdev == copy.st_rdev
+
+    def same_time(self, pair: Pair, mtime_ns: int, copy: os.stat_result) -> bool:
+        """Equal to the granularity that the destination keeps, which is measured when two times nearly agree."""
+        if mtime_ns == copy.st_mtime_ns:
+            return True
+        if abs(mtime_ns - copy.st_mtime_ns) >= GRAINS[-1]:
+            return False
+        if copy.st_dev not in self.grains:
+            self.grains[copy.st_dev] = 10**9 if self.options.dry_run else self.measure_grain(pair)
+        grain = self.grains[copy.st_dev]
+        return mtime_ns // grain * grain == copy.st_mtime_ns
+
+    def measure_grain(self, pair: Pair) -> int:
+        """Set a time that no coarse file system can keep, and see what it keeps of it."""
+        name = fs.temporary_name(self.token, pair.depth, "time/")
+        handle = self.create(name, pair.destination)
+        try:
+            wanted = 1_000_000_001_123_456_789
+            fs.set_times(handle, wanted, wanted)
+            kept = os.fstat(handle).st_mtime_ns
+        finally:
+            os.close(handle)
+            fs.remove_if_there(name, pair.destination)
+        return next((grain for grain in GRAINS if wanted // grain * grain == kept), 1)
+
+    def refresh(self, pair: Pair, name: str, target: str, state: os.stat_result, copy: os.stat_result) -> bool:
+        """Bring the attributes of an unchanged entry up to date. True if it has to be copied anew for that.
+
+        It has to when the copy has names that the source has not: they may belong to a snapshot of another day.
+        """
+        if os.path.samestat(state, copy) or not self.metadata.differs(pair, name, target, state, copy):
+            return False
+        if self.options.dry_run:
+            return False
+        if copy.st_nlink > state.st_nlink:
+            return True
+        source = fs.hold(name, pair.source, self.follow)
+        try:
+            handle = fs.hold(target, pair.destination)
+            try:
+                self.metadata.update(fs.held(source), fs.held(handle), state, copy)
+            finally:
+                os.close(handle)
+        finally:
+            os.close(source)
+        return False
+
+    # ---- making ----
+
+    def make(
+        self, pair: Pair, name: str, target: str, state: os.stat_result, copy: os.stat_result | None, first: bool
+    ) -> Result:
+        """Make the copy of an entry, in place of ``copy`` if there is one."""
+        regular = stat.S_ISREG(state.st_mode)
+        if self.options.dry_run:
+            return Result(fate_when_made(state.st_mode), state.st_size if regular else 0)
+        if copy and stat.S_ISDIR(copy.st_mode):
+            self.clear_directory(target, pair.destination)
+            copy = None
+        replace = copy is not None or self.options.whole_files_only
+        if regular:
+            return self.file(pair, name, target, first, replace)
+        place = fs.temporary_name(self.token, pair.depth, target) if replace else target
+        if replace:
+            fs.remove_if_there(place, pair.destination)
+        self.make_other(pair, name, place, state)
+        if replace:
+            self.put_in_place(place, target, pair.destination)
+        return Result(fate_when_made(state.st_mode))
+
+    def make_other(self, pair: Pair, name: str, place: str, state: os.stat_result) -> None:
+        """Make a symbolic link, a FIFO, a socket or a device; none of them is ever opened."""
+        if stat.S_ISLNK(state.st_mode):
+            fs.make_symbolic_link(fs.read_link(name, pair.source), place, pair.destination)
+        else:
+            fs.make_special(place, pair.destination, state.st_mode, state.st_rdev)
+        try:
+            source, made = fs.hold(name, pair.source, self.follow), fs.hold(place, pair.destination)
+            try:
+                self.metadata.dress(fs.held(source), fs.held(made), state, pair)
+            finally:
+                os.close(source)
+                os.close(made)
+        except BaseException:
+            fs.remove_if_there(place, pair.destination)
+            raise
+
+    def clear_directory(self, target: str, parent: int) -> None:
+        """An empty directory may give way to something else; one that holds anything may not."""
+        try:
+            fs.remove_directory(target, parent)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                error.strerror = "a directory that is not empty is in its place: move or remove it"
+            raise
+
+    def put_in_place(self, place: str, target: str, directory: int) -> None:
+        try:
+            fs.rename(place, target, directory)
+        except BaseException:
+            fs.remove_if_there(place, directory)
+            raise
+
+    def file(self, pair: Pair, name: str, target: str, first: bool, replace: bool = False) -> Result:
+        """Copy a regular file, again if the source changed meanwhile."""
+        for _ in range(TRIES):
+            with contextlib.suppress(SourceChanged):
+                return self.file_once(pair, name, target, first, replace)
+        raise changed()
+
+    def file_once(self, pair: Pair, name: str, target: str, first: bool, replace: bool) -> Result:
+        source = fs.open_to_read(name, pair.source, self.follow)
+        try:
+            state = os.fstat(source)
+            if not stat.S_ISREG(state.st_mode):
+                raise OSError(errno.ENXIO, "became another kind of entry while it was copied")
+            if state.st_nlink > 1 and self.keep_links and not first:
+                return shared(state)
+            large = state.st_size > LARGE
+            place = fs.temporary_name(self.token, pair.depth, target) if replace or large else target
+            handle = self.create(place, pair.destination)
+            try:
+                if large and not self.contents.try_clone(source, handle):
+                    return self.begin(handle, place, state)
+                size = state.st_size if large else self.contents.whole(source, handle, state)
+                after = os.fstat(source)
+                if (
+                    after.st_mtime_ns != state.st_mtime_ns
+                    or after.st_ctime_ns != state.st_ctime_ns
+                    or after.st_size != state.st_size
+                ):
+                    raise SourceChanged
+                self.metadata.dress(source, handle, state, pair)
+                written, handle = handle, CLOSED  # Linux closes it even if it reports an error (close(2))
+                fs.close_written(written)
+                if place != target:
+                    fs.rename(place, target, pair.destination)
+            except BaseException:
+                abandon(handle, place, pair.destination)
+                raise
+        finally:
+            os.close(source)
+        return Result(Fate.FILE, size)
+
+    def create(self, name: str, directory: int) -> int:
+        try:
+            return fs.create(name, directory)
+        except FileExistsError:
+            if not fs.TEMPORARY.match(name):
+                raise
+        fs.remove_if_there(name, directory)  # ours, of a worker that was killed
+        return fs.create(name, directory)
+
+    # ---- large files ----
+
+    def begin(self, handle: int, place: str, state: os.stat_result) -> Result:
+        """Leave a large file to whoever has time: its length set, its bytes to be copied."""
+        fs.set_length(handle, state.st_size)
+        fs.close_written(handle)
+        return Result(Fate.LARGE, state.st_size, version=version_of(state), temporary=place)
+
+    def seal(self, pair: Pair, large: Large) -> None:
+        """Give a large file its attributes and its name. Raises SourceChanged if the source is not what it was."""
+        source = fs.open_to_read(large.name, pair.source, self.follow)
+        try:
+            state = os.fstat(source)
+            if version_of(state) != large.version:
+                raise SourceChanged
+            handle = fs.open_to_write(large.temporary, pair.destination)
+            try:
+                if os.fstat(handle).st_size != large.size:
+                    raise OSError(errno.EIO, "the copy has not the length of its source")
+                self.metadata.dress(source, handle, state, pair)
+            except BaseException:
+                os.close(handle)
+                raise
+            fs.close_written(handle)
+            fs.rename(large.temporary, large.target, pair.destination)
+        finally:
+            os.close(source)
+
+    # ---- hard links ----
+
+    def link(self, pair: Pair, unit: Link, first: Pair) -> Result | None:
+        """Make one more name of an inode. None if it has to be copied instead."""
+        target = unit.rename or unit.name
+        state = fs.look_at(unit.name, pair.source, self.follow)
+        if self.options.dry_run:
+            return Result(Fate.HARDLINK)
+        made = fs.look_if_there(unit.first.name, first.destination)
+        if made is None or not stat.S_ISREG(made.st_mode) or made.st_size != state.st_size:
+            return None
+        if self.metadata.keep_times and not self.same_time(pair, state.st_mtime_ns, made):
+            return None
+        copy = fs.look_if_there(target, pair.destination)
+        if copy:
+            if os.path.samestat(copy, made):
+                return Result(Fate.UNCHANGED)
+            if self.fate_of(pair, unit.name, target, state, copy) is Fate.SKIPPED:
+                return Result(Fate.SKIPPED)
+            if stat.S_ISDIR(copy.st_mode):
+                self.clear_directory(target, pair.destination)
+        place = fs.temporary_name(self.token, pair.depth, target) if copy else target
+        try:
+            fs.make_hard_link(unit.first.name, first.destination, place, pair.destination)
+        except OSError as error:
+            if error.errno not in (errno.EMLINK, errno.EPERM, errno.EXDEV, errno.ENOTSUP, errno.ENOENT):
+                raise
+            if error.errno != errno.ENOENT:
+                self.metadata.lose("hard links")
+            return None
+        if copy:
+            self.put_in_place(place, target, pair.destination)
+        return Result(Fate.HARDLINK)
+
+
+def shared(state: os.stat_result) -> Result:
+    return Result(Fate.SHARED, inode=(state.st_dev, state.st_ino), links=state.st_nlink)
+
+
+def fate_when_made(mode: int) -> Fate:
+    return Fate.FILE if stat.S_ISREG(mode) else Fate.SYMLINK if stat.S_ISLNK(mode) else Fate.SPECIAL
+
+
+def version_of(state: os.stat_result) -> Version:
+    return Version((state.st_dev, state.st_ino), state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+
+
+def changed() -> OSError:
+    return OSError(errno.EAGAIN, "changed each time it was copied: copy it again when nobody writes to it")
+
+
+def abandon(handle: int, place: str, directory: int) -> None:
+    """Leave nothing of a file that failed."""
+    if handle != CLOSED:
+        with contextlib.suppress(OSError):
+            os.close(handle)
+    with contextlib.suppress(OSError):
+        fs.remove(place, directory)

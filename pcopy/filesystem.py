@@ -1,0 +1,325 @@
+"""System calls on directory handles, one to a function, and the one place where an OSError becomes a Failure.
+
+A function here is named after its operation: when it raises, :func:`failure` reads the operation off the traceback, so
+that naming it costs nothing while all is well. No function follows a symbolic link at a name, except for ``follow``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import stat
+from collections.abc import Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from pcopy.work import Failure
+
+if TYPE_CHECKING:
+    ScandirIterator = os._ScandirIterator[str]
+
+Target = int | str  # an open handle, or what held() gives for one
+
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+# O_NONBLOCK: a FIFO that took the file's place since the scan must not stop us; it changes nothing for regular files.
+READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+WRITE = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+# O_PATH needs no permission on the directory itself and costs no request on a network file system.
+PASS = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
+NOFOLLOW = os.O_NOFOLLOW
+
+PROC = os.path.isdir("/proc/self/fd")
+XATTRS = hasattr(os, "listxattr")
+FICLONE = 0x40049409  # linux/fs.h; ioctl_ficlone(2)
+
+# The file system cannot do it, or may not for us: the copy goes on without.
+UNABLE = frozenset({errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENODATA})
+# Nothing else can be written to the destination either.
+FATAL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+ADVICE = {
+    errno.ENAMETOOLONG: "the destination's file system does not allow so long a name",
+    errno.EILSEQ: "the destination's file system does not allow this name",
+    errno.ENOSPC: "free some space and run the same line again: it continues",
+    errno.EDQUOT: "free some space and run the same line again: it continues",
+    errno.EROFS: "mount the destination read-write",
+}
+
+
+def failure(path: str, error: OSError) -> Failure:
+    """Turn an OSError into the Failure of ``path``, with the operation that raised it and advice where there is some."""
+    reason = error.strerror or str(error)
+    if error.errno in ADVICE:
+        reason += f" ({ADVICE[error.errno]})"
+    return Failure(path, operation(error.__traceback__), error.errno, reason, error.errno in FATAL)
+
+
+def operation(trace: TracebackType | None) -> str:
+    """The name of the innermost function of this module in a traceback, in words."""
+    name = "copy"
+    while trace:
+        code = trace.tb_frame.f_code
+        if code.co_filename == __file__:
+            name = code.co_name
+        trace = trace.tb_next
+    return name.strip("_").replace("_", " ")
+
+
+# ---- looking --------------------------------------------------------------------------------------------------------
+
+
+def look_at(name: str, directory: int, follow: bool = False) -> os.stat_result:
+    return os.stat(name, dir_fd=directory, follow_symlinks=follow)
+
+
+def look_if_there(name: str, directory: int) -> os.stat_result | None:
+    """The state of ``name``, or None if there is no such entry."""
+    try:
+        return look_at(name, directory)
+    except FileNotFoundError:
+        return None
+
+
+def open_to_read(name: str, directory: int, follow: bool = False) -> int:
+    return os.open(name, READ if follow else READ | NOFOLLOW, dir_fd=directory)
+
+
+def open_top(path: str, inode: tuple[int, int]) -> int:
+    """Open a tree's top by its path. Raises ESTALE if it is not the inode that it was when the run began."""
+    handle = os.open(path, PASS)
+    state = os.fstat(handle)
+    if (state.st_dev, state.st_ino) != inode:
+        os.close(handle)
+        raise OSError(errno.ESTALE, "replaced by another directory during the run", path)
+    return handle
+
+
+def open_directory(name: str, parent: int, follow: bool = False) -> int:
+    return os.open(name, DIRECTORY if follow else DIRECTORY | NOFOLLOW, dir_fd=parent)
+
+
+def pass_through(name: str, parent: int, follow: bool = False) -> int:
+    """Open a directory as a place to name things in, not to read."""
+    return os.open(name, PASS if follow else PASS | NOFOLLOW, dir_fd=parent)
+
+
+def read_directory(handle: int) -> ScandirIterator:
+    """The entries of an open directory; the handle stays open."""
+    return os.scandir(handle)
+
+
+def read_link(name: str, directory: int) -> str:
+    return os.readlink(name, dir_fd=directory)
+
+
+# ---- making and taking away -----------------------------------------------------------------------------------------
+
+
+def create(name: str, directory: int) -> int:
+    """Make a new file with mode 0600, so that nobody else reads what is not finished."""
+    return os.open(name, CREATE, 0o600, dir_fd=directory)
+
+
+def open_to_write(name: str, directory: int) -> int:
+    return os.open(name, WRITE, dir_fd=directory)
+
+
+def make_directory(name: str, parent: int) -> None:
+    os.mkdir(name, 0o700, dir_fd=parent)
+
+
+def make_symbolic_link(target: str, name: str, directory: int) -> None:
+    os.symlink(target, name, dir_fd=directory)
+
+
+def make_special(name: str, directory: int, mode: int, device: int) -> None:
+    if stat.S_ISFIFO(mode):
+        os.mkfifo(name, 0o600, dir_fd=directory)
+    else:
+        os.mknod(name, stat.S_IFMT(mode) | 0o600, device, dir_fd=directory)
+
+
+def make_hard_link(old: str, old_directory: int, new: str, directory: int) -> None:
+    os.link(old, new, src_dir_fd=old_directory, dst_dir_fd=directory, follow_symlinks=False)
+
+
+def rename(old: str, new: str, directory: int) -> None:
+    os.rename(old, new, src_dir_fd=directory, dst_dir_fd=directory)
+
+
+def remove(name: str, directory: int) -> None:
+    os.unlink(name, dir_fd=directory)
+
+
+def remove_if_there(name: str, directory: int) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        remove(name, directory)
+
+
+def remove_directory(name: str, parent: int) -> None:
+    os.rmdir(name, dir_fd=parent)
+
+
+def close_written(handle: int) -> None:
+    """Network file systems say only here that a write failed (close(2))."""
+    os.close(handle)
+
+
+def read(source: int, size: int) -> bytes:
+    return os.read(source, size)
+
+
+def write(target: int, block: bytes) -> None:
+    """Write all of the block."""
+    view = memoryview(block)
+    while view:
+        view = view[os.write(target, view) :]
+
+
+def set_length(target: int, size: int) -> None:
+    os.ftruncate(target, size)
+
+
+def share_blocks(source: int, target: int) -> None:
+    """Make ``target`` a reflink of ``source`` (ioctl_ficlone(2))."""
+    fcntl.ioctl(target, FICLONE, source)
+
+
+# ---- attributes -----------------------------------------------------------------------------------------------------
+
+
+def by_name(name: str, directory: int) -> str:
+    """A path to an entry of an open directory, for calls that take no directory handle."""
+    if not PROC:
+        raise OSError(errno.ENOSYS, "this needs /proc to be mounted")
+    return f"/proc/self/fd/{directory}/{name}"
+
+
+def hold(name: str, directory: int, follow: bool = False) -> int:
+    """A handle that stands for an entry of any kind without opening it (O_PATH, open(2); O_SYMLINK on macOS)."""
+    if hasattr(os, "O_PATH"):
+        return os.open(name, os.O_PATH | os.O_CLOEXEC | (0 if follow else NOFOLLOW), dir_fd=directory)
+    return os.open(name, os.O_RDONLY | os.O_NONBLOCK | (0 if follow else getattr(os, "O_SYMLINK", 0)), dir_fd=directory)
+
+
+def held(handle: int) -> Target:
+    """What to give to the functions below for a handle from :func:`hold`; it means a symbolic link, not its target."""
+    if not hasattr(os, "O_PATH"):
+        return handle
+    if not PROC:
+        raise OSError(errno.ENOSYS, "this needs /proc to be mounted")
+    return f"/proc/self/fd/{handle}"
+
+
+def set_owner(target: Target, uid: int, gid: int) -> None:
+    os.chown(target, uid, gid)
+
+
+def set_mode(target: Target, mode: int) -> None:
+    os.chmod(target, mode)
+
+
+def set_times(target: Target, atime_ns: int, mtime_ns: int) -> None:
+    os.utime(target, ns=(atime_ns, mtime_ns))
+
+
+def attributes_of(target: Target) -> list[str]:
+    """Names of the extended attributes; none where the system or the file system has no such thing."""
+    try:
+        return os.listxattr(target) if XATTRS else []
+    except OSError as error:
+        if error.errno in (errno.ENOTSUP, errno.ENOSYS):
+            return []
+        raise
+
+
+def read_attribute(target: Target, name: str) -> bytes | None:
+    """The value of an extended attribute, or None if there is none."""
+    try:
+        return os.getxattr(target, name)
+    except OSError as error:
+        if error.errno in UNABLE:
+            return None
+        raise
+
+
+def attributes_by_name(name: str, directory: int, follow: bool = False) -> dict[str, bytes]:
+    """All extended attributes of an entry, without opening it."""
+    if not XATTRS:
+        return {}
+    path = by_name(name, directory)
+    try:
+        names = os.listxattr(path, follow_symlinks=follow)
+        return {name: os.getxattr(path, name, follow_symlinks=follow) for name in names}
+    except OSError as error:
+        if error.errno in (errno.ENOTSUP, errno.ENOSYS, errno.ENODATA):
+            return {}
+        raise
+
+
+def write_attribute(target: Target, name: str, value: bytes) -> None:
+    os.setxattr(target, name, value)
+
+
+def drop_attribute(target: Target, name: str) -> None:
+    os.removexattr(target, name)
+
+
+# ---- temporary names ------------------------------------------------------------------------------------------------
+
+
+def temporary_name(token: str, depth: int, name: str) -> str:
+    """The name under which ``name`` is written before it is renamed: the same each time in one run.
+
+    ``depth`` is how far below the directory that its run has locked it lies: whoever finds it can see by that lock
+    whether the run is alive.
+    """
+    from hashlib import blake2b
+
+    digest = blake2b(os.fsencode(name), digest_size=8).hexdigest()
+    return f".pcopy-{token}-{depth}-{digest}"
+
+
+def stale_names(names: Iterable[str], depth: int, directory: int, token: str) -> list[str]:
+    """Those of ``names`` in an open directory that a dead run left: temporary names whose run holds no lock any more.
+
+    A run locks a directory; its temporary names say how far up that is. What this run has locked, ``depth`` levels up, no
+    other run has, so runs that had locked the same are dead.
+    """
+    found = [(name, TEMPORARY.match(name)) for name in names if name.startswith(".pcopy-")]
+    alive: dict[int, bool] = {depth: False}
+    stale = []
+    for name, match in found:
+        if match and match[1] != token:
+            up = int(match[2])
+            if up not in alive:
+                alive[up] = is_locked("/".join([".."] * up) or ".", directory)
+            if not alive[up]:
+                stale.append(name)
+    return stale
+
+
+def lock(directory: int, exclusive: bool) -> None:
+    """Lock an open directory for this run; BlockingIOError if another run has it. Ends with the last handle (flock(2))."""
+    fcntl.flock(directory, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+
+
+def is_locked(path: str, directory: int) -> bool:
+    """Whether a run has locked this directory; also if that cannot be found out."""
+    try:
+        handle = os.open(path, DIRECTORY, dir_fd=directory)
+    except OSError:
+        return True
+    try:
+        lock(handle, exclusive=True)
+        return False
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+
+
+TEMPORARY = re.compile(r"\.pcopy-([0-9a-f]{8})-(\d+)-[0-9a-f]{16}\Z")

@@ -1,0 +1,114 @@
+"""Open directories, source and destination side by side, reached step by step from the top and never through a link."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from pcopy import filesystem as fs
+from pcopy.work import Job
+
+# Pairs kept open at a time: each takes two of the 1,024 handles that a process usually may have; fewer would open
+# the directories between a deep one and the top again for each unit.
+KEPT = 100
+ABSENT = -1  # instead of a handle: a dry run, and the destination has no such directory
+
+
+@dataclass
+class Pair:
+    """A directory and its copy. ``owner`` is learnt when the first file is made in the copy."""
+
+    tree: int
+    path: str
+    source: int
+    destination: int
+    depth: int  # of the destination below the directory that the run has locked
+    readable: bool = False  # not only good for naming things in it
+    owner: tuple[int, int] | None = None  # what new entries get here
+    mode: int | None = None  # what the copy had before the run, if it was there
+    inherits: bool = False  # new entries get an ACL from the directory
+
+    def close(self) -> None:
+        os.close(self.source)
+        if self.destination != ABSENT:
+            os.close(self.destination)
+
+
+class Handles:
+    """A cache of pairs for one slice; a context manager that closes them."""
+
+    def __init__(self, job: Job) -> None:
+        self.trees = job.trees
+        self.follow = job.options.dereference
+        self.dry_run = job.options.dry_run
+        self.pairs: OrderedDict[tuple[int, str], Pair] = OrderedDict()
+
+    def __enter__(self) -> Handles:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for pair in self.pairs.values():
+            pair.close()
+
+    def pair(self, tree: int, path: str) -> Pair:
+        """The handles of a directory, opened if need be."""
+        found = self.pairs.get((tree, path))
+        if found:
+            self.pairs.move_to_end((tree, path))
+            return found
+        if not path:
+            return self.keep(self.top(tree))
+        known = path  # the deepest ancestor that is open; a loop, because paths can be deeper than Python's stack
+        while known and (tree, known) not in self.pairs:
+            known = known.rpartition("/")[0]
+        parent = self.pair(tree, known)
+        for name in path[len(known) :].strip("/").split("/"):
+            parent = self.keep(self.below(parent, name))
+        return parent
+
+    def top(self, number: int) -> Pair:
+        tree = self.trees[number]
+        source = fs.open_top(tree.source, tree.source_inode)
+        try:
+            destination = fs.open_top(tree.destination, tree.destination_inode) if tree.destination_inode else ABSENT
+        except OSError:
+            os.close(source)
+            raise
+        return Pair(number, "", source, destination, tree.depth)
+
+    def below(self, parent: Pair, name: str) -> Pair:
+        path = f"{parent.path}/{name}" if parent.path else name
+        source = fs.pass_through(name, parent.source, self.follow)
+        try:
+            destination = ABSENT if parent.destination == ABSENT else self.copy_of(parent.destination, name)
+        except OSError:
+            os.close(source)
+            raise
+        return Pair(parent.tree, path, source, destination, parent.depth + 1)
+
+    def copy_of(self, parent: int, name: str) -> int:
+        try:
+            return fs.pass_through(name, parent)
+        except (FileNotFoundError, NotADirectoryError):
+            if self.dry_run:
+                return ABSENT
+            raise
+
+    def readable(self, tree: int, path: str) -> Pair:
+        """As :meth:`pair`, with handles that can be read and given attributes."""
+        pair = self.pair(tree, path)
+        if not pair.readable:
+            source = fs.open_directory(".", pair.source)
+            destination = ABSENT if pair.destination == ABSENT else fs.open_directory(".", pair.destination)
+            pair = self.keep(Pair(tree, path, source, destination, pair.depth, readable=True))
+        return pair
+
+    def keep(self, pair: Pair) -> Pair:
+        known = self.pairs.pop((pair.tree, pair.path), None)
+        if known:
+            known.close()
+        self.pairs[pair.tree, pair.path] = pair
+        if len(self.pairs) > KEPT:
+            self.pairs.popitem(last=False)[1].close()
+        return pair

@@ -1,0 +1,146 @@
+"""Owner, extended attributes, mode, times: in this order.
+
+- The owner first, so that no set-uid bit is ever on a file of the wrong owner, and because chown(2) clears those bits
+  and the capabilities in security.capability.
+- Extended attributes before the mode: an ACL sets the mode's group bits, and a mode without u+w forbids user.* ones.
+- Times last: the modification time says that the file is done.
+
+What cannot be preserved is counted by kind in ``lost`` and fails nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+
+from pcopy import filesystem as fs
+from pcopy.filesystem import Target
+from pcopy.handles import Pair
+from pcopy.options import Options
+from pcopy.work import Attributes
+
+SPECIAL_BITS = stat.S_ISUID | stat.S_ISGID
+NEW_FILE, NEW_DIRECTORY = 0o600, 0o700  # what filesystem.py makes them with
+ACL, DEFAULT_ACL = "system.posix_acl_access", "system.posix_acl_default"
+
+
+class Metadata:
+    """Gives copies the attributes of their sources, as far as the options ask for and the system allows."""
+
+    def __init__(self, options: Options, umask: int) -> None:
+        keep = options.preserve
+        self.keep_owner, self.keep_mode = "owner" in keep, "mode" in keep
+        self.keep_times, self.keep_xattrs = "times" in keep, "xattr" in keep
+        self.umask, self.follow = umask, options.dereference
+        self.refused: set[tuple[int, int]] = set()  # owners that we may not set: not tried again in this slice
+        self.lost: dict[str, int] = {}
+
+    def lose(self, kind: str) -> None:
+        self.lost[kind] = self.lost.get(kind, 0) + 1
+
+    def dress(self, source: Target, target: Target, state: os.stat_result, pair: Pair) -> None:
+        """Give a new entry all that its source has."""
+        if pair.owner is None:
+            self.learn(target, pair)
+        owned = True
+        if (state.st_uid, state.st_gid) != pair.owner:
+            owned = self.keep_owner and self.own(target, state.st_uid, state.st_gid)
+        if self.keep_xattrs:
+            names = fs.attributes_of(source)
+            if names or pair.inherits:
+                self.copy_attributes(source, target, names)
+        if not stat.S_ISLNK(state.st_mode):
+            mode = self.mode_of(state.st_mode, owned)
+            if mode != NEW_FILE or pair.inherits:
+                self.attempt("mode", fs.set_mode, target, mode)
+        if self.keep_times:
+            self.attempt("times", fs.set_times, target, state.st_atime_ns, state.st_mtime_ns)
+
+    def learn(self, target: Target, pair: Pair) -> None:
+        """What new entries of a directory get: the group can be the directory's, the owner that of a squashed root."""
+        state = os.stat(target)
+        pair.owner = (state.st_uid, state.st_gid)
+        pair.inherits = DEFAULT_ACL in fs.attributes_of(fs.by_name(".", pair.destination))
+
+    def finish_directory(self, source: int, target: int, wanted: Attributes) -> None:
+        """Give a directory what its source had when it was scanned; touch nothing that is right already."""
+        state = os.fstat(target)
+        owned = (state.st_uid, state.st_gid) == (wanted.uid, wanted.gid)
+        if not owned:
+            owned = self.keep_owner and self.own(target, wanted.uid, wanted.gid)
+        if self.keep_xattrs:
+            self.copy_attributes(source, target, fs.attributes_of(source))
+        mode = self.mode_of(wanted.mode, owned) if self.keep_mode else wanted.mode
+        if mode != stat.S_IMODE(os.fstat(target).st_mode):
+            self.attempt("mode", fs.set_mode, target, mode)
+        if self.keep_times and (state.st_mtime_ns, state.st_atime_ns) != (wanted.mtime_ns, wanted.atime_ns):
+            self.attempt("times", fs.set_times, target, wanted.atime_ns, wanted.mtime_ns)
+
+    def differs(self, pair: Pair, name: str, target: str, state: os.stat_result, copy: os.stat_result) -> bool:
+        """Whether an entry with the right contents lacks something else that its source has."""
+        owned = (state.st_uid, state.st_gid) == (copy.st_uid, copy.st_gid)
+        if self.keep_owner and not owned:
+            return True
+        if self.keep_times and not stat.S_ISREG(state.st_mode) and state.st_mtime_ns != copy.st_mtime_ns:
+            return True  # a regular file with other times counts as changed and is copied again
+        if self.keep_mode and not stat.S_ISLNK(state.st_mode):
+            mode = stat.S_IMODE(state.st_mode)
+            if stat.S_IMODE(copy.st_mode) != (mode if owned else mode & ~SPECIAL_BITS):
+                return True
+        if not self.keep_xattrs:
+            return False
+        return fs.attributes_by_name(name, pair.source, self.follow) != fs.attributes_by_name(target, pair.destination)
+
+    def update(self, source: Target, target: Target, state: os.stat_result, copy: os.stat_result) -> None:
+        """Mend what :meth:`differs` found, on an entry that stays in place."""
+        owned = (state.st_uid, state.st_gid) == (copy.st_uid, copy.st_gid)
+        if self.keep_owner and not owned:
+            owned = self.own(target, state.st_uid, state.st_gid)
+        if self.keep_xattrs:
+            self.copy_attributes(source, target, fs.attributes_of(source))
+        if self.keep_mode and not stat.S_ISLNK(state.st_mode):
+            self.attempt("mode", fs.set_mode, target, self.mode_of(state.st_mode, owned))
+        if self.keep_times and state.st_mtime_ns != copy.st_mtime_ns:
+            self.attempt("times", fs.set_times, target, state.st_atime_ns, state.st_mtime_ns)
+
+    def mode_of(self, mode: int, owned: bool) -> int:
+        """The permissions to set: special bits only where the owner is the source's."""
+        if not self.keep_mode:
+            return mode & 0o777 & ~self.umask
+        if not owned and mode & SPECIAL_BITS:
+            self.lose("set-uid and set-gid bits")
+            mode &= ~SPECIAL_BITS
+        return stat.S_IMODE(mode)
+
+    def own(self, target: Target, uid: int, gid: int) -> bool:
+        """Set owner and group, or at least the group. True if both are set."""
+        if (uid, gid) not in self.refused:
+            if self.attempt("", fs.set_owner, target, uid, gid):
+                return True
+            if not self.attempt("", fs.set_owner, target, -1, gid):
+                self.refused.add((uid, gid))
+        self.lose("owner")
+        return False
+
+    def copy_attributes(self, source: Target, target: Target, names: list[str]) -> None:
+        """Make the target's extended attributes and ACLs those of the source, and drop what it has beyond them."""
+        for name in names:
+            value = fs.read_attribute(source, name)
+            if value is not None and fs.read_attribute(target, name) != value:
+                self.attempt(f"attributes {name.partition('.')[0]}.*", fs.write_attribute, target, name, value)
+        for name in fs.attributes_of(target):
+            if name not in names and (name in (ACL, DEFAULT_ACL) or name.startswith("user.")):
+                self.attempt("attributes", fs.drop_attribute, target, name)
+
+    def attempt(self, kind: str, change: Callable[..., None], *arguments: object) -> bool:
+        """Make a change that the system may refuse: then it is counted as lost under ``kind``, and nothing fails."""
+        try:
+            change(*arguments)
+            return True
+        except OSError as error:
+            if error.errno not in fs.UNABLE:
+                raise
+        if kind:
+            self.lose(kind)
+        return False

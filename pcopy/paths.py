@@ -1,0 +1,92 @@
+"""Where each source lands. Pure: what the file system says comes in as facts.
+
+one directory      DESTINATION becomes a copy of it
+one other entry    DESTINATION is its new name, or the directory that it goes into
+several            DESTINATION is a directory, each goes to DESTINATION/its-name
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from pcopy.errors import UsageError
+
+
+class Source(NamedTuple):
+    """A source as it was given, and what is there."""
+
+    given: str
+    path: str  # absolute
+    is_directory: bool
+
+    @property
+    def name(self) -> str:
+        return os.path.basename(self.path)
+
+
+class Destination(NamedTuple):
+    """The destination as it was given, and what is there."""
+
+    given: str
+    path: str  # absolute
+    exists: bool
+    is_directory: bool
+    parent_exists: bool
+
+
+class Landing(NamedTuple):
+    """A source directory and the directory that its entries go into; ``names`` of them, or all if there are none."""
+
+    source: str
+    destination: str
+    names: tuple[str, ...] = ()
+    rename: str | None = None
+
+
+def land(sources: Sequence[Source], destination: Destination) -> tuple[str, list[Landing]]:
+    """The directory that the run writes into, and where each source lands in it. Raises UsageError."""
+    if not sources:
+        raise UsageError("no source was given")
+    if not destination.parent_exists:
+        parent = os.path.dirname(destination.path)
+        raise UsageError(f"{destination.given}: {parent} does not exist; make it first (mkdir -p)")
+    if len(sources) == 1:
+        return land_one(sources[0], destination)
+    refuse_file(destination, "several sources need a directory to go into")
+    refuse_equal_names(sources)
+    landings = [Landing(one.path, os.path.join(destination.path, one.name)) for one in sources if one.is_directory]
+    by_parent: dict[str, list[str]] = {}
+    for one in sources:
+        if not one.is_directory:
+            by_parent.setdefault(os.path.dirname(one.path), []).append(one.name)
+    landings += [Landing(parent, destination.path, tuple(names)) for parent, names in by_parent.items()]
+    return destination.path, landings
+
+
+def land_one(source: Source, destination: Destination) -> tuple[str, list[Landing]]:
+    if source.is_directory:
+        refuse_file(destination, f"{source.given} is a directory and cannot become a file")
+        return destination.path, [Landing(source.path, destination.path)]
+    parent, name = os.path.split(source.path)
+    if destination.is_directory or destination.given.endswith("/"):
+        refuse_file(destination, "it ends in / and so has to be a directory")
+        return destination.path, [Landing(parent, destination.path, (name,))]
+    top, rename = os.path.split(destination.path)
+    return top, [Landing(parent, top, (name,), rename if rename != name else None)]
+
+
+def refuse_file(destination: Destination, why: str) -> None:
+    if destination.exists and not destination.is_directory:
+        raise UsageError(f"{destination.given}: is there and is not a directory; {why}")
+
+
+def refuse_equal_names(sources: Sequence[Source]) -> None:
+    seen: dict[str, Source] = {}
+    for one in sources:
+        if not one.name:
+            raise UsageError(f"{one.given}: has no name to go by in the destination; copy it alone")
+        other = seen.setdefault(one.name, one)
+        if other is not one:
+            raise UsageError(f"{other.given} and {one.given}: would both become {one.name}; copy them one by one")

@@ -1,0 +1,135 @@
+"""Progress on a terminal, by tqdm: one line with a bar and figures, one with the name of what is being copied."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from pcopy.report import failure_line, shown, size
+from pcopy.result import Observer, Progress
+from pcopy.work import Failure
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+# Seconds between two pictures: fewer look smoother and cost more.
+INTERVAL = 0.1
+STEPS = 1000
+ALMOST = 0.99  # what is shown at most before the end
+NARROW = 90  # columns below which figures are short
+WINDOW = 5.0  # seconds over which the rate is taken
+FIGURES = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+
+
+class Lines(Observer):
+    """Names failures, and entries if they are told; for when there is no bar."""
+
+    def event(self, what: str, path: str) -> None:
+        self.write(f"{what} {shown(path)}")
+
+    def failure(self, failure: Failure) -> None:
+        self.write(f"pcopy: {failure_line(failure)}")
+
+    def write(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+
+
+class Bars(Lines):
+    """The same above two lines that show how far the run is."""
+
+    def __init__(self) -> None:
+        from tqdm import tqdm
+
+        tqdm.monitor_interval = 0  # its thread would forbid fork to the pool
+        tqdm.set_lock(threading.RLock())  # instead of one that imports multiprocessing
+        self.bar: tqdm[Any] = tqdm(
+            total=STEPS,
+            bar_format="{percentage:3.0f}%|{bar}| {postfix}",
+            dynamic_ncols=True,
+            leave=False,
+            file=sys.stderr,
+        )
+        self.name: tqdm[Any] = tqdm(total=0, position=1, bar_format="{desc}", dynamic_ncols=True, leave=False, file=sys.stderr)
+        self.began = self.drawn = time.monotonic()
+        self.shown = 0.0
+        self.history: list[tuple[float, int]] = [(self.began, 0)]
+
+    def progress(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if now - self.drawn < INTERVAL:
+            return
+        self.drawn = now
+        self.history = [*[one for one in self.history if one[0] > now - WINDOW], (now, progress.bytes)]
+        self.shown = max(self.shown, min(progress.fraction(), ALMOST))  # an estimate may fall, a bar may not
+        columns = shutil.get_terminal_size().columns if not self.bar.ncols else self.bar.ncols
+        self.bar.n = int(self.shown * STEPS)
+        self.bar.postfix = figures(progress, self.rate(), self.left(now), columns < NARROW)
+        self.name.desc = fit(shown(progress.current), columns - 1)
+        self.bar.refresh()
+        self.name.refresh()
+
+    def rate(self) -> float:
+        """Bytes a second of the last seconds."""
+        (first, before), (last, now) = self.history[0], self.history[-1]
+        return (now - before) / (last - first) if last > first else 0.0
+
+    def left(self, now: float) -> float | None:
+        """Seconds, or None while nobody can tell."""
+        return (now - self.began) * (1 - self.shown) / self.shown if self.shown > 0.01 else None
+
+    def write(self, line: str) -> None:
+        self.bar.write(line, file=sys.stderr)
+
+    def close(self) -> None:
+        self.name.close()
+        self.bar.close()
+
+
+def figures(progress: Progress, rate: float, left: float | None, narrow: bool) -> str:
+    """What stands beside the bar. A plus says that the total is still growing."""
+    from tqdm import tqdm
+
+    more = "+" if progress.growing else ""
+    time_left = "--:--" if left is None else tqdm.format_interval(left)
+    total = progress.expected[0] if progress.expected else progress.found
+    if narrow:
+        return f"{short(progress.done)}/{short(total)}{more} {short(progress.bytes)}B {short(rate)}B/s {time_left}"
+    return f"{progress.done:,}/{total:,}{more} files, {size(progress.bytes)}, {size(rate)}/s, {time_left} left"
+
+
+def short(count: float) -> str:
+    """A number in at most five characters: 12.3k."""
+    for suffix, factor in reversed(FIGURES.items()):
+        if count >= factor:
+            return f"{count / factor:.1f}{suffix}" if count < 99.95 * factor else f"{count / factor:.0f}{suffix}"
+    return f"{count:.0f}"
+
+
+def fit(path: str, columns: int) -> str:
+    """The end of a path, where the names differ."""
+    return path if len(path) <= columns else "…" + path[len(path) - columns + 1 :]
+
+
+class Runs:
+    """A bar over the runs of a comparison."""
+
+    def __init__(self) -> None:
+        from tqdm import tqdm
+
+        tqdm.monitor_interval = 0
+        self.bar: tqdm[Any] = tqdm(
+            bar_format="{n_fmt}/{total_fmt} |{bar}| {desc}", dynamic_ncols=True, leave=False, file=sys.stderr
+        )
+
+    def step(self, name: str, done: int, total: int) -> None:
+        self.bar.total, self.bar.n = total, done
+        self.bar.set_description_str(name)
+
+    def close(self) -> None:
+        self.bar.close()

@@ -1,0 +1,143 @@
+"""Reports and comparisons as text and as JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pcopy.compare import Comparison, Contender
+from pcopy.result import Report
+from pcopy.work import Failure
+
+UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
+KEYS = (
+    "files", "bytes", "directories", "symlinks", "hardlinks", "specials", "unchanged", "deleted", "failed", "vanished",
+    "skipped",
+)  # fmt: skip
+BAR = 24  # columns of the longest bar in a table
+
+
+def shown(text: str) -> str:
+    """A name as a terminal may see it: no control characters, no escape sequences, no bytes that are not text."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else escaped(one) for one in text)
+
+
+def escaped(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8 (PEP 383)
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def size(count: float) -> str:
+    """Bytes in decimal units: 847.0 MB."""
+    number, unit = float(count), 0
+    while number >= 999.95 and unit < len(UNITS) - 1:
+        number, unit = number / 1000, unit + 1
+    return f"{number:,.0f} {UNITS[unit]}" if not unit else f"{number:,.1f} {UNITS[unit]}"
+
+
+def plural(count: int, word: str) -> str:
+    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
+
+
+def failure_line(failure: Failure) -> str:
+    return f"{shown(failure.path)}: {failure.operation}: {shown(failure.reason)}"
+
+
+def last_line(report: Report) -> str:
+    """What a run did, in one line."""
+    rates = f"{size(report.bytes_per_second)}/s, {report.files_per_second:,.0f} files/s"
+    counts = [f"{report.unchanged:,} unchanged", f"{report.deleted:,} deleted", f"{report.failed:,} failed"]
+    counts += [f"{count:,} {what}" for what in ("vanished", "skipped") if (count := getattr(report, what))]
+    verb = "would copy" if report.dry_run else "copied"
+    what = f"{verb} {plural(report.files, 'file')}, {size(report.bytes)} in {report.seconds:.2f} s ({rates})"
+    line = f"{what}; {', '.join(counts)}"
+    if report.signal:
+        return f"interrupted: {line}; run the same line again to go on"
+    return f"stopped early: {line}" if report.stopped else line
+
+
+def warnings(report: Report) -> list[str]:
+    """What could not be preserved, once for each kind, and whatever else is worth a line."""
+    lost = [f"{kind}: could not be preserved on {count:,} of the copies" for kind, count in sorted(report.lost.items())]
+    return report.warnings + lost
+
+
+def as_json(report: Report) -> str:
+    """The report as one line of JSON. Bytes of names that are not UTF-8 are lone surrogates (os.fsdecode)."""
+    numbers: dict[str, Any] = {key: getattr(report, key) for key in KEYS}
+    numbers["seconds"] = round(report.seconds, 6)
+    numbers["bytes_per_second"] = round(report.bytes_per_second)
+    numbers["files_per_second"] = round(report.files_per_second, 1)
+    numbers["jobs"], numbers["engine"] = report.jobs, report.engine
+    numbers["errors"] = [
+        {"path": one.path, "operation": one.operation, "errno": one.errno, "reason": one.reason} for one in report.errors
+    ]
+    numbers["warnings"] = warnings(report)
+    numbers["exit_status"] = int(report.exit_status)
+    return json.dumps(numbers)
+
+
+# ---- comparisons ----------------------------------------------------------------------------------------------------
+
+
+def table(comparison: Comparison) -> str:
+    """A comparison for a terminal of 80 columns or more; the shorter the bar the better."""
+    head = f"{plural(comparison.files, 'file')}, {size(comparison.bytes)}; {plural(comparison.rounds, 'round')} after a warm-up"
+    titles = ("", "median s", "min-max s", "MB/s", "files/s", "speed-up")
+    rows = [row(one, comparison) for one in comparison.contenders]
+    widths = [max(len(line[column]) for line in [titles, *rows]) for column in range(len(titles))]
+    longest = max((one.median for one in comparison.contenders if one.seconds), default=1.0)
+    lines = [head, "", line_of(titles, widths)]
+    for one, cells in zip(comparison.contenders, rows, strict=True):
+        bar = "█" * max(1, round(BAR * one.median / longest)) if one.seconds else one.trouble
+        lines.append(f"{line_of(cells, widths)}  {bar}")
+    return "\n".join([*lines, "", comparison.advice])
+
+
+def row(one: Contender, comparison: Comparison) -> tuple[str, ...]:
+    if not one.seconds:
+        return (one.name, "", "", "", "", "")
+    return (
+        one.name,
+        f"{one.median:.3f}",
+        f"{min(one.seconds):.3f}-{max(one.seconds):.3f}",
+        f"{comparison.bytes / 1e6 / one.median:,.0f}",
+        f"{comparison.files / one.median:,.0f}",
+        f"{comparison.speed_up(one):.2f}x" if comparison.base.seconds else "",
+    )
+
+
+def line_of(cells: tuple[str, ...], widths: list[int]) -> str:
+    name, *numbers = cells
+    return "  ".join([name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True))])
+
+
+def comparison_json(comparison: Comparison) -> str:
+    contenders = [
+        {
+            "name": one.name,
+            "jobs": one.jobs,
+            "command": list(one.command),
+            "seconds": [round(wall, 6) for wall in one.seconds],
+            "median_seconds": round(one.median, 6) if one.seconds else None,
+            "bytes_per_second": round(comparison.bytes / one.median) if one.seconds else None,
+            "files_per_second": round(comparison.files / one.median, 1) if one.seconds else None,
+            "speed_up": round(comparison.speed_up(one), 3) if one.seconds and comparison.base.seconds else None,
+            "trouble": one.trouble or None,
+        }
+        for one in comparison.contenders
+    ]
+    whole = {
+        "files": comparison.files,
+        "bytes": comparison.bytes,
+        "rounds": comparison.rounds,
+        "contenders": contenders,
+        "best_jobs": comparison.best_jobs,
+        "advice": comparison.advice,
+        "exit_status": comparison.exit_status,
+    }
+    return json.dumps(whole)

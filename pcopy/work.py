@@ -1,0 +1,301 @@
+"""The plain data that passes between the coordinator and the workers.
+
+    units ──▶ run(job, units, seconds) ──▶ Outcome(tally, failures, units left over, …)
+
+A unit holds no handle and knows its directory as a path below a tree's top, so any process can do it. Units are
+idempotent: done twice, the result is the same. They are named tuples because those are the cheapest to pickle.
+
+Two rules order them. A unit *holds* groups open (a directory, a large file, an inode with several names), and a unit may
+wait *after* a group: the directory's times are set when nothing holds the directory any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field, fields
+from typing import NamedTuple
+
+from pcopy.options import Options
+
+Group = Hashable
+Inode = tuple[int, int]  # (st_dev, st_ino)
+
+
+class Tree(NamedTuple):
+    """Where a copy starts: absolute paths of two directories, and the inodes that they had when the run began."""
+
+    source: str
+    destination: str
+    source_inode: Inode
+    destination_inode: Inode | None  # None: a dry run into a directory that does not exist
+    depth: int = 0  # below the directory that the run has locked
+
+
+class Job(NamedTuple):
+    """What every slice of a run has to know."""
+
+    options: Options
+    trees: tuple[Tree, ...]
+    token: str  # in the names of temporary files: tells this run's from those of a dead one
+    umask: int
+
+
+class Attributes(NamedTuple):
+    """What a directory gets when its contents are in place. Times in nanoseconds."""
+
+    mode: int
+    uid: int
+    gid: int
+    atime_ns: int
+    mtime_ns: int
+
+
+class Version(NamedTuple):
+    """What tells that a source file is not the one that was opened any more. Times in nanoseconds."""
+
+    inode: Inode
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+class Place(NamedTuple):
+    """One name in the destination."""
+
+    tree: int
+    path: str
+    name: str
+
+
+class Scan(NamedTuple):
+    """Read one directory and make the copies of its subdirectories. ``fresh``: its copy was made by this run."""
+
+    tree: int
+    path: str
+    fresh: bool
+    share: float  # the part of the whole run that is guessed to lie below, for the progress bar
+
+    @property
+    def holds(self) -> tuple[Group, ...]:
+        return ()
+
+    @property
+    def after(self) -> Group:
+        return None
+
+
+class Entries(NamedTuple):
+    """Copy these names of one directory, none of them a directory.
+
+    ``fresh``: the destination has none of them. ``regular``: the scan saw regular files. ``rename``: the name in the
+    destination, if there is one name and it differs. ``first_of``: the inode of which this name is to be the first copy.
+    """
+
+    tree: int
+    path: str
+    names: tuple[str, ...]
+    fresh: bool
+    regular: bool
+    share: float
+    rename: str | None = None
+    first_of: Inode | None = None
+    tries: int = 0  # how often the source changed under the copy
+
+    @property
+    def holds(self) -> tuple[Group, ...]:
+        directory = directory_group(self.tree, self.path)
+        return (directory, self.first_of) if self.first_of else (directory,)
+
+    @property
+    def after(self) -> Group:
+        return None
+
+
+class Large(NamedTuple):
+    """A large file under way: written as ``temporary`` by anybody, span by span, then given its name."""
+
+    tree: int
+    path: str
+    name: str
+    target: str
+    temporary: str
+    size: int  # bytes
+    version: Version
+    first_of: Inode | None
+    tries: int
+    share: float
+
+
+class Span(NamedTuple):
+    """Copy the bytes from start to stop of a large file."""
+
+    large: Large
+    start: int
+    stop: int
+
+    @property
+    def tree(self) -> int:
+        return self.large.tree
+
+    @property
+    def path(self) -> str:
+        return self.large.path
+
+    @property
+    def holds(self) -> tuple[Group, ...]:
+        return (large_group(self.large),)
+
+    @property
+    def after(self) -> Group:
+        return None
+
+
+class Seal(NamedTuple):
+    """Give a large file its attributes and its name, or take it away if the run stops or a span of it failed."""
+
+    large: Large
+    discard: bool = False
+
+    @property
+    def tree(self) -> int:
+        return self.large.tree
+
+    @property
+    def path(self) -> str:
+        return self.large.path
+
+    @property
+    def holds(self) -> tuple[Group, ...]:
+        directory = directory_group(self.tree, self.path)
+        return (directory, self.large.first_of) if self.large.first_of else (directory,)
+
+    @property
+    def after(self) -> Group:
+        return large_group(self.large)
+
+
+class Link(NamedTuple):
+    """Make one more name of an inode whose first copy is at ``first``."""
+
+    tree: int
+    path: str
+    name: str
+    rename: str | None
+    inode: Inode
+    first: Place
+    share: float
+
+    @property
+    def holds(self) -> tuple[Group, ...]:
+        return (directory_group(self.tree, self.path),)
+
+    @property
+    def after(self) -> Group:
+        return self.inode
+
+
+class Finish(NamedTuple):
+    """Give a directory its attributes, now that its entries are in place.
+
+    ``last``: at the end of the run, deepest first, because nobody could pass through the directory afterwards.
+    """
+
+    tree: int
+    path: str
+    attributes: Attributes
+    last: bool = False
+
+    @property
+    def holds(self) -> tuple[Group, ...]:
+        return ()
+
+    @property
+    def after(self) -> Group:
+        return directory_group(self.tree, self.path)
+
+
+Unit = Scan | Entries | Span | Seal | Link | Finish
+
+
+def directory_group(tree: int, path: str) -> Group:
+    return (tree, path)
+
+
+def large_group(large: Large) -> Group:
+    return (large.tree, large.path, large.name)
+
+
+class Shared(NamedTuple):
+    """A name whose inode has several: the coordinator decides which name is copied and which ones are linked."""
+
+    tree: int
+    path: str
+    name: str
+    rename: str | None
+    fresh: bool
+    inode: Inode
+    links: int
+    share: float
+
+
+class Failure(NamedTuple):
+    """One entry that could not be copied. ``fatal``: neither could any other be (no space, read-only)."""
+
+    path: str
+    operation: str
+    errno: int | None
+    reason: str
+    fatal: bool = False
+
+
+@dataclass
+class Tally:
+    """What was found and what became of it, counted in entries; ``bytes`` in bytes of copied files."""
+
+    found: int = 0
+    files: int = 0
+    bytes: int = 0
+    directories: int = 0
+    symlinks: int = 0
+    hardlinks: int = 0
+    specials: int = 0
+    unchanged: int = 0
+    deleted: int = 0
+    failed: int = 0
+    vanished: int = 0
+    skipped: int = 0
+
+    def add(self, other: Tally) -> None:
+        for one in fields(Tally):
+            setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
+
+    @property
+    def accounted(self) -> int:
+        """Equals ``found`` when every entry met one fate."""
+        copied = self.files + self.directories + self.symlinks + self.hardlinks + self.specials
+        return copied + self.unchanged + self.failed + self.vanished + self.skipped
+
+
+@dataclass
+class Outcome:
+    """What one slice did, and what it leaves to others."""
+
+    tally: Tally = field(default_factory=Tally)
+    failures: list[Failure] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    lost: dict[str, int] = field(default_factory=dict)  # what could not be preserved: how often
+    events: list[tuple[str, str]] = field(default_factory=list)  # (what happened, path), if verbose
+    leftover: list[Unit] = field(default_factory=list)  # the last is the next to do
+    shared: list[Shared] = field(default_factory=list)
+    ruined: set[Group] = field(default_factory=set)  # large files of which a span failed
+    listed: int = 0  # entries found that are no directories
+    share: float = 0.0  # of the run, without large files
+    large_found: int = 0  # bytes
+    large_done: int = 0  # bytes
+    large_sealed: int = 0  # bytes
+    current: str = ""
+    seconds: float = 0.0
+
+    @property
+    def fatal(self) -> bool:
+        return any(failure.fatal for failure in self.failures)

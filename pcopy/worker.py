@@ -1,0 +1,357 @@
+"""The one function that workers run.
+
+    run(job, units, seconds):
+        stack ◀── units
+        until the stack is empty or the time is up:
+            unit ◀── top of the stack
+            do it; what it finds goes on the stack
+        Outcome ◀── what was done, what failed, what is left on the stack
+
+Depth first: the stack stays small, and the handles of a directory are open while its files are copied. Below the files of
+a directory lies the unit that finishes it, so a directory that one worker copies is finished by the same worker.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pcopy import filesystem as fs
+from pcopy.directory import Directories
+from pcopy.entry import TRIES, Copier, Fate, Result, SourceChanged, changed
+from pcopy.handles import Handles, Pair
+from pcopy.work import (
+    Entries,
+    Failure,
+    Finish,
+    Job,
+    Large,
+    Link,
+    Outcome,
+    Scan,
+    Seal,
+    Shared,
+    Span,
+    Unit,
+    directory_group,
+    large_group,
+)
+
+# Names in one unit: more would make units too coarse to share out, fewer would make messages long.
+BATCH = 128
+# A directory of which nothing is known is guessed to be as much work as this many files.
+DIRECTORY_WEIGHT = 10
+# Bytes of a large file copied between two looks at the clock: the first so small that slow storage does not keep a
+# short slice for long, doubled while the storage is fast, up to the last.
+FIRST_PIECE, LAST_PIECE = 1 << 20, 64 << 20
+FAST = 0.01  # seconds
+WORDS = {Fate.HARDLINK: "linked", Fate.UNCHANGED: "unchanged", Fate.SKIPPED: "skipped"}  # others: copied
+
+
+def run(job: Job, units: Sequence[Unit], seconds: float) -> Outcome:
+    """Do units, depth first, for about so many seconds. Raises nothing that the world can cause."""
+    started = time.monotonic()
+    with Handles(job) as handles:
+        work = Slice(job, handles, started + seconds)
+        work.stack.extend(units)
+        work.go()
+    work.outcome.seconds = time.monotonic() - started
+    return work.outcome
+
+
+class Slice:
+    """One call of :func:`run`."""
+
+    def __init__(self, job: Job, handles: Handles, deadline: float) -> None:
+        self.job, self.handles, self.deadline = job, handles, deadline
+        self.copier = Copier(job)
+        self.directories = Directories(job, handles, self.copier.metadata)
+        self.outcome = Outcome()
+        self.stack: list[Unit] = []
+        self.waiting: list[Unit] = []  # for something that only the coordinator knows
+        self.open: set[object] = set()  # groups that are held by something outside of this slice
+        self.verbose = job.options.verbose
+        self.do: dict[type, Callable[[Any], None]] = {
+            Scan: self.scan,
+            Entries: self.copy_entries,
+            Span: self.copy_span,
+            Seal: self.seal,
+            Link: self.link,
+            Finish: self.finish,
+        }
+
+    def go(self) -> None:
+        while self.stack and time.monotonic() < self.deadline:
+            unit = self.stack.pop()
+            try:
+                self.do[type(unit)](unit)
+            except OSError as error:
+                self.fail_unit(unit, fs.failure(self.source_path(unit), error))
+            except Exception as error:  # a fault in pcopy itself: it must not take the other entries with it
+                self.fail_unit(unit, unforeseen(self.source_path(unit), error))
+            if self.outcome.fatal:
+                break
+        self.outcome.leftover = self.waiting + self.stack
+        self.outcome.lost = self.copier.metadata.lost
+
+    # ---- units ----
+
+    def scan(self, unit: Scan) -> None:
+        listing = self.directories.scan(unit)
+        outcome, tree, path = self.outcome, unit.tree, unit.path
+        outcome.tally.found += listing.found
+        outcome.tally.directories += 1
+        outcome.listed += len(listing.regular) + len(listing.other)
+        outcome.current = path
+        self.event("directory", unit)
+        for failure in listing.failures:
+            self.fail(failure._replace(path=self.full(tree, failure.path)))
+        outcome.tally.skipped += len(listing.skipped)
+        share = unit.share / max(1, listing.found + (DIRECTORY_WEIGHT - 1) * len(listing.directories))
+        outcome.share += share * (len(listing.failures) + len(listing.skipped)) if listing.found else unit.share
+        prefix = f"{path}/" if path else ""
+        for name, fresh in listing.directories:
+            self.stack.append(Scan(tree, prefix + name, fresh, share * DIRECTORY_WEIGHT))
+        last = bool(os.geteuid()) and not listing.attributes.mode & stat.S_IXUSR
+        self.stack.append(Finish(tree, path, listing.attributes, last))
+        fresh = unit.fresh
+        for names, regular in ((listing.other, False), (listing.regular, True)):
+            there = [] if fresh else [name for name in names if name in listing.there]
+            new = names if fresh else [name for name in names if name not in listing.there]
+            for group, is_new in ((there, False), (new, True)):
+                for at in range(0, len(group), BATCH):
+                    batch = tuple(group[at : at + BATCH])
+                    self.stack.append(Entries(tree, path, batch, is_new, regular, share * len(batch)))
+
+    def copy_entries(self, unit: Entries) -> None:
+        pair = self.handles.pair(unit.tree, unit.path)
+        copy, clock, deadline, names = self.copier.copy, time.monotonic, self.deadline, unit.names
+        new, first, rename = unit.fresh and unit.regular, unit.first_of is not None, unit.rename
+        tally = self.outcome.tally
+        done, at, began_large = 0, 0, False
+        for at, name in enumerate(names):
+            if at and clock() >= deadline:
+                break
+            try:
+                result = copy(pair, name, rename or name, new, first)
+            except OSError as error:
+                self.entry_failed(unit, pair, name, error)
+            except Exception as error:
+                self.fail(unforeseen(self.full(unit.tree, unit.path, name), error))
+            else:
+                if result.fate is Fate.FILE:
+                    tally.files += 1
+                    tally.bytes += result.size
+                    if self.verbose:
+                        self.event("copied", unit, name)
+                else:
+                    self.settle(unit, name, result)
+                    began_large = result.fate is Fate.LARGE
+            done = at + 1
+            if began_large:
+                break  # it comes first, so that others can join in
+            if self.outcome.failures and self.outcome.fatal:
+                break
+        self.outcome.share += unit.share * done / len(names)
+        self.outcome.current = f"{unit.path}/{names[at]}" if unit.path else names[at]
+        if done < len(names):
+            rest = unit._replace(names=names[done:], share=unit.share * (len(names) - done) / len(names))
+            self.stack.insert(len(self.stack) - (2 if began_large else 0), rest)  # below the large file's two units
+
+    def settle(self, unit: Entries, name: str, result: Result) -> None:
+        """Note what became of an entry that is no plain new file."""
+        share = unit.share / len(unit.names)
+        if result.fate is Fate.SHARED:
+            assert result.inode
+            self.outcome.share -= share
+            self.outcome.shared.append(
+                Shared(unit.tree, unit.path, name, unit.rename, unit.fresh, result.inode, result.links, share)
+            )
+            self.open.add(directory_group(unit.tree, unit.path))
+        elif result.fate is Fate.LARGE:
+            assert result.version
+            self.outcome.large_found += result.size
+            large = Large(
+                unit.tree, unit.path, name, unit.rename or name, result.temporary, result.size, result.version,
+                unit.first_of, unit.tries, share,
+            )  # fmt: skip
+            self.stack += [Seal(large), Span(large, 0, result.size)]
+        else:
+            self.count(result.fate)
+            self.event(WORDS.get(result.fate, "copied"), unit, name)
+
+    def copy_span(self, unit: Span) -> None:
+        large, position, piece = unit.large, unit.start, FIRST_PIECE
+        if large_group(large) in self.outcome.ruined:
+            return
+        pair = self.handles.pair(large.tree, large.path)
+        self.outcome.current = f"{large.path}/{large.name}" if large.path else large.name
+        source = fs.open_to_read(large.name, pair.source, self.job.options.dereference)
+        try:
+            target = fs.open_to_write(large.temporary, pair.destination)
+            try:
+                while position < unit.stop:
+                    began = time.monotonic()
+                    if position > unit.start and began >= self.deadline:
+                        break
+                    stop = min(unit.stop, position + piece)
+                    if self.copier.contents.span(source, target, position, stop) < stop:
+                        break  # the source has shrunk: the seal will see it
+                    self.outcome.large_done += stop - position
+                    position = stop
+                    if time.monotonic() - began < FAST:
+                        piece = min(piece * 2, LAST_PIECE)
+                else:
+                    position = unit.stop
+            finally:
+                fs.close_written(target)
+        finally:
+            os.close(source)
+        if position < unit.stop and time.monotonic() >= self.deadline:
+            self.stack.append(unit._replace(start=position))
+
+    def seal(self, unit: Seal) -> None:
+        large = unit.large
+        pair = self.handles.pair(large.tree, large.path)
+        if unit.discard or large_group(large) in self.outcome.ruined:
+            fs.remove_if_there(large.temporary, pair.destination)
+            self.outcome.tally.failed += 1  # once, however many of its spans failed
+            return
+        try:
+            self.copier.seal(pair, large)
+        except SourceChanged:
+            fs.remove_if_there(large.temporary, pair.destination)
+            self.outcome.large_found -= large.size
+            self.outcome.large_done -= large.size
+            if large.tries + 1 >= TRIES:
+                raise changed() from None
+            self.stack.append(again(large))
+        except OSError:
+            fs.remove_if_there(large.temporary, pair.destination)
+            raise
+        else:
+            self.count(Fate.FILE)
+            self.outcome.tally.bytes += large.size
+            self.outcome.large_sealed += large.size
+            self.event("copied", unit, large.name)
+
+    def link(self, unit: Link) -> None:
+        pair = self.handles.pair(unit.tree, unit.path)
+        first = self.handles.pair(unit.first.tree, unit.first.path)
+        try:
+            result = self.copier.link(pair, unit, first)
+        except OSError as error:
+            self.entry_failed(unit, pair, unit.name, error)
+        else:
+            if result is None:  # it is copied, as if it were the first
+                copy = Entries(unit.tree, unit.path, (unit.name,), False, True, unit.share, unit.rename, unit.inode)
+                self.stack.append(copy)
+                return
+            self.count(result.fate)
+            self.event(WORDS.get(result.fate, "copied"), unit, unit.name)
+        self.outcome.share += unit.share
+
+    def finish(self, unit: Finish) -> None:
+        if unit.last or unit.after in self.open:
+            self.waiting.append(unit)
+        else:
+            self.directories.finish(unit)
+
+    # ---- what went wrong ----
+
+    @classmethod
+    def given_up(cls, job: Job, unit: Unit, reason: str) -> Outcome:
+        """The outcome of a unit that could not be run at all."""
+        work = cls(job, Handles(job), 0.0)
+        work.fail_unit(unit, Failure(work.source_path(unit), "copy", None, reason))
+        return work.outcome
+
+    def entry_failed(self, unit: Entries | Link, pair: Pair, name: str, error: OSError) -> None:
+        """Gone from the source since the scan is no failure; everything else is."""
+        if error.errno == errno.ENOENT and self.vanished(pair, name):
+            self.outcome.tally.vanished += 1
+            self.event("vanished", unit, name)
+        else:
+            self.fail(fs.failure(self.full(unit.tree, unit.path, name), error))
+
+    def vanished(self, pair: Pair, name: str) -> bool:
+        try:
+            return fs.look_if_there(name, pair.source) is None
+        except OSError:
+            return False
+
+    def fail_unit(self, unit: Unit, failure: Failure) -> None:
+        """A unit failed as a whole: every entry in it has failed, or has vanished with its directory."""
+        outcome = self.outcome
+        gone = failure.errno == errno.ENOENT and self.is_gone(unit)
+        if isinstance(unit, (Scan, Entries, Link)):
+            outcome.share += unit.share
+            names = unit.names if isinstance(unit, Entries) else (unit.name,) if isinstance(unit, Link) else ("",)
+            for name in names:
+                if gone:
+                    outcome.tally.vanished += 1
+                    self.event("vanished", unit, name)
+                else:
+                    self.fail(failure._replace(path=self.full(unit.tree, unit.path, name)))
+            if isinstance(unit, Scan) and unit.fresh and failure.errno:
+                self.take_away(unit)
+        elif isinstance(unit, Span):
+            outcome.ruined.add(large_group(unit.large))
+            outcome.failures.append(failure)
+        elif isinstance(unit, Seal):
+            self.fail(failure)
+        elif not gone:
+            outcome.failures.append(failure)  # a directory's attributes; the directory was counted already
+
+    def is_gone(self, unit: Unit) -> bool:
+        """Whether the directory of a unit is in the source no more, though the source is still there."""
+        try:
+            os.lstat(self.full(unit.tree, unit.path))
+        except (FileNotFoundError, NotADirectoryError):
+            return os.path.isdir(self.job.trees[unit.tree].source)
+        except OSError:
+            pass
+        return False
+
+    def take_away(self, unit: Scan) -> None:
+        """An empty directory must not stand for one that could not be read."""
+        try:
+            finish = self.directories.take_away(unit)
+        except OSError:
+            return  # it is not empty: a killed worker had come further
+        if finish:
+            self.stack.append(finish)
+
+    # ---- notes ----
+
+    def fail(self, failure: Failure) -> None:
+        self.outcome.tally.failed += 1
+        self.outcome.failures.append(failure)
+
+    def count(self, fate: Fate) -> None:
+        setattr(self.outcome.tally, fate.value, getattr(self.outcome.tally, fate.value) + 1)
+
+    def event(self, what: str, unit: Unit, name: str = "") -> None:
+        if self.verbose:
+            self.outcome.events.append((what, self.full(unit.tree, unit.path, name)))
+
+    def source_path(self, unit: Unit) -> str:
+        name = unit.large.name if isinstance(unit, (Span, Seal)) else unit.name if isinstance(unit, Link) else ""
+        return self.full(unit.tree, unit.path, name)
+
+    def full(self, tree: int, path: str, name: str = "") -> str:
+        return "/".join(part for part in (self.job.trees[tree].source.rstrip("/"), path, name) if part)
+
+
+def again(large: Large) -> Entries:
+    """The unit that copies a large file once more."""
+    rename = large.target if large.target != large.name else None
+    return Entries(large.tree, large.path, (large.name,), False, True, large.share, rename, large.first_of, large.tries + 1)
+
+
+def unforeseen(path: str, error: Exception) -> Failure:
+    return Failure(path, "copy", None, f"unforeseen {type(error).__name__}: {error}")

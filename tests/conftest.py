@@ -1,0 +1,33 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+@pytest.fixture
+def pcopy(tmp_path: Path) -> Run:
+    """Run the command line as a process: pcopy("-j", 2, source, destination) gives its status, stdout and stderr."""
+
+    def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "pcopy", *(str(one) for one in arguments)]
+        settings: dict[str, object] = {
+            "capture_output": True,
+            "text": True,
+            "errors": "surrogateescape",
+            "timeout": 60,
+            "cwd": tmp_path,
+        }
+        return subprocess.run(command, check=False, **{**settings, **options})  # type: ignore[call-overload,no-any-return]
+
+    return run
