@@ -18,6 +18,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from typing import NamedTuple
 
 from pcopy.engines import Engine, dead_workers, end_workers
 from pcopy.result import Observer, Progress, Report, Stop
@@ -33,11 +34,22 @@ FIRST = 0.02
 MOST = 64
 # Bytes of the smallest span worth sharing out.
 SMALLEST_SPAN = 4 << 20
+# Names in the frontier up to which directories are read ahead of the copying, for a total. More would know the total of
+# larger trees early, at about 100 bytes of memory a name.
+AHEAD = 100_000
 # Deaths in a row of the worker that holds a unit, until the unit is given up.
 DEATHS = 3
 # Seconds after which a silent pool is looked at.
 PATIENCE = 1.0
 FOREVER = threading.TIMEOUT_MAX
+
+
+class Portion(NamedTuple):
+    """The arguments of one slice."""
+
+    units: list[Unit]
+    seconds: float
+    ahead: bool = False
 
 
 class Coordinator:
@@ -55,7 +67,9 @@ class Coordinator:
         self.deaths: Counter[Unit] = Counter()
         self.suspects: deque[Unit] = deque()  # held by a worker when it died
         self.batch = 1
-        self.scans = 0  # units that will find more
+        self.scans: deque[Scan] = deque()  # apart from the frontier while scanning runs ahead
+        self.unscanned = 0  # directories
+        self.names = 0  # of entries in the frontier
         self.progress = Progress()
 
     @property
@@ -69,19 +83,22 @@ class Coordinator:
         units = list(units)
         for unit in units:
             self.holding.update(unit.holds)
-            self.scans += isinstance(unit, Scan)
+            self.unscanned += isinstance(unit, Scan)
         for unit in units:
             if isinstance(unit, Finish) and unit.last:
                 self.last.append(unit)
             elif unit.after is not None and self.holding[unit.after]:
                 self.waiting.setdefault(unit.after, []).append(unit)
+            elif isinstance(unit, Scan) and self.observer.wants_total:
+                self.scans.append(unit)
             else:
                 self.frontier.append(unit)
+                self.names += len(unit.names) if isinstance(unit, Entries) else 0
 
     def release(self, units: Iterable[Unit]) -> None:
         """These units are done, or have come back in another form: whoever waited for the last of them goes on."""
         for unit in units:
-            self.scans -= isinstance(unit, Scan)
+            self.unscanned -= isinstance(unit, Scan)
             for group in unit.holds:
                 self.holding[group] -= 1
                 if not self.holding[group]:
@@ -123,7 +140,7 @@ class Coordinator:
         progress, report = self.progress, self.report
         progress.done = report.entries
         progress.found += outcome.listed
-        progress.growing = bool(self.scans)
+        progress.growing = bool(self.unscanned)
         progress.share += outcome.share
         progress.small_bytes += outcome.tally.bytes - outcome.large_sealed
         progress.large_found += outcome.large_found
@@ -138,27 +155,53 @@ class Coordinator:
 
     # ---- handing out ----
 
-    def take(self, running: int) -> list[Unit]:
-        """The units of the next slice; none if all that is left has to wait."""
+    def take(self, running: int) -> Portion | None:
+        """The next slice; None if all that is left has to wait."""
         if self.stopped:
-            return []
+            return None
         if self.suspects:
-            return [self.suspects.popleft()] if not running else []
+            return None if running else Portion([self.suspects.popleft()], LONG)
+        if self.runs_ahead:
+            return self.portion(self.scans, running, ahead=True)
         if not self.frontier:
-            return self.take_last() if not running else []
+            self.frontier, self.scans = deque(self.scans), deque()
+        if not self.frontier:
+            last = [] if running else self.take_last()
+            return Portion(last, LONG) if last else None
         idle = self.jobs - running
         if idle > 1 and len(self.frontier) < 2 * idle:
             self.split(idle)
-        count = min(self.batch, max(1, len(self.frontier) // (2 * self.jobs)))
-        taken = [self.current(self.frontier.pop()) for _ in range(count)]
-        taken.reverse()  # the last is the next to do
-        return taken
+        portion = self.portion(self.frontier, running)
+        self.names -= sum(len(unit.names) for unit in portion.units if isinstance(unit, Entries))
+        return portion
 
-    def take_all(self) -> list[Unit]:
-        """Everything, for one slice."""
-        units = [self.current(unit) for unit in self.frontier]
+    def portion(self, stack: deque[Unit] | deque[Scan], running: int, ahead: bool = False) -> Portion:
+        """As many units off a stack as fill a slice, and leave something for the others.
+
+        The slice is long while there is something for everybody, and short while somebody waits.
+        """
+        count = min(self.batch, max(1, len(stack) // (2 * self.jobs)))
+        units = [self.current(stack.pop()) for _ in range(count)]
+        units.reverse()  # the last is the next to do
+        seconds = LONG if len(stack) >= self.jobs - running - 1 or self.jobs == 1 else SHORT
+        return Portion(units, seconds, ahead)
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Directories are read before their files are copied, as long as that many names are few."""
+        return bool(self.scans) and self.names < AHEAD
+
+    def take_all(self) -> Portion:
+        """Everything, for one slice in this process."""
+        if self.runs_ahead:
+            portion = Portion(list(self.scans), FIRST, ahead=True)
+            self.scans.clear()
+            return portion
+        units = [self.current(unit) for unit in [*self.scans, *self.frontier]]
+        self.scans.clear()
         self.frontier.clear()
-        return units or self.take_last()
+        self.names = 0
+        return Portion(units or self.take_last(), FIRST)
 
     def take_last(self) -> list[Unit]:
         """What has to be done when all else is: the deepest directories come first, so they are last in the list."""
@@ -172,10 +215,6 @@ class Coordinator:
         if isinstance(unit, Seal) and unit.after in self.ruined:
             return unit._replace(discard=True)
         return unit
-
-    def seconds(self, running: int) -> float:
-        """Long slices while there is something for everybody, short ones while somebody waits."""
-        return LONG if len(self.frontier) >= self.jobs - running or self.jobs == 1 else SHORT
 
     def split(self, idle: int) -> None:
         """Make more units of the largest there are, so that nobody stands idle."""
@@ -211,14 +250,14 @@ class Coordinator:
 
     def clean_up(self) -> list[Unit]:
         """Of what is left when a run stops: the large files under way, to be taken away again."""
-        left = [*self.frontier, *self.suspects]
+        left: list[Unit] = [*self.frontier, *self.suspects]
         for units in self.waiting.values():
             left += units
         return [unit._replace(discard=True) for unit in left if isinstance(unit, Seal)]
 
     @property
     def has_work(self) -> bool:
-        return not self.stopped and bool(self.frontier or self.waiting or self.suspects or self.last)
+        return not self.stopped and bool(self.frontier or self.scans or self.suspects or self.last)
 
 
 def coordinate(coordinator: Coordinator, engine: Engine) -> None:
@@ -236,8 +275,8 @@ def begin(coordinator: Coordinator) -> None:
     """The first slices, in this process."""
     end = time.monotonic() + FIRST
     while coordinator.has_work and time.monotonic() < end:
-        units = coordinator.take_all()
-        coordinator.absorb(units, run(coordinator.job, units, FIRST))
+        portion = coordinator.take_all()
+        coordinator.absorb(portion.units, run(coordinator.job, *portion))
 
 
 def drive(coordinator: Coordinator, executor: Executor) -> None:
@@ -245,20 +284,24 @@ def drive(coordinator: Coordinator, executor: Executor) -> None:
     running: dict[Future[Outcome], list[Unit]] = {}
     try:
         while True:
-            while len(running) < coordinator.jobs and (units := coordinator.take(len(running))):
-                seconds = coordinator.seconds(len(running) + 1)
-                try:
-                    running[executor.submit(run, coordinator.job, units, seconds)] = units
-                except BrokenExecutor as error:
-                    lost: Future[Outcome] = Future()
-                    lost.set_exception(error)
-                    running[lost] = units
+            while len(running) < coordinator.jobs and (portion := coordinator.take(len(running))):
+                running[submit(executor, coordinator.job, portion)] = portion.units
             if not running or collect(coordinator, executor, running):
                 return
     except BaseException:  # Ctrl-C in a program that did not ask for anything else
         coordinator.stop.signal = coordinator.stop.signal or signal.SIGINT
         collect(coordinator, executor, running, FOREVER)
         raise
+
+
+def submit(executor: Executor, job: Job, portion: Portion) -> Future[Outcome]:
+    """A slice under way; if the executor broke a moment ago, one that says so."""
+    try:
+        return executor.submit(run, job, *portion)
+    except BrokenExecutor as error:
+        lost: Future[Outcome] = Future()
+        lost.set_exception(error)
+        return lost
 
 
 def collect(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 import sys
 import threading
 import time
@@ -43,6 +43,8 @@ class Lines(Observer):
 class Bars(Lines):
     """The same above two lines that show how far the run is."""
 
+    wants_total = True
+
     def __init__(self) -> None:
         from tqdm import tqdm
 
@@ -50,7 +52,7 @@ class Bars(Lines):
         tqdm.set_lock(threading.RLock())  # instead of one that imports multiprocessing
         self.bar: tqdm[Any] = tqdm(
             total=STEPS,
-            bar_format="{percentage:3.0f}%|{bar}| {postfix}",
+            bar_format="{percentage:3.0f}%|{bar}| {desc}",
             dynamic_ncols=True,
             leave=False,
             file=sys.stderr,
@@ -67,9 +69,9 @@ class Bars(Lines):
         self.drawn = now
         self.history = [*[one for one in self.history if one[0] > now - WINDOW], (now, progress.bytes)]
         self.shown = max(self.shown, min(progress.fraction(), ALMOST))  # an estimate may fall, a bar may not
-        columns = shutil.get_terminal_size().columns if not self.bar.ncols else self.bar.ncols
+        columns = terminal_width()
         self.bar.n = int(self.shown * STEPS)
-        self.bar.postfix = figures(progress, self.rate(), self.left(now), columns < NARROW)
+        self.bar.desc = figures(progress, self.rate(), self.left(now), columns < NARROW)
         self.name.desc = fit(shown(progress.current), columns - 1)
         self.bar.refresh()
         self.name.refresh()
@@ -89,6 +91,13 @@ class Bars(Lines):
     def close(self) -> None:
         self.name.close()
         self.bar.close()
+
+
+def terminal_width() -> int:
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
 
 
 def figures(progress: Progress, rate: float, left: float | None, narrow: bool) -> str:

@@ -29,15 +29,16 @@ class Progress:
     def fraction(self) -> float:
         """The part of the work that is done, from 0 to 1.
 
-        Nothing is read for it that the copy does not read anyway. Each directory shares out its part of the whole
-        evenly among its entries, so the part done is known although the total is not (Knuth, "Estimating the efficiency
-        of backtrack programs", 1975, walks a tree in the same way). Large files are weighed by their bytes.
+        Nothing is read for it that the copy does not read anyway. While directories are left to be read, each shares
+        out its part of the whole evenly among its entries, so the part done is guessed although the total is not known
+        (Knuth, "Estimating the efficiency of backtrack programs", 1975). Large files are weighed by their bytes.
         """
         small = self.small_bytes + FILE_COST * self.done
         if self.expected:
             entries, size = self.expected
             return min(1.0, (small + self.large_done) / max(1, size + FILE_COST * entries))
-        total = small / min(1.0, max(self.share, 1e-9)) + self.large_found
+        part = self.share if self.growing else self.done / self.found if self.found else 1.0
+        total = small / min(1.0, max(part, 1e-9)) + self.large_found
         return min(1.0, (small + self.large_done) / total) if total else 0.0
 
 
@@ -50,8 +51,11 @@ class Stop:
 class Observer:
     """Is told how a run goes. This one does nothing; override what you want to hear.
 
-    It is called in the process and thread that called :func:`pcopy.copy`, at most once for each slice.
+    It is called in the process and thread that called :func:`pcopy.copy`, at most once for each slice. With
+    ``wants_total``, directories are read ahead of the copying, which costs a few percent and tells the total early.
     """
+
+    wants_total = False
 
     def progress(self, progress: Progress) -> None:
         """After each slice. The object is the same each time, and changes."""

@@ -52,11 +52,14 @@ FAST = 0.01  # seconds
 WORDS = {Fate.HARDLINK: "linked", Fate.UNCHANGED: "unchanged", Fate.SKIPPED: "skipped"}  # others: copied
 
 
-def run(job: Job, units: Sequence[Unit], seconds: float) -> Outcome:
-    """Do units, depth first, for about so many seconds. Raises nothing that the world can cause."""
+def run(job: Job, units: Sequence[Unit], seconds: float, ahead: bool = False) -> Outcome:
+    """Do units, depth first, for about so many seconds. Raises nothing that the world can cause.
+
+    ``ahead``: read directories only, and leave the entries found in them over.
+    """
     started = time.monotonic()
     with Handles(job) as handles:
-        work = Slice(job, handles, started + seconds)
+        work = Slice(job, handles, started + seconds, ahead)
         work.stack.extend(units)
         work.go()
     work.outcome.seconds = time.monotonic() - started
@@ -66,8 +69,8 @@ def run(job: Job, units: Sequence[Unit], seconds: float) -> Outcome:
 class Slice:
     """One call of :func:`run`."""
 
-    def __init__(self, job: Job, handles: Handles, deadline: float) -> None:
-        self.job, self.handles, self.deadline = job, handles, deadline
+    def __init__(self, job: Job, handles: Handles, deadline: float, ahead: bool = False) -> None:
+        self.job, self.handles, self.deadline, self.ahead = job, handles, deadline, ahead
         self.copier = Copier(job)
         self.directories = Directories(job, handles, self.copier.metadata)
         self.outcome = Outcome()
@@ -128,6 +131,10 @@ class Slice:
                     self.stack.append(Entries(tree, path, batch, is_new, regular, share * len(batch)))
 
     def copy_entries(self, unit: Entries) -> None:
+        if self.ahead:
+            self.waiting.append(unit)
+            self.open.update(unit.holds)
+            return
         pair = self.handles.pair(unit.tree, unit.path)
         copy, clock, deadline, names = self.copier.copy, time.monotonic, self.deadline, unit.names
         new, first, rename = unit.fresh and unit.regular, unit.first_of is not None, unit.rename
