@@ -220,9 +220,11 @@ def copy_options(given: dict[str, Any]) -> list[str]:
 
 @contextlib.contextmanager
 def observer_for(given: dict[str, Any]) -> Iterator[Lines]:
-    from pcopy.progress import Bars, Lines
+    from pcopy.progress import DRY_RUN, Bars, Lines
 
     observer = Bars() if wants_bars(given) else Lines()
+    if given["dry_run"]:
+        observer.words = DRY_RUN
     try:
         yield observer
     finally:

@@ -44,6 +44,9 @@ PATIENCE = 1.0
 FOREVER = threading.TIMEOUT_MAX
 
 
+WORKER_DIED = "a worker process was killed from outside; others did its work again"
+
+
 class Portion(NamedTuple):
     """The arguments of one slice."""
 
@@ -108,9 +111,8 @@ class Coordinator:
     def absorb(self, units: list[Unit], outcome: Outcome) -> None:
         """Fold in what a slice of these units did."""
         self.ruined |= outcome.ruined
-        self.add(outcome.leftover)
-        for name in outcome.shared:
-            self.add([self.copy_or_link(name)])
+        # In one go: a directory that is left to be finished has to wait for the names in it that are still to be linked.
+        self.add([*outcome.leftover, *(self.copy_or_link(name) for name in outcome.shared)])
         self.release(units)
         for unit in units:
             self.deaths.pop(unit, None)
@@ -236,6 +238,8 @@ class Coordinator:
 
         A unit that was alone in flight when its worker died, three times in a row, is given up.
         """
+        if WORKER_DIED not in self.report.warnings:
+            self.report.warnings.append(WORKER_DIED)
         alone = len(slices) == 1 and len(slices[0]) == 1
         for unit in [unit for units in slices for unit in units]:
             self.deaths[unit] += alone

@@ -28,6 +28,7 @@ from pcopy.work import Inode, Job, Large, Link, Version
 LARGE = 32 << 20
 TRIES = 3  # copies of a source that changes each time
 CLOSED = -1
+IN_ITS_PLACE = "a directory that is not empty is in its place: move or remove it"
 GRAINS = (1, 100, 1000, 10**6, 10**7, 10**9, 2 * 10**9)  # nanoseconds: what file systems keep of a time
 
 
@@ -172,9 +173,12 @@ class Copier:
     ) -> Result:
         """Make the copy of an entry, in place of ``copy`` if there is one."""
         regular = stat.S_ISREG(state.st_mode)
+        directory = copy is not None and stat.S_ISDIR(copy.st_mode)
         if self.options.dry_run:
+            if directory:
+                self.refuse_full(target, pair.destination)
             return Result(fate_when_made(state.st_mode), state.st_size if regular else 0)
-        if copy and stat.S_ISDIR(copy.st_mode):
+        if directory:
             self.clear_directory(target, pair.destination)
             copy = None
         replace = copy is not None or self.options.whole_files_only
@@ -211,8 +215,17 @@ class Copier:
             fs.remove_directory(target, parent)
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                error.strerror = "a directory that is not empty is in its place: move or remove it"
+                error.strerror = IN_ITS_PLACE
             raise
+
+    def refuse_full(self, target: str, parent: int) -> None:
+        """What :meth:`clear_directory` would say."""
+        handle = fs.open_directory(target, parent)
+        try:
+            if os.listdir(handle):
+                raise OSError(errno.ENOTEMPTY, IN_ITS_PLACE)
+        finally:
+            os.close(handle)
 
     def put_in_place(self, place: str, target: str, directory: int) -> None:
         try:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pcopy import filesystem as fs
 from pcopy.work import Job
 
-# Pairs kept open at a time: each takes two of the 1,024 handles that a process usually may have; fewer would open
-# the directories between a deep one and the top again for each unit.
-KEPT = 100
+# Pairs kept open at a time: each takes two handles, of which some systems allow a process 256; fewer would open the
+# directories between a deep one and the top again for each unit.
+KEPT = 50
 ABSENT = -1  # instead of a handle: a dry run, and the destination has no such directory
 
 

@@ -6,6 +6,8 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pcopy.report import failure_line, shown, size
@@ -15,6 +17,7 @@ from pcopy.work import Failure
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+DRY_RUN = {"copied": "would copy", "linked": "would link"}
 # Seconds between two pictures: fewer look smoother and cost more.
 INTERVAL = 0.1
 STEPS = 1000
@@ -27,8 +30,10 @@ FIGURES = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 class Lines(Observer):
     """Names failures, and entries if they are told; for when there is no bar."""
 
+    words: Mapping[str, str] = MappingProxyType({})  # what to say instead of what is told
+
     def event(self, what: str, path: str) -> None:
-        self.write(f"{what} {shown(path)}")
+        self.write(f"{self.words.get(what, what)} {shown(path)}")
 
     def failure(self, failure: Failure) -> None:
         self.write(f"pcopy: {failure_line(failure)}")
