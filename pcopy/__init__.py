@@ -13,15 +13,15 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from pcopy.api import copy
-    from pcopy.compare import Comparison, compare
+    from pcopy.comparison import Comparison, compare
     from pcopy.errors import PcopyError, UsageError
     from pcopy.result import Observer, Progress, Report, Stop
     from pcopy.work import Failure
 
 HOMES = {
     "copy": "api",
-    "compare": "compare",
-    "Comparison": "compare",
+    "compare": "comparison",
+    "Comparison": "comparison",
     "PcopyError": "errors",
     "UsageError": "errors",
     "Observer": "result",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from pcopy.compare import Comparison
+from pcopy.comparison import Comparison
 from pcopy.errors import UsageError
 from pcopy.report import plural, size
 
@@ -16,6 +16,8 @@ def check_chart(path: str) -> None:
     """Before anything is measured: can this picture be drawn? Raises UsageError."""
     if not path.endswith(FORMATS):
         raise UsageError(f"--chart {path}: must end in one of {', '.join(FORMATS)}")
+    if os.path.isdir(path):
+        raise UsageError(f"--chart {path}: is a directory; name a file")
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
         raise UsageError(f"--chart {path}: {folder} is not a directory that can be written to")
@@ -27,12 +29,14 @@ def check_chart(path: str) -> None:
 
 def draw(comparison: Comparison, path: str) -> None:
     """One bar for each contender: its median wall time, with the fastest and the slowest round as whiskers."""
+    ran = [one for one in comparison.contenders if one.seconds]
+    if not ran:
+        return
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    ran = [one for one in comparison.contenders if one.seconds]
     medians = [one.median for one in ran]
     spread = [[one.median - min(one.seconds) for one in ran], [max(one.seconds) - one.median for one in ran]]
     figure, axes = pyplot.subplots(figsize=(7.5, 1.4 + 0.5 * len(ran)), layout="constrained")

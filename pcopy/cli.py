@@ -178,7 +178,7 @@ def run_compare(context: click.Context, given: dict[str, Any]) -> int:
     if len(given["paths"]) > 2:
         raise click.UsageError("--compare takes one source and one destination at most", context)
     from pcopy.chart import check_chart, draw
-    from pcopy.compare import compare
+    from pcopy.comparison import compare
     from pcopy.report import comparison_json, table
 
     if given["chart"]:
@@ -301,7 +301,8 @@ def handled(handler: Any) -> Iterator[None]:
         yield
     finally:
         for number, old in before.items():
-            signal.signal(number, old)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, old)
 
 
 def interruptible(stop: Stop) -> contextlib.AbstractContextManager[None]:
@@ -319,6 +320,8 @@ def ended_by_signals() -> contextlib.AbstractContextManager[None]:
     """A comparison ends by an exception, which takes its directory away."""
 
     def end(number: int, frame: FrameType | None) -> None:
+        for one in ASKING:  # cleaning up takes a moment, and must not be cut short
+            signal.signal(one, signal.SIG_IGN)
         say("interrupted: every copy is removed")
         raise SystemExit(ExitStatus.SIGNAL + number)
 

@@ -35,22 +35,23 @@ class Contents:
         self.sparse = options.sparse
         self.reflink = options.reflink
         self.ranges = hasattr(os, "copy_file_range") and options.reflink is not When.NEVER
+        self.direct = options.reflink is not When.ALWAYS and options.sparse is not When.ALWAYS
         self.sendfile = hasattr(os, "sendfile") and sys.platform == "linux"
 
     def whole(self, source: int, target: int, state: os.stat_result) -> int:
         """Copy a whole file, its holes included. Returns its length in bytes, as it was read."""
         size = state.st_size
+        holes = state.st_blocks * 512 < size
+        if self.direct and size and not holes:  # nearly every file
+            return self.stream(source, target, size)
         if self.reflink is When.ALWAYS:
             share_blocks(source, target)
             return size
         if not size:  # or a virtual file, whose length nobody knows
             return read_up_to(source, target, sys.maxsize)
-        holes = state.st_blocks * 512 < size
-        if self.sparse is When.ALWAYS or (holes and self.sparse is When.AUTO):
-            return self.with_holes(source, target, size)
-        if holes:
+        if self.sparse is When.NEVER:
             return read_up_to(source, target, size)
-        return self.stream(source, target, size)
+        return self.with_holes(source, target, size)
 
     def with_holes(self, source: int, target: int, size: int) -> int:
         """Copy the data of a file and leave out its holes."""
@@ -129,7 +130,7 @@ class Contents:
         except OSError as error:
             if error.errno not in CANNOT_RANGE | CANNOT_THIS:
                 raise
-            self.sendfile = False
+        self.sendfile = False
         return done
 
 

@@ -237,8 +237,10 @@ class Copier:
     def file(self, pair: Pair, name: str, target: str, first: bool, replace: bool = False) -> Result:
         """Copy a regular file, again if the source changed meanwhile."""
         for _ in range(TRIES):
-            with contextlib.suppress(SourceChanged):
+            try:
                 return self.file_once(pair, name, target, first, replace)
+            except SourceChanged:
+                continue
         raise changed()
 
     def file_once(self, pair: Pair, name: str, target: str, first: bool, replace: bool) -> Result:

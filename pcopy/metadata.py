@@ -21,7 +21,7 @@ from pcopy.options import Options
 from pcopy.work import Attributes
 
 SPECIAL_BITS = stat.S_ISUID | stat.S_ISGID
-NEW_FILE, NEW_DIRECTORY = 0o600, 0o700  # what filesystem.py makes them with
+NEW = 0o600  # the mode that filesystem.py makes files with
 ACL, DEFAULT_ACL = "system.posix_acl_access", "system.posix_acl_default"
 
 
@@ -33,6 +33,7 @@ class Metadata:
         self.keep_owner, self.keep_mode = "owner" in keep, "mode" in keep
         self.keep_times, self.keep_xattrs = "times" in keep, "xattr" in keep
         self.umask, self.follow = umask, options.dereference
+        self.new = NEW & ~umask
         self.refused: set[tuple[int, int]] = set()  # owners that we may not set: not tried again in this slice
         self.lost: dict[str, int] = {}
 
@@ -52,7 +53,7 @@ class Metadata:
                 self.copy_attributes(source, target, names)
         if not stat.S_ISLNK(state.st_mode):
             mode = self.mode_of(state.st_mode, owned)
-            if mode != NEW_FILE or pair.inherits:
+            if mode != self.new or pair.inherits:
                 self.attempt("mode", fs.set_mode, target, mode)
         if self.keep_times:
             self.attempt("times", fs.set_times, target, state.st_atime_ns, state.st_mtime_ns)

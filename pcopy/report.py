@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pcopy.compare import Comparison, Contender
+from pcopy.comparison import Comparison, Contender
 from pcopy.result import Report
 from pcopy.work import Failure
 
@@ -93,7 +93,7 @@ def table(comparison: Comparison) -> str:
     longest = max((one.median for one in comparison.contenders if one.seconds), default=1.0)
     lines = [head, "", line_of(titles, widths)]
     for one, cells in zip(comparison.contenders, rows, strict=True):
-        bar = "█" * max(1, round(BAR * one.median / longest)) if one.seconds else one.trouble
+        bar = "█" * max(1, round(BAR * one.median / longest)) if one.seconds else shown(one.trouble)
         lines.append(f"{line_of(cells, widths)}  {bar}")
     return "\n".join([*lines, "", comparison.advice])
 

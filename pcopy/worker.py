@@ -88,7 +88,7 @@ class Slice:
         }
 
     def go(self) -> None:
-        while self.stack and time.monotonic() < self.deadline:
+        while self.stack:  # the time is looked at last: a slice without any still makes progress
             unit = self.stack.pop()
             try:
                 self.do[type(unit)](unit)
@@ -96,7 +96,7 @@ class Slice:
                 self.fail_unit(unit, fs.failure(self.source_path(unit), error))
             except Exception as error:  # a fault in pcopy itself: it must not take the other entries with it
                 self.fail_unit(unit, unforeseen(self.source_path(unit), error))
-            if self.outcome.fatal:
+            if time.monotonic() >= self.deadline or (self.outcome.failures and self.outcome.fatal):
                 break
         self.outcome.leftover = self.waiting + self.stack
         self.outcome.lost = self.copier.metadata.lost

@@ -12,7 +12,7 @@ from tests.trees import Dir, File, Hard, Link, make_tree, read_tree
 
 @pytest.mark.parametrize("jobs", [1, 3])
 def test_a_tree_becomes_an_equal_tree(tmp_path: Path, jobs: int) -> None:
-    below = {f"f{number}": str(number) for number in range(300)}
+    below: dict[str | bytes, object] = {f"f{number}": str(number) for number in range(300)}
     source = make_tree(
         tmp_path / "src",
         {"a": File(b"text", mode=0o640), "d": Dir({"l": Link("../a"), "e": Dir(below)}), "h": Hard("a")},

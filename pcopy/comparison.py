@@ -28,9 +28,12 @@ from pcopy.errors import ExitStatus, UsageError
 # Ratios nearer to 1 are taken for noise, as are those of which not all rounds agree on the side.
 NOISE = 0.05
 ROUNDS = 5
+GRACE = 3.0  # seconds for a contender to end by itself
 # The sample tree: enough for about a second of one process.
 SAMPLE_FILES, SAMPLE_DIRECTORIES, SAMPLE_FILE = 4000, 250, 6000
 SAMPLE_LARGE, SAMPLE_LARGE_FILE = 2, 64 << 20
+# What it takes at most, with blocks of 4 KiB.
+SAMPLE_SIZE = SAMPLE_FILES * (SAMPLE_FILE + 4096) + SAMPLE_DIRECTORIES * 4096 + SAMPLE_LARGE * SAMPLE_LARGE_FILE
 PEERS = {
     "cp": ("cp", "-a", "{source}", "{copy}"),
     "rsync": ("rsync", "-a", "{source}/", "{copy}/"),
@@ -127,14 +130,18 @@ def differ(base: Sequence[float], other: Sequence[float]) -> bool:
 def best_jobs(seconds: dict[int | None, list[float]]) -> int:
     """The fewest jobs that no others beat beyond the noise."""
     by_jobs = sorted((jobs, walls) for jobs, walls in seconds.items() if jobs)
-    fastest = min((walls for _, walls in by_jobs), key=statistics.median)
-    return next(jobs for jobs, walls in by_jobs if walls is fastest or not differ(walls, fastest))
+    return next((jobs for jobs, walls in by_jobs if not any(beats(other, walls) for _, other in by_jobs)), 1)
+
+
+def beats(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether one is faster than the other beyond the noise. Never goes in a circle: it is faster in every round."""
+    return differ(other, one) and min(ratios(other, one)) > 1
 
 
 def order_of_round(count: int, number: int) -> list[int]:
     """Each contender runs first in its turn, and forwards and backwards alternate, so no neighbour is always the same."""
-    order = [(number + at) % count for at in range(count)]
-    return order if number % 2 else order[::-1]
+    step = 1 if number % 2 else -1
+    return [(number + step * at) % count for at in range(count)]
 
 
 # ---- the runs -------------------------------------------------------------------------------------------------------
@@ -170,11 +177,12 @@ def compare(
     with workplace(source, destination) as work:
         tree = os.path.join(work, "sample")
         if source is None:
+            check_room(work, 2 * (SAMPLE_FILES + SAMPLE_DIRECTORIES), 2 * SAMPLE_SIZE)
             make_sample(tree)
         else:
-            tree = os.path.abspath(os.fsdecode(source))
-        files, size, used = measure(tree)
-        check_room(work, files, used)
+            tree = os.path.realpath(os.fsdecode(source))
+        files, size, used, inodes = measure(tree)
+        check_room(work, inodes, used)
         comparison = Comparison(files, size, rounds, contenders)
         run_rounds(comparison, tree, work, step)
     return comparison
@@ -222,12 +230,19 @@ def run_once(one: Contender, tree: str, work: str) -> tuple[float, str]:
     names = {"{source}": tree, "{copy}": copy, "{scratch}": scratch, "{source}/": tree + "/", "{copy}/": copy + "/"}
     argv = [names.get(word, word) for word in one.command]
     started = time.perf_counter()
-    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        # In a session of its own: Ctrl-C is for us to pass on. In an empty directory: python -m imports from where it is.
+        process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            cwd=scratch, start_new_session=True,
+        )  # fmt: skip
+    except OSError as error:
+        return 0.0, f"failed to start: {error.strerror}"
     try:
         output, _ = process.communicate()
     except BaseException:
-        process.terminate()
-        process.wait()
+        with undisturbed():
+            end(process)
         raise
     wall = time.perf_counter() - started
     remove_tree(copy)
@@ -237,24 +252,36 @@ def run_once(one: Contender, tree: str, work: str) -> tuple[float, str]:
     return wall, ""
 
 
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a contender and all that it has started: first politely, so that it cleans up."""
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
 # ---- the place ------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def workplace(source: Path | None, destination: Path | None) -> Iterator[str]:
     """A fresh directory for the copies, removed at the end, on Ctrl-C and SIGTERM too."""
-    base = tempfile.gettempdir()
+    base = tree = None
     if source is not None:
-        tree = os.path.abspath(os.fsdecode(source))
+        tree = os.path.realpath(os.fsdecode(source))
         if not os.path.isdir(tree):
             raise UsageError(f"{os.fsdecode(source)}: is not a directory; --compare copies a tree")
-        base = os.path.dirname(tree) if os.access(os.path.dirname(tree), os.W_OK) else base
+        base = os.path.dirname(tree) if os.access(os.path.dirname(tree), os.W_OK) else None
     if destination is not None:
         base = os.path.abspath(os.fsdecode(destination))
         if not os.path.isdir(base):
             raise UsageError(f"{os.fsdecode(destination)}: is not a directory; --compare makes its copies in one that exists")
-        if source is not None and os.path.realpath(base + "/").startswith(os.path.realpath(tree).rstrip("/") + "/"):
-            raise UsageError(f"{os.fsdecode(destination)}: lies in the source; give another directory")
+    base = base or tempfile.gettempdir()
+    if tree and os.path.commonpath([tree, os.path.realpath(base)]) == tree:
+        given = base if destination is None else os.fsdecode(destination)
+        raise UsageError(f"{given}: the copies would lie in the source {tree}; give another DESTINATION")
     try:
         work = tempfile.mkdtemp(prefix="pcopy-compare-", dir=base)
     except OSError as error:
@@ -305,18 +332,42 @@ def make_sample(tree: str) -> None:
                 file.write(block)
 
 
-def measure(tree: str) -> tuple[int, int, int]:
-    """Files, their bytes, and the bytes that the tree takes on its file system."""
-    files = size = used = 0
-    for where, _, names in os.walk(tree):
-        for name in names:
-            with contextlib.suppress(OSError):
-                state = os.lstat(os.path.join(where, name))
-                files, size, used = files + 1, size + state.st_size, used + state.st_blocks * 512
-    return files, size, used
+def measure(tree: str) -> tuple[int, int, int, int]:
+    """Files, their bytes, the bytes that the tree takes on its file system, and its entries.
+
+    By directory handles, for trees deeper than a path is long, and without recursion.
+    """
+    files = size = used = entries = 0
+    stack: list[tuple[int | None, list[str]]] = [(None, [tree])]
+    while stack:
+        parent, names = stack[-1]
+        name = names.pop()
+        handle = None
+        with contextlib.suppress(OSError):
+            handle = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=parent)
+        if not names:  # closed as soon as it can be: a chain of directories takes two handles, however long
+            stack.pop()
+            if parent is not None:
+                os.close(parent)
+        if handle is None:
+            continue
+        below = []
+        with contextlib.suppress(OSError), os.scandir(handle) as found:
+            for one in found:
+                state = one.stat(follow_symlinks=False)
+                entries, used = entries + 1, used + state.st_blocks * 512
+                if one.is_dir(follow_symlinks=False):
+                    below.append(one.name)
+                else:
+                    files, size = files + 1, size + state.st_size
+        if below:
+            stack.append((handle, below))
+        else:
+            os.close(handle)
+    return files, size, used, entries
 
 
-def check_room(work: str, files: int, used: int) -> None:
+def check_room(work: str, entries: int, used: int) -> None:
     """One copy at a time has to fit, with a tenth to spare."""
     room = os.statvfs(work)
     free = room.f_bavail * room.f_frsize
@@ -324,7 +375,7 @@ def check_room(work: str, files: int, used: int) -> None:
         raise UsageError(
             f"{os.path.dirname(work)}: {used / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free; name another DESTINATION"
         )
-    if room.f_files and files * 1.1 > room.f_favail:
+    if room.f_files and entries * 1.1 > room.f_favail:
         raise UsageError(
-            f"{os.path.dirname(work)}: {files:,} inodes are needed, {room.f_favail:,} are free; name another DESTINATION"
+            f"{os.path.dirname(work)}: {entries:,} inodes are needed, {room.f_favail:,} are free; name another DESTINATION"
         )

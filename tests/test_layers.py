@@ -1,0 +1,132 @@
+"""The house of pcopy: every file imports only files on floors below its own, and heavy modules live in one place each.
+
+The table is read from the top: who stands on a floor may use whatever stands below it, and nothing beside or above it.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import pcopy
+
+HOUSE = Path(pcopy.__file__).parent
+FLOORS = (
+    ("errors", "options"),
+    ("work", "paths", "engines"),  # engines know no units: work stands beside them
+    ("result", "filesystem"),
+    ("handles", "contents"),
+    ("metadata",),
+    ("directory", "entry"),
+    ("worker",),
+    ("coordinator",),
+    ("api",),
+    ("comparison",),
+    ("report",),
+    ("progress", "chart"),
+    ("cli",),
+    ("__main__",),
+)
+FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+FACE = "__init__"  # what it names, it imports when it is used
+# Where each of these may be imported, at the top of a file or inside a function.
+HOMES = {
+    "click": {"cli"},
+    "tqdm": {"progress"},
+    "matplotlib": {"chart"},
+    "multiprocessing": {"engines"},
+    "concurrent": {"engines", "coordinator"},
+    "subprocess": {"comparison"},
+}
+# What a face may not reach around the library for, although it stands above it.
+NEVER = {
+    "cli": {"coordinator", "worker", "engines", "filesystem", "handles", "directory", "entry", "metadata", "contents"},
+    "comparison": {"coordinator", "worker", "engines", "filesystem"},
+    "report": {"coordinator", "worker", "engines", "filesystem", "api"},
+    "progress": {"coordinator", "worker", "engines", "filesystem", "api", "comparison"},
+    "chart": {"coordinator", "worker", "engines", "filesystem", "api"},
+}
+FILES = sorted(path.stem for path in HOUSE.rglob("*.py"))
+
+
+def imports_of(source: str) -> Iterator[str]:
+    """The full names of all modules that a file imports, wherever in it; of pcopy's, the module that holds the name."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (one.name for one in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports are absolute"
+            assert node.module
+            if node.module == "pcopy":  # from pcopy import filesystem as fs
+                yield from (f"pcopy.{one.name}" if one.name in FILES else "pcopy" for one in node.names)
+            else:
+                yield node.module
+
+
+def imported_by(name: str) -> set[str]:
+    return set(imports_of((HOUSE / f"{name}.py").read_text("utf-8")))
+
+
+def of_pcopy(modules: set[str]) -> set[str]:
+    return {module.split(".")[1] for module in modules if module.startswith("pcopy.")}
+
+
+def at_import(source: str) -> Iterator[str]:
+    """What a file imports when it is imported itself: not in functions, not for the type checker alone."""
+    for node in ast.parse(source).body:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            yield from imports_of(ast.unparse(node))
+
+
+def test_every_file_has_a_floor() -> None:
+    assert sorted([*FLOOR, FACE]) == FILES
+
+
+@pytest.mark.parametrize("name", FLOOR)
+def test_a_file_imports_only_files_on_lower_floors(name: str) -> None:
+    wrong = {other for other in of_pcopy(imported_by(name)) if FLOOR[other] >= FLOOR[name]}
+    assert not wrong, f"{name}.py stands on floor {FLOOR[name]}"
+
+
+@pytest.mark.parametrize("module", HOMES)
+def test_a_heavy_module_is_imported_in_its_home_only(module: str) -> None:
+    users = {name for name in FILES if module in {one.split(".")[0] for one in imported_by(name)}}
+    assert users == HOMES[module]
+
+
+@pytest.mark.parametrize("name", NEVER)
+def test_a_face_does_not_reach_around_the_library(name: str) -> None:
+    assert not of_pcopy(imported_by(name)) & NEVER[name]
+
+
+def test_the_package_imports_nothing_of_its_own_until_it_is_used() -> None:
+    imported = set(at_import((HOUSE / "__init__.py").read_text("utf-8")))
+    assert imported == {"__future__", "typing"}
+
+
+def test_every_public_name_is_there() -> None:
+    for name in pcopy.__all__:
+        assert getattr(pcopy, name) is not None
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = pcopy.no_such_name
+
+
+def test_the_walk_finds_imports_of_every_form() -> None:
+    source = "import a.b as c\nfrom pcopy import work as w, __version__\ndef f():\n if 1:\n  from pcopy.cli import main\n"
+    assert set(imports_of(source)) == {"a.b", "pcopy.work", "pcopy", "pcopy.cli"}
+    assert set(at_import(source)) == {"a.b", "pcopy.work", "pcopy"}
+
+
+@pytest.mark.parametrize("arguments", [("-c", "import pcopy"), ("-m", "pcopy", "--version")])
+def test_a_start_pays_for_nothing_that_it_does_not_use(arguments: tuple[str, ...]) -> None:
+    command = [sys.executable, "-X", "importtime", *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    loaded = {line.rpartition("|")[2].strip() for line in run.stderr.splitlines() if line.startswith("import time:")}
+    assert "pcopy" in loaded
+    heavy = {"multiprocessing", "concurrent.futures", "tqdm", "matplotlib", "subprocess", "pcopy.coordinator", "pcopy.worker"}
+    assert not loaded & heavy
