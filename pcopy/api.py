@@ -220,7 +220,12 @@ def prepare(
     exclusive = not (len(landings) == 1 and landings[0].names)
     fresh = {top: make_top(top, options, may_replace=False)}
     if not options.dry_run:
-        stack.enter_context(locked(top, exclusive, report, token))
+        handle, alone = stack.enter_context(locked(top, exclusive, report))
+        keep = {landing.rename or name for landing in landings for name in landing.names}
+        if keep and alone:  # without names the directory is scanned, and cleared by who scans it
+            fs.clear_stale(fs.names_in(handle), keep, 0, handle, token)
+        if not exclusive and alone:
+            fs.lock(handle, exclusive=False)
     trees: list[Tree] = []
     units: list[Unit] = []
     share = 1.0 / len(landings)
@@ -265,24 +270,24 @@ def tree_of(landing: Landing, depth: int) -> Tree:
 
 
 @contextlib.contextmanager
-def locked(top: str, exclusive: bool, report: Report, token: str) -> Iterator[None]:
-    """Keep other runs out of a destination. Single files may be copied into one directory by several runs at a time."""
+def locked(top: str, exclusive: bool, report: Report) -> Iterator[tuple[int, bool]]:
+    """Keep other runs out of a destination. Single files may be copied into one directory by several runs at a time.
+
+    Gives a handle of the directory, and whether no other run is in it.
+    """
     handle = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        alone = False
         try:
             fs.lock(handle, exclusive=True)
+            alone = True
         except BlockingIOError:
             if exclusive:
                 raise OSError(errno.EWOULDBLOCK, "another run is copying into it: wait until it has ended", top) from None
             fs.lock(handle, exclusive=False)
         except OSError as error:
             report.warnings.append(f"{top}: cannot be locked ({error.strerror}): see to it that no other run copies into it")
-        else:
-            for name in fs.stale_names(os.listdir(handle), 0, handle, token):
-                fs.remove_if_there(name, handle)
-            if not exclusive:
-                fs.lock(handle, exclusive=False)
-        yield
+        yield handle, alone
     finally:
         os.close(handle)
 

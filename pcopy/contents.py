@@ -63,7 +63,7 @@ class Contents:
 
     def try_clone(self, source: int, target: int) -> bool:
         """Share all the blocks of a file, if the file system can; raises if that was demanded and it cannot."""
-        if self.reflink is When.NEVER:
+        if self.reflink is When.NEVER or self.sparse is not When.AUTO:  # shared blocks have the holes of the source
             return False
         try:
             share_blocks(source, target)
@@ -130,7 +130,7 @@ class Contents:
         except OSError as error:
             if error.errno not in CANNOT_RANGE | CANNOT_THIS:
                 raise
-        self.sendfile = False
+            self.sendfile = False
         return done
 
 

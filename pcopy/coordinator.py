@@ -135,7 +135,8 @@ class Coordinator:
         if left == 1:
             del self.first_names[name.inode]
         if first == place:
-            return Entries(name.tree, name.path, (name.name,), name.fresh, True, name.share, name.rename, first_of=name.inode)
+            names = (name.name,)
+            return Entries(name.tree, name.path, names, name.fresh, name.regular, name.share, name.rename, name.inode)
         return Link(name.tree, name.path, name.name, name.rename, name.inode, first, name.share)
 
     def tell(self, outcome: Outcome) -> None:

@@ -134,12 +134,10 @@ class Directories:
 
     def look_at_copy(self, pair: Pair, listing: Listing) -> None:
         """List the copy, and clear what dead runs left in it."""
-        with fs.read_directory(pair.destination) as entries:
-            listing.there = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
-        for name in fs.stale_names(listing.there, pair.depth, pair.destination, self.job.token):
-            if name not in listing.regular and not self.options.dry_run:
-                fs.remove_if_there(name, pair.destination)
-                del listing.there[name]
+        listing.there = fs.names_in(pair.destination)
+        if not self.options.dry_run:
+            keep = {name for name in (*listing.regular, *listing.other) if name.startswith(".pcopy-")}
+            fs.clear_stale(listing.there, keep, pair.depth, pair.destination, self.job.token)
 
     def make_directories(self, pair: Pair, listing: Listing) -> None:
         """Make the copies of all the directories in one, so that its own times can be set before theirs."""
@@ -178,7 +176,10 @@ class Directories:
         parent_path, _, name = unit.path.rpartition("/")
         parent = self.handles.pair(unit.tree, parent_path)
         fs.remove_directory(name, parent.destination)
-        return Finish(unit.tree, parent_path, attributes_of(os.fstat(parent.source)))
+        attributes = attributes_of(os.fstat(parent.source))
+        if "mode" not in self.options.preserve:
+            attributes = attributes._replace(mode=stat.S_IMODE(os.fstat(parent.destination).st_mode))
+        return Finish(unit.tree, parent_path, attributes)
 
     def finish(self, unit: Finish) -> None:
         if self.options.dry_run:

@@ -82,7 +82,7 @@ class Copier:
                 if error.errno not in (errno.ELOOP, errno.ENXIO):  # a link or a socket took its place
                     raise
         state = fs.look_at(name, pair.source, self.follow)
-        if stat.S_ISREG(state.st_mode) and state.st_nlink > 1 and self.keep_links and not first:
+        if state.st_nlink > 1 and self.keep_links and not first:
             return shared(state)
         copy = None if pair.destination == ABSENT else fs.look_if_there(target, pair.destination)
         if copy:
@@ -134,7 +134,7 @@ class Copier:
     def measure_grain(self, pair: Pair) -> int:
         """Set a time that no coarse file system can keep, and see what it keeps of it."""
         name = fs.temporary_name(self.token, pair.depth, "time/")
-        handle = self.create(name, pair.destination)
+        handle = self.create_temporary(name, pair.destination)
         try:
             wanted = 1_000_000_001_123_456_789
             fs.set_times(handle, wanted, wanted)
@@ -252,8 +252,11 @@ class Copier:
             if state.st_nlink > 1 and self.keep_links and not first:
                 return shared(state)
             large = state.st_size > LARGE
-            place = fs.temporary_name(self.token, pair.depth, target) if replace or large else target
-            handle = self.create(place, pair.destination)
+            if replace or large:
+                place = fs.temporary_name(self.token, pair.depth, target)
+                handle = self.create_temporary(place, pair.destination)
+            else:
+                place, handle = target, fs.create(target, pair.destination)
             try:
                 if large and not self.contents.try_clone(source, handle):
                     return self.begin(handle, place, state)
@@ -277,14 +280,12 @@ class Copier:
             os.close(source)
         return Result(Fate.FILE, size)
 
-    def create(self, name: str, directory: int) -> int:
+    def create_temporary(self, name: str, directory: int) -> int:
         try:
             return fs.create(name, directory)
-        except FileExistsError:
-            if not fs.TEMPORARY.match(name):
-                raise
-        fs.remove_if_there(name, directory)  # ours, of a worker that was killed
-        return fs.create(name, directory)
+        except FileExistsError:  # ours, of a worker that was killed
+            fs.remove(name, directory)
+            return fs.create(name, directory)
 
     # ---- large files ----
 
@@ -323,7 +324,9 @@ class Copier:
         if self.options.dry_run:
             return Result(Fate.HARDLINK)
         made = fs.look_if_there(unit.first.name, first.destination)
-        if made is None or not stat.S_ISREG(made.st_mode) or made.st_size != state.st_size:
+        if made is None or stat.S_IFMT(made.st_mode) != stat.S_IFMT(state.st_mode):
+            return None
+        if stat.S_ISREG(state.st_mode) and made.st_size != state.st_size:
             return None
         if self.metadata.keep_times and not self.same_time(pair, state.st_mtime_ns, made):
             return None

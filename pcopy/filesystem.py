@@ -12,7 +12,7 @@ import fcntl
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Container
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -283,23 +283,31 @@ def temporary_name(token: str, depth: int, name: str) -> str:
     return f".pcopy-{token}-{depth}-{digest}"
 
 
-def stale_names(names: Iterable[str], depth: int, directory: int, token: str) -> list[str]:
-    """Those of ``names`` in an open directory that a dead run left: temporary names whose run holds no lock any more.
+def clear_stale(there: dict[str, bool], keep: Container[str], depth: int, directory: int, token: str) -> None:
+    """Remove what dead runs left in an open directory: temporary names whose run holds no lock any more.
+
+    ``there`` says of each name in it whether it is a directory; what is removed is taken out of it. ``keep``: names that
+    the source has too, so that they are copies and not leftovers.
 
     A run locks a directory; its temporary names say how far up that is. What this run has locked, ``depth`` levels up, no
     other run has, so runs that had locked the same are dead.
     """
-    found = [(name, TEMPORARY.match(name)) for name in names if name.startswith(".pcopy-")]
     alive: dict[int, bool] = {depth: False}
-    stale = []
-    for name, match in found:
+    for name in [name for name in there if name.startswith(".pcopy-") and name not in keep and not there[name]]:
+        match = TEMPORARY.match(name)
         if match and match[1] != token:
             up = int(match[2])
             if up not in alive:
                 alive[up] = is_locked("/".join([".."] * up) or ".", directory)
             if not alive[up]:
-                stale.append(name)
-    return stale
+                remove_if_there(name, directory)
+                del there[name]
+
+
+def names_in(handle: int) -> dict[str, bool]:
+    """The names in an open directory, and whether each is a directory."""
+    with read_directory(handle) as entries:
+        return {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
 
 
 def lock(directory: int, exclusive: bool) -> None:

@@ -23,6 +23,8 @@ from pcopy.work import Attributes
 SPECIAL_BITS = stat.S_ISUID | stat.S_ISGID
 NEW = 0o600  # the mode that filesystem.py makes files with
 ACL, DEFAULT_ACL = "system.posix_acl_access", "system.posix_acl_default"
+# What the system itself may have given to a copy; everything else that the source lacks is dropped.
+OF_THE_SYSTEM = ("security.selinux", "security.SMACK64", "security.ima", "security.evm", "security.apparmor", "system.")
 
 
 class Metadata:
@@ -34,6 +36,7 @@ class Metadata:
         self.keep_times, self.keep_xattrs = "times" in keep, "xattr" in keep
         self.umask, self.follow = umask, options.dereference
         self.new = NEW & ~umask
+        self.unprivileged = os.geteuid() != 0
         self.refused: set[tuple[int, int]] = set()  # owners that we may not set: not tried again in this slice
         self.lost: dict[str, int] = {}
 
@@ -99,9 +102,12 @@ class Metadata:
         if self.keep_owner and not owned:
             owned = self.own(target, state.st_uid, state.st_gid)
         if self.keep_xattrs:
+            if self.unprivileged and not copy.st_mode & stat.S_IWUSR and stat.S_ISREG(state.st_mode):
+                self.attempt("", fs.set_mode, target, NEW)  # without u+w its owner may not set user.* either
             self.copy_attributes(source, target, fs.attributes_of(source))
-        if self.keep_mode and not stat.S_ISLNK(state.st_mode):
-            self.attempt("mode", fs.set_mode, target, self.mode_of(state.st_mode, owned))
+        if not stat.S_ISLNK(state.st_mode):
+            mode = self.mode_of(state.st_mode, owned) if self.keep_mode else stat.S_IMODE(copy.st_mode)
+            self.attempt("mode", fs.set_mode, target, mode)
         if self.keep_times and state.st_mtime_ns != copy.st_mtime_ns:
             self.attempt("times", fs.set_times, target, state.st_atime_ns, state.st_mtime_ns)
 
@@ -131,7 +137,7 @@ class Metadata:
             if value is not None and fs.read_attribute(target, name) != value:
                 self.attempt(f"attributes {name.partition('.')[0]}.*", fs.write_attribute, target, name, value)
         for name in fs.attributes_of(target):
-            if name not in names and (name in (ACL, DEFAULT_ACL) or name.startswith("user.")):
+            if name not in names and (name in (ACL, DEFAULT_ACL) or not name.startswith(OF_THE_SYSTEM)):
                 self.attempt("attributes", fs.drop_attribute, target, name)
 
     def attempt(self, kind: str, change: Callable[..., None], *arguments: object) -> bool:

@@ -233,6 +233,7 @@ class Shared(NamedTuple):
     name: str
     rename: str | None
     fresh: bool
+    regular: bool
     inode: Inode
     links: int
     share: float

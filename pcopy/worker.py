@@ -176,7 +176,7 @@ class Slice:
             assert result.inode
             self.outcome.share -= share
             self.outcome.shared.append(
-                Shared(unit.tree, unit.path, name, unit.rename, unit.fresh, result.inode, result.links, share)
+                Shared(unit.tree, unit.path, name, unit.rename, unit.fresh, unit.regular, result.inode, result.links, share)
             )
             self.open.add(directory_group(unit.tree, unit.path))
         elif result.fate is Fate.LARGE:
@@ -255,7 +255,7 @@ class Slice:
             self.entry_failed(unit, pair, unit.name, error)
         else:
             if result is None:  # it is copied, as if it were the first
-                copy = Entries(unit.tree, unit.path, (unit.name,), False, True, unit.share, unit.rename, unit.inode)
+                copy = Entries(unit.tree, unit.path, (unit.name,), False, False, unit.share, unit.rename, unit.inode)
                 self.stack.append(copy)
                 return
             self.count(result.fate)

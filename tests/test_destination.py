@@ -1,0 +1,642 @@
+"""Where sources land, what is refused before anything is touched, what a rerun does, and what unusable destinations bring.
+
+Refusals end with status 2 and one line that says what to do; runs that have to stop early end with status 3, and what is
+in the destination then is whole or was there before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import pcopy as library
+from tests.conftest import Run, as_root
+from tests.trees import WHEN, Dir, File, Hard, Link, State, make_tree, read_tree
+
+SERIAL_AND_POOL = pytest.mark.parametrize("jobs", [1, 4])
+SECOND = 10**9
+
+
+def state_of(path: Path) -> State | dict[bytes, State]:
+    """All of a tree, or of one entry that is no directory."""
+    if path.is_dir() and not path.is_symlink():
+        return read_tree(path)
+    return read_tree(path.parent)[os.fsencode(path.name)]
+
+
+def messages(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """The lines on stderr, none of them of a traceback."""
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stderr.splitlines()
+
+
+def assert_no_temporary_names(top: Path) -> None:
+    assert not [path for path in read_tree(top) if b".pcopy-" in path]
+
+
+@contextlib.contextmanager
+def mounted(place: Path, *arguments: object) -> Iterator[Path]:
+    """Something mounted for a while; a test is skipped where the machine cannot do it."""
+    place.mkdir(exist_ok=True)
+    done = subprocess.run(["mount", *map(str, arguments), str(place)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"cannot mount here: {done.stderr.strip().splitlines()[0]}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+@contextlib.contextmanager
+def loop_mounted(work: Path, kind: str, *make: str) -> Iterator[Path]:
+    """A small file system of this kind in a file."""
+    tool = shutil.which(f"mkfs.{kind}")
+    if not tool:
+        pytest.skip(f"mkfs.{kind} is not installed")
+    image = work / "image"
+    with open(image, "wb") as file:
+        file.truncate(32 << 20)
+    subprocess.run([tool, *make, str(image)], check=True, capture_output=True)
+    with mounted(work / "mount", "-t", kind, "-o", "loop", image) as place:
+        yield place
+
+
+# ---- where sources land ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current directory with sources and destinations of every kind."""
+    where = tmp_path / "here"
+    make_tree(
+        where,
+        {
+            "src": Dir({"a": File(b"1", mode=0o640), "d": Dir({"b": "2"}), "l": Link("a")}),
+            "one": "first",
+            "two": File(b"second", mode=0o755),
+            "sub": Dir({"one": "another", "src": Dir({"z": "26"})}),
+            "there": Dir(),
+            "hard": Hard("one"),
+            "to-src": Link("src"),
+            "to-one": Link("one"),
+            "to-there": Link("there"),
+            "to-nothing": Link("nothing"),
+        },
+    )
+    monkeypatch.chdir(where)
+    return where
+
+
+@pytest.mark.parametrize(
+    ("sources", "destination", "landed"),
+    [
+        # one directory: the destination becomes its copy, whatever is there and whatever the slashes
+        (["src"], "new", {"new": "src"}),
+        (["src/"], "new", {"new": "src"}),
+        (["src"], "new/", {"new": "src"}),
+        (["src//"], "new//", {"new": "src"}),
+        (["src"], "there", {"there": "src"}),
+        (["src/"], "there/", {"there": "src"}),
+        (["src"], "there/src", {"there/src": "src"}),
+        (["./src"], "./new", {"new": "src"}),
+        (["src/."], "new/.", {"new": "src"}),
+        (["there/../src"], "there/../new", {"new": "src"}),
+        (["src/d/.."], "new", {"new": "src"}),
+        (["to-src/d/.."], "new", {"new": "src"}),  # not the directory that to-src lies in
+        # one file: a new name, or a directory to go into
+        (["one"], "new", {"new": "one"}),
+        (["./one"], "there/../new", {"new": "one"}),
+        (["one"], "there", {"there/one": "one"}),
+        (["one"], "there/", {"there/one": "one"}),
+        (["one"], "there/.", {"there/one": "one"}),
+        (["one"], "there/other", {"there/other": "one"}),
+        (["one"], "new/", {"new/one": "one"}),
+        (["one"], "two", {"two": "one"}),
+        (["sub/one"], "src", {"src/one": "sub/one"}),
+        # several: each goes into the directory, under its own name
+        (["one", "two"], "new", {"new/one": "one", "new/two": "two"}),
+        (["one", "two"], "there/", {"there/one": "one", "there/two": "two"}),
+        (["src/", "two"], "new/", {"new/src": "src", "new/two": "two"}),
+        (["src", "sub/one", "two"], "there", {"there/src": "src", "there/one": "sub/one", "there/two": "two"}),
+        (["src", "sub"], "there", {"there/src": "src", "there/sub": "sub"}),
+        # a symbolic link is copied as a link, unless it ends in a slash
+        (["to-src"], "new", {"new": "to-src"}),
+        (["to-src/"], "new", {"new": "src"}),
+        (["to-src"], "there", {"there/to-src": "to-src"}),
+        (["to-one"], "new", {"new": "to-one"}),
+        (["to-nothing"], "new", {"new": "to-nothing"}),
+        (["to-src/", "one"], "new", {"new/to-src": "src", "new/one": "one"}),
+        # a destination that is a link to a directory is that directory
+        (["src"], "to-there", {"there": "src", "to-there": "to-there"}),
+        (["src"], "to-there/", {"there": "src", "to-there": "to-there"}),
+        (["one"], "to-there", {"there/one": "one", "to-there": "to-there"}),
+        (["one", "two"], "to-there", {"there/one": "one", "there/two": "two", "to-there": "to-there"}),
+    ],
+    ids=str,
+)
+def test_each_source_lands_where_the_rules_say(
+    here: Path, sources: list[str], destination: str, landed: dict[str, str]
+) -> None:
+    expected = {to: state_of(here / source) for to, source in landed.items()}
+    before = set(os.listdir(here))
+    report = library.copy(sources, destination, jobs=1)
+    assert report.ok, report.errors
+    for to, state in expected.items():
+        assert without_names(state_of(here / to)) == without_names(state), to
+    assert set(os.listdir(here)) == before | {to.split("/")[0] for to in landed}
+
+
+def without_names(state: State | dict[bytes, State]) -> object:
+    """But for the other hard links of an entry: a copy of a part of a tree does not have them."""
+    if isinstance(state, State):
+        return state.kind, state.mode, state.owner, state.mtime_ns, state.content, state.xattrs
+    return {path: without_names(one) for path, one in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("where", "source", "destination", "landed"),
+    [
+        ("there", "../src", ".", "there"),
+        ("there", "../src/", "./", "there"),
+        ("src", ".", "../new", "new"),
+        ("src/d", "..", "../../new", "new"),
+    ],
+)
+def test_dots_mean_the_directories_that_they_stand_for(
+    here: Path, monkeypatch: pytest.MonkeyPatch, where: str, source: str, destination: str, landed: str
+) -> None:
+    monkeypatch.chdir(here / where)
+    assert library.copy(source, destination, jobs=1).ok
+    assert read_tree(here / landed) == read_tree(here / "src")
+
+
+def test_where_links_are_followed_their_targets_land(here: Path) -> None:
+    assert library.copy("to-src", "new", jobs=1, dereference=True).ok
+    assert not (here / "new/l").is_symlink()
+    assert (here / "new/l").read_text() == "1"
+    assert library.copy("to-one", "name", jobs=1, dereference=True).ok
+    assert without_names(state_of(here / "name")) == without_names(state_of(here / "one"))
+
+
+def test_running_the_line_again_lands_in_the_same_place(here: Path, pcopy: Run) -> None:
+    for _ in range(2):
+        done = pcopy("src/", "new/", cwd=here)
+        assert done.returncode == 0, done.stderr
+        assert read_tree(here / "new") == read_tree(here / "src")
+
+
+# ---- refusals -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["nothing", "new"], "nothing: the source does not exist"),
+        (["to-nothing/", "new"], "does not exist"),
+        (["one", "nothing", "there"], "nothing: the source does not exist"),
+        (["one/", "new"], "one/"),
+        (["", "new"], "''"),
+        (["src", ""], "cannot be a destination"),
+        (["src", "one"], "is not a directory"),
+        (["src", "one/"], "is not a directory"),
+        (["one", "two/"], "has to be a directory"),
+        (["one", "src", "two"], "need a directory"),
+        (["src", "one/below"], "does not exist"),
+        (["src", "src/new"], "give another destination"),
+        (["src", "src/d"], "give another destination"),
+        (["src/", "./src/d/new"], "give another destination"),
+        (["src", "to-src/new"], "give another destination"),
+        (["to-src/", "src/d"], "give another destination"),
+        (["-L", "to-src", "src/d"], "give another destination"),
+        (["one", "src", "src/d"], "give another destination"),
+        (["src", "src"], "same directory"),
+        (["src/", "src"], "same directory"),
+        (["src/.", "src/d/.."], "same directory"),
+        (["src", "to-src"], "same directory"),
+        (["to-src/", "src"], "same directory"),
+        (["two", "src", "."], "destination"),
+        (["one", "sub/one", "new"], "would both become one"),
+        (["src", "sub/src/", "new"], "would both become src"),
+        (["src", "sub/src", "there"], "would both become src"),
+        (["one", "one", "there"], "would both become one"),
+        (["src", "no/new"], "mkdir -p"),
+        (["one", "no/such/new"], "mkdir -p"),
+        (["one", "no/new/"], "mkdir -p"),
+        (["one", "one"], "is the destination itself"),
+        (["one", "./there/../one"], "is the destination itself"),
+        (["one", "."], "is the destination itself"),
+        (["one", "hard"], "is the destination itself"),
+        (["src", "to-nothing/"], "link to nothing"),
+    ],
+    ids=str,
+)
+def test_what_makes_no_sense_is_refused_and_nothing_is_touched(here: Path, pcopy: Run, arguments: list[str], says: str) -> None:
+    before = read_tree(here)
+    done = pcopy(*arguments, cwd=here)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = messages(done)
+    assert line.startswith("pcopy: ")
+    assert says in line
+    assert read_tree(here) == before
+
+
+@as_root
+def test_a_bind_mount_does_not_hide_that_the_destination_lies_in_the_source(here: Path, pcopy: Run) -> None:
+    with mounted(here / "bind", "--bind", here / "src"):
+        before = read_tree(here)
+        for destination in ("bind/new", "bind/d", "bind"):
+            done = pcopy("src", destination, cwd=here)
+            (line,) = messages(done)
+            assert done.returncode == 2
+            assert "give another destination" in line
+        assert read_tree(here) == before
+
+
+# ---- a rerun --------------------------------------------------------------------------------------------------------
+
+
+def many(count: int) -> dict[str | bytes, object]:
+    return {f"d{number % 7}": Dir({f"f{number}.{one}": f"{number} {one}" for one in range(count // 7)}) for number in range(7)}
+
+
+@SERIAL_AND_POOL
+def test_a_rerun_copies_what_changed_and_counts_the_rest(tmp_path: Path, jobs: int) -> None:
+    source, copy = (
+        make_tree(tmp_path / "src", {**many(210), "longer": "x", "touched": "same size", "link": Link("a")}),
+        tmp_path / "dst",
+    )
+    assert library.copy(source, copy, jobs=jobs).files == 212
+    inodes = {path: os.lstat(copy / os.fsdecode(path)).st_ino for path in read_tree(copy)}
+    (source / "longer").write_text("xx")
+    (source / "touched").write_text("same-size")
+    (source / "new").write_text("new")
+    (source / "link").unlink()
+    (source / "link").symlink_to("b")
+    report = library.copy(source, copy, jobs=jobs)
+    assert report.ok, report.errors
+    assert (report.files, report.symlinks, report.unchanged) == (3, 1, 210)
+    assert report.bytes == 2 + 9 + 3
+    assert read_tree(copy) == read_tree(source)
+    again = {path: os.lstat(copy / os.fsdecode(path)).st_ino for path in read_tree(copy)}
+    assert {path for path in inodes if inodes[path] != again[path]} == {b"longer", b"touched", b"link"}
+
+
+COPIED, UNCHANGED, SKIPPED = "source", "unchanged", "skipped"
+
+
+@pytest.mark.parametrize(
+    ("overwrite", "older", "newer", "same", "shorter"),
+    [
+        ("changed", COPIED, COPIED, UNCHANGED, COPIED),
+        ("always", COPIED, COPIED, COPIED, COPIED),
+        ("older", COPIED, SKIPPED, UNCHANGED, SKIPPED),
+        ("never", SKIPPED, SKIPPED, SKIPPED, SKIPPED),
+    ],
+)
+@SERIAL_AND_POOL
+def test_overwrite_decides_which_files_are_replaced(
+    tmp_path: Path, pcopy: Run, jobs: int, overwrite: str, older: str, newer: str, same: str, shorter: str
+) -> None:
+    fates = {"older": older, "newer": newer, "same": same, "shorter": shorter, "absent": COPIED}
+    times = {"older": WHEN - SECOND * 10, "newer": WHEN + SECOND * 10}
+    source = make_tree(tmp_path / "src", dict.fromkeys(fates, "source"))
+    there = {name: File(b"there!", mtime_ns=times.get(name, WHEN)) for name in fates if name != "absent"}
+    copy = make_tree(tmp_path / "dst", {**there, "shorter": "there"})
+    done = pcopy("-j", jobs, "--overwrite", overwrite, "--json", source, copy)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    for name, fate in fates.items():
+        text = (copy / name).read_text()
+        assert text == ("source" if fate == COPIED else "there" if name == "shorter" else "there!"), name
+    counts = [report["files"], report["unchanged"], report["skipped"]]
+    assert counts == [list(fates.values()).count(fate) for fate in (COPIED, UNCHANGED, SKIPPED)]
+
+
+def set_attribute(path: Path) -> None:
+    try:
+        os.setxattr(path, "user.colour", b"green")
+    except OSError as error:
+        pytest.skip(f"no extended attributes here: {error.strerror}")
+
+
+def own_and_set_uid(path: Path) -> None:
+    os.chown(path, 12, 34)
+    os.chmod(path, 0o4755)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda path: os.chmod(path, 0o751), id="mode"),
+        pytest.param(set_attribute, id="xattr"),
+        pytest.param(lambda path: os.removexattr(path, "user.shape"), id="xattr removed"),
+        pytest.param(lambda path: os.chown(path, 12, 34), id="owner", marks=as_root),
+        pytest.param(own_and_set_uid, id="owner and set-uid", marks=as_root),
+    ],
+)
+@pytest.mark.parametrize("entry", ["file", "directory"])
+def test_new_attributes_are_brought_over_without_copying_data(
+    tmp_path: Path, change: Callable[[Path], object], entry: str
+) -> None:
+    source, copy = make_tree(tmp_path / "src", {"file": "text", "directory": Dir({"below": "b"})}), tmp_path / "dst"
+    try:
+        os.setxattr(source / entry, "user.shape", b"round")
+    except OSError as error:
+        pytest.skip(f"no extended attributes here: {error.strerror}")
+    assert library.copy(source, copy, jobs=1).ok
+    inode = os.stat(copy / entry).st_ino
+    change(source / entry)
+    report = library.copy(source, copy, jobs=1)
+    assert report.ok, report.errors
+    assert (report.files, report.bytes, report.unchanged) == (0, 0, 2)
+    assert os.stat(copy / entry).st_ino == inode
+    assert read_tree(copy) == read_tree(source)
+
+
+@as_root
+@pytest.mark.parametrize(("kind", "make"), [("ext3", ["-q", "-I", "128"]), ("vfat", [])])
+def test_times_are_compared_as_coarsely_as_the_destination_keeps_them(
+    tmp_path: Path, pcopy: Run, kind: str, make: list[str]
+) -> None:
+    odd: dict[str | bytes, object] = {f"f{number}": File(b"x", mtime_ns=WHEN + number * 777_777_777) for number in range(20)}
+    source = make_tree(tmp_path / "src", {**odd, "d": Dir(odd)})
+    with loop_mounted(tmp_path, kind, *make) as place:
+        assert pcopy("-q", source, place / "copy").returncode == 0
+        for jobs, dry in ((1, []), (1, ["-n"]), (4, [])):
+            report = json.loads(pcopy("-j", jobs, "--json", *dry, source, place / "copy").stdout)
+            assert (report["files"], report["unchanged"], report["exit_status"]) == (0, 40, 0)
+        os.utime(source / "f3", ns=(WHEN, WHEN + 4 * SECOND))
+        report = json.loads(pcopy("--json", source, place / "copy").stdout)
+        assert (report["files"], report["unchanged"]) == (1, 39)
+
+
+# ---- a dry run ------------------------------------------------------------------------------------------------------
+
+
+COUNTS = ("files", "bytes", "directories", "symlinks", "hardlinks", "specials", "unchanged", "deleted", "failed", "skipped")
+
+
+@pytest.fixture
+def day(tmp_path: Path) -> tuple[Path, Path]:
+    """A source, and an older copy of it with differences of every kind."""
+    new: dict[str | bytes, object] = {"n": "new", "l": Link("n"), "h": Hard("same-hard")}
+    source = make_tree(
+        tmp_path / "src",
+        {
+            **many(140),
+            "same": "same",
+            "same-hard": "linked",
+            "changed": "longer than before",
+            "within-a-second": File(b"1234", mtime_ns=WHEN),
+            "was-link": "now a file",
+            "was-file": Dir({"x": "x"}),
+            "was-empty": "now a file",
+            "link": Link("a"),
+            "other-link": Link("a"),
+            "new": Dir(new),
+            "h2": Hard("same-hard"),
+        },
+    )
+    copy = make_tree(
+        tmp_path / "dst",
+        {
+            "d1": many(140)["d1"],
+            "same": "same",
+            "same-hard": "linked",
+            "changed": "short",
+            "within-a-second": File(b"abcd", mtime_ns=WHEN // SECOND * SECOND),
+            "was-link": Link("same"),
+            "was-file": "a file",
+            "was-empty": Dir(),
+            "link": Link("a"),
+            "other-link": Link("b"),
+            "extra": "not in the source",
+        },
+    )
+    return source, copy
+
+
+@pytest.mark.parametrize("overwrite", ["changed", "always", "older", "never"])
+@SERIAL_AND_POOL
+def test_a_dry_run_touches_nothing_and_counts_what_the_run_will_do(day: tuple[Path, Path], overwrite: str, jobs: int) -> None:
+    source, copy = day
+    before = read_tree(copy)
+    options = {"jobs": jobs, "overwrite": overwrite}
+    predicted = library.copy(source, copy, dry_run=True, **options)  # type: ignore[arg-type]
+    assert read_tree(copy) == before
+    done = library.copy(source, copy, **options)  # type: ignore[arg-type]
+    assert done.ok, done.errors
+    assert {key: getattr(predicted, key) for key in COUNTS} == {key: getattr(done, key) for key in COUNTS}
+
+
+@SERIAL_AND_POOL
+def test_a_dry_run_after_a_run_finds_nothing_to_do(day: tuple[Path, Path], jobs: int) -> None:
+    source, copy = day
+    for dry_run in (False, True, False):
+        report = library.copy(source, copy, jobs=jobs, dry_run=dry_run)
+    predicted = library.copy(source, copy, jobs=jobs, dry_run=True)
+    assert (predicted.files, predicted.symlinks, predicted.hardlinks) == (0, 0, 0)
+    assert {key: getattr(predicted, key) for key in COUNTS} == {key: getattr(report, key) for key in COUNTS}
+
+
+@pytest.mark.parametrize("arguments", [["src", "new"], ["src", "new/"], ["src/same", "new/"], ["src", "src/same", "new"]])
+def test_a_dry_run_into_nothing_makes_nothing(day: tuple[Path, Path], pcopy: Run, arguments: list[str]) -> None:
+    work = day[0].parent
+    before = read_tree(work)
+    predicted = pcopy("-n", "--json", *arguments)
+    assert (predicted.returncode, read_tree(work)) == (0, before)
+    assert "would copy" in messages(predicted)[-1]
+    done = pcopy("--json", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert {key: json.loads(predicted.stdout)[key] for key in COUNTS} == {key: json.loads(done.stdout)[key] for key in COUNTS}
+
+
+# ---- without privilege ----------------------------------------------------------------------------------------------
+
+
+def unprivileged(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user who owns what we own, and has no privilege.
+
+    In a user namespace of its own: unlike after setuid(2), the interpreter may lie in a directory that is ours alone.
+    """
+    drop = ["unshare", "--user", "--map-user=1000", "--map-group=1000"] if not os.geteuid() else []
+    if drop and subprocess.run([*drop, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no user namespaces here")
+    command = [*drop, sys.executable, "-m", "pcopy", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.fixture
+def unlocked(tmp_path: Path) -> Iterator[Path]:
+    """A temporary directory in which every mode is made usable again, so that it can be removed."""
+    yield tmp_path
+    for where, directories, names in os.walk(tmp_path):
+        for name in directories + names:
+            if not os.path.islink(os.path.join(where, name)):
+                os.chmod(os.path.join(where, name), 0o700)
+
+
+@SERIAL_AND_POOL
+def test_what_cannot_be_read_is_named_and_all_else_is_copied(unlocked: Path, jobs: int) -> None:
+    shut: dict[str | bytes, object] = {"secret": File(b"s", mode=0), "shut": Dir({"below": "b"}, mode=0)}
+    source = make_tree(unlocked / "src", {**many(210), **shut, "e": Dir(shut)})
+    done = unprivileged("-j", jobs, "--json", source, unlocked / "copy")
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["failed"], len(report["errors"])) == (1, 4, 4)
+    *failures, last = messages(done)
+    assert "4 failed" in last
+    unreadable = ["secret", "shut", "e/secret", "e/shut"]
+    assert sorted(line.split(": ")[1] for line in failures) == sorted(f"{source}/{path}" for path in unreadable)
+    assert all("Permission denied" in line for line in failures)
+    for path in unreadable:
+        assert not (unlocked / "copy" / path).exists()
+        (source / path).chmod(0o700)
+    when = {path: os.stat(source / path).st_mtime_ns for path in (".", "e")}
+    for path in unreadable:
+        shutil.rmtree(source / path) if (source / path).is_dir() else (source / path).unlink()
+    for path, mtime in when.items():
+        os.utime(source / path, ns=(mtime, mtime))
+    assert read_tree(unlocked / "copy") == read_tree(source)
+
+
+@as_root
+@SERIAL_AND_POOL
+@pytest.mark.parametrize("place", ["theirs", "theirs/new", "theirs/old", "shut"])
+def test_a_destination_without_permission_stops_the_run(tmp_path: Path, jobs: int, place: str) -> None:
+    source = make_tree(tmp_path / "src", many(70))
+    theirs = make_tree(tmp_path / "theirs", {"kept": "kept", "old": Dir({"kept": "kept"})})
+    for path in (theirs, theirs / "old", make_tree(tmp_path / "shut", {}, mode=0o700)):
+        os.chown(path, 12, 34)
+    before = read_tree(tmp_path)
+    done = unprivileged("-j", jobs, source, tmp_path / place)
+    assert done.returncode == 3, done.stderr
+    *failures, last = messages(done)
+    assert last.startswith("stopped early: ")
+    assert len(failures) == 1, done.stderr
+    assert "Permission denied" in failures[0]
+    assert read_tree(tmp_path) == before
+
+
+@as_root
+@pytest.mark.parametrize("place", ["theirs", "theirs/new"])
+def test_a_file_for_a_directory_without_permission_stops_the_run(tmp_path: Path, place: str) -> None:
+    source = make_tree(tmp_path / "src", {"a": "1"})
+    os.chown(make_tree(tmp_path / "theirs", {}), 12, 34)
+    before = read_tree(tmp_path)
+    done = unprivileged(source / "a", tmp_path / place)
+    assert done.returncode == 3, done.stderr
+    failure, last = messages(done)
+    assert "Permission denied" in failure
+    assert last.startswith("stopped early: ")
+    assert read_tree(tmp_path) == before
+
+
+# ---- destinations that cannot take it -------------------------------------------------------------------------------
+
+
+@as_root
+@SERIAL_AND_POOL
+def test_names_that_vfat_does_not_allow_are_named_and_all_else_is_copied(tmp_path: Path, pcopy: Run, jobs: int) -> None:
+    source = make_tree(tmp_path / "src", {**many(70), "a:b": "1", "what?": Dir({"x": "x"})})
+    with loop_mounted(tmp_path, "vfat") as place:
+        done = pcopy("-j", jobs, source, place / "copy")
+        assert done.returncode == 1, done.stderr
+        assert [name for name in ("a:b", "what?") if str(source / name) not in done.stderr] == []
+        assert {path.name for path in (place / "copy").iterdir()} == {os.fsdecode(name) for name in many(70)}
+
+
+@as_root
+@SERIAL_AND_POOL
+def test_names_that_the_destination_cannot_make_are_named_and_all_else_is_made(tmp_path: Path, pcopy: Run, jobs: int) -> None:
+    """The kernel's own file system for BPF objects knows directories and links, and allows no dot in a name."""
+    good = {f"d{number}": Dir({"l": Link("x"), "e": Dir()}) for number in range(20)}
+    source = make_tree(tmp_path / "src", {**good, "no.link": Link("x"), "no.directory": Dir({"below": Link("x")})})
+    with mounted(tmp_path / "mount", "-t", "bpf", "none") as place:
+        done = pcopy("-j", jobs, "--json", source, place / "copy")
+        report = json.loads(done.stdout)
+        assert (done.returncode, report["failed"]) == (1, 2), done.stderr
+        *failures, _ = [line for line in messages(done) if "could not be preserved" not in line]
+        assert sorted(line.split(": ")[1] for line in failures) == [f"{source}/no.directory", f"{source}/no.link"]
+        assert {path.name for path in (place / "copy").iterdir()} == set(good)
+        assert {os.readlink(place / "copy" / name / "l") for name in good} == {"x"}
+
+
+@as_root
+@SERIAL_AND_POOL
+@pytest.mark.parametrize(
+    ("limit", "large"), [("size=2m", 0), ("nr_inodes=60", 0), ("size=40m", 48)], ids=["bytes", "inodes", "large file"]
+)
+def test_a_full_disk_stops_the_run_with_whole_files_only(tmp_path: Path, pcopy: Run, jobs: int, limit: str, large: int) -> None:
+    data = os.urandom(100_000)
+    below = {f"d{one}": Dir({f"f{number}": data + bytes([one, number]) for number in range(12)}) for one in range(6)}
+    source = make_tree(tmp_path / "src", {**below, **({"large": os.urandom(1 << 20) * large} if large else {})})
+    with mounted(tmp_path / "mount", "-t", "tmpfs", "-o", limit, "none") as place:
+        make_tree(place, {"d3": Dir({"f0": "an older day"}), "extra": "not in the source"})
+        done = pcopy("-j", jobs, source, place)
+        assert done.returncode == 3, done.stderr
+        *failures, last = messages(done)
+        assert last.startswith("stopped early: ")
+        assert len(failures) == 1, done.stderr
+        assert "No space left on device" in failures[0]
+        assert "free some space and run the same line again" in failures[0]
+        assert (place / "extra").read_text() == "not in the source"
+        assert (place / "d3/f0").read_bytes() in (b"an older day", data + bytes([3, 0]))
+        assert_whole(source, place, but={"extra", "d3/f0"})
+
+
+def assert_whole(source: Path, copy: Path, but: set[str]) -> None:
+    """Every file in the copy is the source's, byte for byte, and no temporary name is left."""
+    assert_no_temporary_names(copy)
+    for path in copy.rglob("*"):
+        name = str(path.relative_to(copy))
+        if path.is_file() and name not in but:
+            assert path.read_bytes() == (source / name).read_bytes(), name
+
+
+@as_root
+@SERIAL_AND_POOL
+@pytest.mark.parametrize("place", ["copy", "new", "old/"])
+def test_a_read_only_destination_stops_the_run(tmp_path: Path, pcopy: Run, jobs: int, place: str) -> None:
+    source = make_tree(tmp_path / "src", many(70))
+    target = make_tree(tmp_path / "target", {"copy": Dir({"kept": "kept"}), "old": Dir(many(7))})
+    with mounted(target, "--bind", target):
+        subprocess.run(["mount", "-o", "remount,ro,bind", str(target)], check=True)
+        before = read_tree(target)
+        done = pcopy("-j", jobs, source, f"{target}/{place}")
+        assert done.returncode == 3, done.stderr
+        *failures, last = messages(done)
+        assert last.startswith("stopped early: ")
+        assert len(failures) == 1, done.stderr
+        assert "Read-only file system (mount the destination read-write)" in failures[0]
+        assert read_tree(target) == before
+
+
+@pytest.mark.parametrize("sources", [["src"], ["src", "one"], ["one"]], ids=str)
+@pytest.mark.parametrize("kind", [fcntl.LOCK_EX, fcntl.LOCK_SH], ids=["held alone", "held together"])
+def test_a_destination_that_another_run_holds_stops_the_run(here: Path, pcopy: Run, sources: list[str], kind: int) -> None:
+    before = read_tree(here / "there")
+    handle = os.open(here / "there", os.O_RDONLY)
+    try:
+        fcntl.flock(handle, kind)
+        done = pcopy("-j", 4, *sources, "there", cwd=here)
+    finally:
+        os.close(handle)
+    if sources == ["one"] and kind == fcntl.LOCK_SH:  # single files may go into one directory side by side
+        assert done.returncode == 0, done.stderr
+        return
+    assert done.returncode == 3
+    failure, last = messages(done)
+    assert "another run" in failure
+    assert "wait" in failure
+    assert last.startswith("stopped early: ")
+    assert read_tree(here / "there") == before
+    assert pcopy("-q", *sources, "there", cwd=here).returncode == 0  # the lock went with its run

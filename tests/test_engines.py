@@ -1,0 +1,485 @@
+"""What every engine promises, serial and pool, under each start method: results, failures, killed workers, no orphans.
+
+Processes are real and killed by real signals. Workers are found in /proc: below this process, or by a mark that a run
+carries in its environment and leaves to all its children.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor
+from pathlib import Path
+
+import pytest
+
+import pcopy
+from pcopy.engines import Engine, Pool, Serial
+from pcopy.entry import Copier, Result
+from tests.trees import Dir, File, Hard, Holes, Link, make_tree, read_tree
+
+ROOT = Path(__file__).parent.parent
+METHODS = ("fork", "forkserver", "spawn")
+JOBS = 3
+MARK = "PCOPY_TEST_MARK"
+# Seconds after which a run that should have ended counts as hung.
+HANG = 60
+
+pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+
+
+# ---- processes ----
+
+
+def parents() -> dict[int, int]:
+    """{process: its parent}, without zombies."""
+    found = {}
+    for name in os.listdir("/proc"):
+        with contextlib.suppress(OSError):
+            if name.isdigit():
+                state, parent = Path("/proc", name, "stat").read_text(errors="replace").rpartition(")")[2].split()[:2]
+                if state not in "ZX":
+                    found[int(name)] = int(parent)
+    return found
+
+
+def command_of(process: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return ""
+
+
+def state_of(process: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+    return ""
+
+
+def workers(top: int | None = None) -> list[int]:
+    """The worker processes of a run. What multiprocessing keeps for later, once for all runs, is none."""
+    top, tree = top or os.getpid(), parents()
+    helpers = {one for one, parent in tree.items() if parent == top and "multiprocessing.forkserver" in command_of(one)}
+    found = [one for one, parent in tree.items() if parent in helpers or (parent == top and one not in helpers)]
+    return [one for one in found if "resource_tracker" not in command_of(one)]
+
+
+def marked(mark: str) -> set[int]:
+    """All processes that have the mark in their environment, however they were started and whoever their parent is."""
+    found, wanted = set(), f"{MARK}={mark}".encode()
+    for process in parents():
+        with contextlib.suppress(OSError):
+            if wanted in Path(f"/proc/{process}/environ").read_bytes().split(b"\0"):
+                found.add(process)
+    return found
+
+
+def wait_until(true: Callable[[], object], seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+class Script:
+    """A Python program in a session of its own, with a mark on all its processes."""
+
+    def __init__(self, command: list[str], where: Path, environment: dict[str, str] | None = None) -> None:
+        self.mark = uuid.uuid4().hex
+        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+        self.process = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=where,
+            env={**os.environ, "PYTHONPATH": path, MARK: self.mark, **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+
+    def ended(self) -> tuple[int, str, str]:
+        """Wait for its end: status, stdout, stderr."""
+        out, err = self.process.communicate(timeout=HANG)
+        return self.process.returncode, out, err
+
+    def others(self) -> set[int]:
+        return marked(self.mark) - {self.process.pid}
+
+    def clean_up(self) -> None:
+        for process in marked(self.mark):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        for stream in (self.process.stdout, self.process.stderr):
+            if stream:
+                stream.close()
+        self.process.wait(HANG)
+
+
+Start = Callable[..., Script]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """start(text, *arguments): run a program from a file; whatever a test leaves of it is ended."""
+    scripts: list[Script] = []
+
+    def begin(text: str, *arguments: object, environment: dict[str, str] | None = None) -> Script:
+        file = tmp_path / f"script{len(scripts)}.py"
+        file.write_text(text)
+        scripts.append(Script([str(file), *map(str, arguments)], tmp_path, environment))
+        return scripts[-1]
+
+    yield begin
+    for script in scripts:
+        script.clean_up()
+
+
+# ---- trees ----
+
+
+def many_files(directories: int, files: int) -> dict[str, object]:
+    below: dict[str | bytes, object] = {f"f{number}": File(b"%d " % number * (number % 50)) for number in range(files)}
+    return {f"d{number}": Dir(below) for number in range(directories)}
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Enough of everything that many slices are needed: files, links across directories, one large file in spans."""
+    top = tmp_path_factory.mktemp("source")
+    entries = many_files(15, 40)
+    entries["d3"] = Dir({"other name": Hard("d0/f1"), "link": Link("../d1"), "empty": Dir({})})
+    entries["big"] = Holes(40 << 20, {at << 20: os.urandom(4096) for at in range(0, 40, 2)})
+    yield make_tree(top / "src", entries)
+    shutil.rmtree(top)
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "dst"
+    shutil.rmtree(tmp_path / "dst", ignore_errors=True)
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Iterator[Path]:
+    """Seconds of work in no room: zeros that are written out with sparse="never", and small files before them."""
+    entries = many_files(4, 50) | {"big": Holes(3 << 30), "big too": Holes(3 << 30)}
+    yield make_tree(tmp_path / "slow", entries)
+    shutil.rmtree(tmp_path / "slow")
+
+
+@pytest.fixture
+def straight_to_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the first slice in this process, so that all of the tree is copied by workers."""
+    monkeypatch.setattr("pcopy.coordinator.FIRST", 0.0)
+
+
+def temporary_names(top: Path) -> list[str]:
+    return [name for _, directories, names in os.walk(top) for name in [*directories, *names] if name.startswith(".pcopy-")]
+
+
+def half_files(source: Path, copy: Path) -> list[str]:
+    """What lies in an unfinished copy under a final name and is no whole file with the attributes of its source."""
+    half = []
+    for where, _, names in os.walk(copy):
+        for path in (Path(where, name) for name in names):
+            one, two = os.lstat(source / path.relative_to(copy)), os.lstat(path)
+            whole = (one.st_size, one.st_mtime_ns, one.st_mode) == (two.st_size, two.st_mtime_ns, two.st_mode)
+            small = two.st_size < 1 << 20  # the others are holes, of which nobody can tell a half copy by reading it
+            if not whole or (small and path.read_bytes() != (source / path.relative_to(copy)).read_bytes()):
+                half.append(str(path))
+    return half
+
+
+# ---- the contract ----
+
+ENGINES = [Serial(), *(Pool(JOBS, method) for method in METHODS)]
+
+
+@pytest.fixture(params=ENGINES, ids=["serial", *METHODS])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    chosen: Engine = request.param
+    return chosen
+
+
+def test_results_and_exceptions_come_back_and_nothing_stays(engine: Engine) -> None:
+    with engine.open() as executor:
+        futures = [executor.submit(operator.mul, number, 2) for number in range(50)]
+        bad = executor.submit(int, "no number")
+        assert [future.result(HANG) for future in futures] == [number * 2 for number in range(50)]
+        with pytest.raises(ValueError, match="no number"):
+            bad.result(HANG)
+        assert executor.submit(operator.add, 1, 2).result(HANG) == 3
+    assert not workers()
+
+
+def test_an_engine_can_be_opened_again(engine: Engine) -> None:
+    for _ in range(2):
+        with engine.open() as executor:
+            assert executor.submit(operator.add, 1, 2).result(HANG) == 3
+
+
+def test_an_exception_in_the_caller_ends_the_workers(engine: Engine) -> None:
+    with pytest.raises(KeyError), engine.open() as executor:
+        executor.submit(time.sleep, 0.01).result(HANG)
+        raise KeyError
+    assert not workers()
+
+
+@pytest.mark.parametrize("jobs, method", [(1, None), *((JOBS, method) for method in METHODS)])
+def test_a_copy_is_equal_and_nothing_is_said(
+    tree: Path, target: Path, jobs: int, method: str | None, straight_to_the_pool: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    seen: set[int] = set()
+
+    class Watch(pcopy.Observer):
+        def progress(self, progress: pcopy.Progress) -> None:
+            seen.update(workers())
+
+    report = pcopy.copy(tree, target, jobs=jobs, start_method=method, observer=Watch())  # type: ignore[arg-type]
+    assert report.ok, report.errors
+    assert report.engine == ("serial" if jobs == 1 else "pool")
+    assert read_tree(target) == read_tree(tree)
+    assert len(seen) > 1 if jobs > 1 else not seen
+    assert not workers()
+    assert capfd.readouterr() == ("", "")
+
+
+# ---- killed workers ----
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_worker_killed_in_a_call_breaks_the_executor_and_hangs_nobody(method: str) -> None:
+    with Pool(2, method).open() as executor:
+        assert executor.submit(operator.add, 1, 2).result(HANG) == 3
+        lost = executor.submit(signal.raise_signal, signal.SIGKILL)
+        assert isinstance(lost.exception(HANG), BrokenExecutor)
+    assert not workers()
+
+
+class Killer(pcopy.Observer):
+    """Kills workers from within a run, once it is well under way."""
+
+    def __init__(self, how_many: int, times: int, idle: bool) -> None:
+        self.how_many, self.times, self.idle = how_many, times, idle
+        self.killed = 0
+
+    def progress(self, progress: pcopy.Progress) -> None:
+        found = workers()
+        if not self.times or not found:
+            return
+        self.times -= 1
+        if self.idle:
+            time.sleep(0.3)  # three of the longest slices: by now all of them have nothing to do
+        found.sort(key=lambda one: (state_of(one) == "S") != self.idle)
+        for process in found[: self.how_many]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+                self.killed += 1
+
+
+@pytest.mark.parametrize(
+    "how_many, times, idle",
+    [(1, 1, False), (1, 1, True), (JOBS, 1, False), (JOBS, 1, True), (1, 4, False)],
+    ids=["one busy", "one idle", "all busy", "all idle", "again and again"],
+)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_killed_worker_is_replaced(
+    tree: Path, target: Path, method: str, how_many: int, times: int, idle: bool, straight_to_the_pool: None
+) -> None:
+    killer = Killer(how_many, times, idle)
+    report = pcopy.copy(tree, target, jobs=JOBS, start_method=method, observer=killer)  # type: ignore[arg-type]
+    assert killer.killed >= min(times, 2)  # all may be fewer than three: most methods start workers as they are needed
+    assert report.ok, report.errors
+    assert read_tree(target) == read_tree(tree)
+    assert not workers()
+
+
+SHIM = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <string.h>
+#include <stdio.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* Kills the process that opens a file called "deadly to read". */
+static int opened(const char *name, int directory, const char *path, int flags, mode_t mode) {
+    int (*next)(int, const char *, int, ...) = dlsym(RTLD_NEXT, name);
+    if (strstr(path, "deadly to read")) raise(SIGKILL);
+    return next(directory, path, flags, mode);
+}
+
+/* Kills the process that sets the times of a file in a directory called "deadly", under whatever name. */
+int futimens(int file, const struct timespec times[2]) {
+    int (*next)(int, const struct timespec *) = dlsym(RTLD_NEXT, "futimens");
+    char link[64], path[4096] = "";
+    snprintf(link, sizeof link, "/proc/self/fd/%d", file);
+    if (readlink(link, path, sizeof path - 1) > 0 && strstr(path, "/deadly/")) raise(SIGKILL);
+    return next(file, times);
+}
+
+#define OPENAT(name) int name(int directory, const char *path, int flags, ...) { \
+    va_list rest; va_start(rest, flags); mode_t mode = flags & O_CREAT ? va_arg(rest, mode_t) : 0; va_end(rest); \
+    return opened(#name, directory, path, flags, mode); }
+OPENAT(openat)
+OPENAT(openat64)
+"""
+
+STRAIGHT_TO_THE_POOL = """
+import sys
+import pcopy.coordinator
+pcopy.coordinator.FIRST = 0.0
+from pcopy.cli import main
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.fixture(scope="module")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    compiler = shutil.which("gcc")
+    if not compiler:
+        pytest.skip("needs gcc")
+    where = tmp_path_factory.mktemp("shim")
+    (where / "shim.c").write_text(SHIM)
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", where / "shim.so", where / "shim.c", "-ldl"], check=True)
+    return where / "shim.so"
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["new", "replaced"])
+@pytest.mark.parametrize("name", ["d/deadly to read", "deadly/when written"])
+def test_a_file_that_kills_its_worker_each_time_becomes_a_named_failure(
+    shim: Path, start: Start, tmp_path: Path, name: str, there: bool
+) -> None:
+    directory, _, poison = name.partition("/")
+    files: dict[str | bytes, object] = {f"f{number}": str(number) for number in range(20)} if directory == "d" else {}
+    source = make_tree(tmp_path / "src", many_files(3, 40) | {directory: Dir({**files, poison: "poison"})})
+    if there:
+        make_tree(tmp_path / "dst", {directory: Dir({poison: "what was there before"})})
+    status, out, err = start(STRAIGHT_TO_THE_POOL, "-j2", "src", "dst", environment={"LD_PRELOAD": str(shim)}).ended()
+    assert (status, out) == (1, ""), err
+    first, *warnings, last = err.strip().splitlines()
+    assert f"src/{name}: " in first
+    assert "died" in first
+    assert len(warnings) <= 1
+    assert "1 failed" in last
+    wanted, made = read_tree(source), read_tree(tmp_path / "dst")
+    del wanted[os.fsencode(name)]
+    if there:
+        assert (tmp_path / "dst" / name).read_bytes() == b"what was there before"
+        del made[os.fsencode(name)]
+    # Under its name is what was there before, no temporary name is left, and all the others are there.
+    assert set(made) == set(wanted)
+    assert {path for path in made if made[path] != wanted[path]} <= {os.fsencode(directory)}
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["new", "replaced"])
+@pytest.mark.parametrize("jobs", [1, JOBS])
+def test_an_entry_that_raises_something_unforeseen_is_a_named_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int, replaced: bool, straight_to_the_pool: None
+) -> None:
+    source = make_tree(tmp_path / "src", many_files(4, 20))
+    if replaced:
+        make_tree(tmp_path / "dst", {"d2": Dir({"f7": "old"})})
+    before = Copier.copy
+
+    def copy(self: Copier, pair: object, name: str, *rest: object) -> Result:
+        if name == "f7":
+            raise RuntimeError("a fault in pcopy")
+        return before(self, pair, name, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Copier, "copy", copy)  # which forked workers inherit
+    report = pcopy.copy(source, tmp_path / "dst", jobs=jobs, start_method="fork")
+    assert report.exit_status == 1
+    assert sorted(one.path for one in report.errors) == [f"{source}/d{number}/f7" for number in range(4)]
+    assert {one.reason for one in report.errors} == {"unforeseen RuntimeError: a fault in pcopy"}
+    assert report.failed == 4
+    wanted, made = read_tree(source), read_tree(tmp_path / "dst")
+    assert made.pop(b"d2/f7", None) is not None if replaced else True
+    assert made == {path: state for path, state in wanted.items() if not path.endswith(b"/f7")}
+
+
+# ---- the end of the coordinator ----
+
+IDLE = """
+import sys, time
+from pcopy.engines import Pool
+if __name__ == "__main__":
+    with Pool(3, sys.argv[1]).open() as executor:
+        for one in [executor.submit(time.sleep, 0.05) for _ in range(3)]:
+            one.result()
+        print("ready", flush=True)
+        time.sleep(60)
+"""
+BUSY = """
+import sys
+import pcopy
+if __name__ == "__main__":
+    pcopy.copy(sys.argv[2], sys.argv[3], jobs=3, start_method=sys.argv[1], sparse="never")
+"""
+
+
+def busy(script: Script) -> bool:
+    """Whether several of its workers are at work."""
+    return sum(state_of(one) in "RD" for one in workers(script.process.pid)) >= 2
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("what", ["idle", "busy"])
+def test_no_process_outlives_a_killed_coordinator(start: Start, slow: Path, target: Path, what: str, method: str) -> None:
+    if what == "idle":
+        script = start(IDLE, method)
+        assert script.process.stdout
+        assert script.process.stdout.readline() == "ready\n"
+    else:
+        script = start(BUSY, method, slow, target)
+        assert wait_until(lambda: busy(script) and temporary_names(target), HANG)
+    assert len(script.others()) >= 2
+    script.process.kill()
+    assert wait_until(lambda: not script.others(), 2.0), [command_of(one) for one in script.others()]
+    assert script.ended()[:2] == (-signal.SIGKILL, "")
+
+
+COMMAND = """
+import os, sys
+import pcopy.engines
+pcopy.engines.safest_method = lambda: os.environ["METHOD"]
+from pcopy.cli import main
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize("moment", ["as workers start", "as they work"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_signal_to_the_whole_group_leaves_only_whole_files(
+    start: Start, slow: Path, target: Path, method: str, moment: str, number: signal.Signals
+) -> None:
+    script = start(COMMAND, "-j3", "--sparse=never", slow, target, environment={"METHOD": method})
+    ready: Callable[[], object] = (
+        script.others if moment == "as workers start" else lambda: busy(script) and temporary_names(target)
+    )
+    assert wait_until(ready, HANG)
+    os.killpg(script.process.pid, number)
+    status, out, err = script.ended()
+    assert (status, out) == (128 + number, ""), err
+    assert err.startswith("interrupted: copied ")
+    assert len(err.splitlines()) == 1
+    assert temporary_names(target) == []
+    assert half_files(slow, target) == []
+    assert wait_until(lambda: not script.others(), 2.0)

@@ -1,0 +1,352 @@
+"""pcopy.copy as a library: what it takes, what it leaves alone in the process that calls it, and where it can be called.
+
+Programs that are special in how they are started (threads, no __main__ guard, no file at all) are run as processes.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pcopy
+from pcopy.cli import main
+from tests.test_engines import (
+    METHODS,
+    Script,
+    Start,
+    busy,
+    half_files,
+    many_files,
+    slow,
+    start,
+    straight_to_the_pool,
+    target,
+    temporary_names,
+    wait_until,
+    workers,
+)
+from tests.trees import Link, make_tree, read_tree
+
+__all__ = ["slow", "start", "straight_to_the_pool", "target"]  # fixtures, used by name
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return make_tree(tmp_path / "src", many_files(6, 50) | {"l": Link("d0/f1")})
+
+
+# ---- what it takes ----
+
+KINDS: list[Callable[[Path], Any]] = [str, os.fsencode, Path, lambda path: [path], lambda path: iter([str(path)])]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=["str", "bytes", "PathLike", "list", "iterator"])
+def test_paths_of_every_kind_are_taken(source: Path, tmp_path: Path, kind: Callable[[Path], Any]) -> None:
+    where = tmp_path / "dst"
+    destination = kind(where) if kind in (str, os.fsencode, Path) else where
+    report = pcopy.copy(kind(source), destination, jobs=1)
+    assert isinstance(report, pcopy.Report)
+    assert report.ok
+    assert read_tree(where) == read_tree(source)
+
+
+def test_names_that_are_not_utf_8_are_taken_as_bytes_and_as_text(tmp_path: Path) -> None:
+    name = b"\xff\xfe \n"
+    make_tree(tmp_path / "a", dict[str | bytes, object]({name: "text"}))
+    first = os.fsencode(tmp_path / "a") + b"/" + name
+    pcopy.copy(first, os.fsencode(tmp_path / "b") + name)
+    pcopy.copy(os.fsdecode(os.fsencode(tmp_path / "b") + name), os.fsdecode(os.fsencode(tmp_path / "c") + name))
+    assert Path(os.fsdecode(os.fsencode(tmp_path / "c") + name)).read_text() == "text"
+
+
+# What is the command line's own: how a report looks to a person, and the choice of the function to call.
+OF_THE_COMMAND = {"progress", "quiet", "as_json", "compare", "chart", "version", "help"}
+OF_COMPARE = {"against", "rounds"}
+SAID_OTHERWISE = {"no_preserve": "preserve"}
+
+
+def test_every_option_is_a_keyword() -> None:
+    keywords = inspect.signature(pcopy.copy).parameters
+    of_compare = inspect.signature(pcopy.compare).parameters
+    options = {one.name for one in main.params if one.param_type_name == "option"}
+    assert OF_THE_COMMAND - {"help"} | OF_COMPARE <= {name for name in options if name}
+    for name in options - OF_THE_COMMAND:
+        assert name
+        where = of_compare if name in OF_COMPARE else keywords
+        assert SAID_OTHERWISE.get(name, name) in where, name
+
+
+def test_the_keywords_have_the_defaults_of_the_options() -> None:
+    keywords = inspect.signature(pcopy.copy).parameters
+    given = main.make_context("pcopy", ["source", "destination"]).params
+    shared = given.keys() & keywords.keys() - {"preserve"}
+    assert len(shared) > 5
+    assert {name: given[name] for name in shared} == {name: keywords[name].default for name in shared}
+    assert given["preserve"] == keywords["preserve"].default
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"sources": "missing"}, "missing"),
+    ({"sources": []}, "source"),
+    ({"destination": ""}, "destination"),
+    ({"destination": "a\0b"}, "destination"),
+    ({"destination": "src/below"}, "the destination lies in the source"),
+    ({"destination": "src"}, "same directory"),
+    ({"destination": "no/such/parent"}, "mkdir -p"),
+    ({"sources": ["src", "other/src"]}, "both"),
+    ({"jobs": 0}, "jobs"),
+    ({"jobs": 1025}, "jobs"),
+    ({"preserve": {"mode", "colour"}}, "colour"),
+    ({"overwrite": "sometimes"}, "sometimes"),
+    ({"reflink": "perhaps"}, "perhaps"),
+    ({"sparse": "perhaps"}, "perhaps"),
+    ({"start_method": "teleport"}, "teleport"),
+    ({"reflink": "always", "sparse": "always"}, "sparse"),
+]
+
+
+@pytest.mark.parametrize("wrong, word", BAD, ids=[" ".join(f"{name}={value}" for name, value in one.items()) for one, _ in BAD])
+def test_bad_input_is_a_usage_error_and_touches_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any], word: str
+) -> None:
+    make_tree(tmp_path / "src", {"a": "text"})
+    make_tree(tmp_path / "other" / "src", {"b": "text"})
+    monkeypatch.chdir(tmp_path)
+    before = read_tree(tmp_path)
+    given = {"sources": "src", "destination": "dst", **wrong}
+    with pytest.raises(pcopy.UsageError, match=word) as caught:
+        pcopy.copy(given.pop("sources"), given.pop("destination"), **given)
+    assert isinstance(caught.value, ValueError)
+    assert isinstance(caught.value, pcopy.PcopyError)
+    assert "\n" not in str(caught.value)
+    assert read_tree(tmp_path) == before
+
+
+def test_a_failure_is_in_the_report_and_raises_and_says_nothing(
+    source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make_tree(tmp_path / "dst", {"l": Link("x")})
+    (tmp_path / "dst" / "l").unlink()
+    make_tree(tmp_path / "dst" / "l", {"full": "of something"})
+    report = pcopy.copy(source, tmp_path / "dst", jobs=1)
+    (failure,) = report.errors
+    assert isinstance(failure, pcopy.Failure)
+    assert failure.path == f"{source}/l"
+    assert failure.errno
+    assert not report.ok
+    assert report.exit_status == 1
+    assert capfd.readouterr() == ("", "")
+
+
+# ---- what it leaves alone ----
+
+
+def state_of_the_process() -> dict[str, object]:
+    umask = os.umask(0o077)
+    os.umask(umask)
+    handles = {int(name): os.readlink(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd") if _open(int(name))}
+    return {
+        "umask": umask,
+        "directory": os.getcwd(),
+        "handlers": [signal.getsignal(number) for number in sorted(signal.valid_signals())],
+        "mask": signal.pthread_sigmask(signal.SIG_BLOCK, ()),
+        "handles": handles,
+        "threads": threading.active_count(),
+        "environment": dict(os.environ),
+    }
+
+
+def _open(handle: int) -> bool:
+    """Not the one that listed them."""
+    try:
+        os.fstat(handle)
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("jobs, method", [(1, None), *((3, method) for method in METHODS)])
+def test_the_process_is_as_it_was(
+    source: Path, tmp_path: Path, jobs: int, method: Any, straight_to_the_pool: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if method in ("forkserver", "spawn"):  # what multiprocessing starts once, for all that the process will ever do
+        pcopy.copy(source, tmp_path / "first", jobs=jobs, start_method=method)
+    before = state_of_the_process()
+    assert pcopy.copy(source, tmp_path / "dst", jobs=jobs, start_method=method).ok
+    assert state_of_the_process() == before
+    assert not workers()
+    assert capfd.readouterr() == ("", "")
+
+
+# ---- where it can be called ----
+
+WATCH = """
+import os, sys, threading, time
+import pcopy, pcopy.coordinator
+pcopy.coordinator.FIRST = 0.0  # all by workers, however small the tree
+
+class Watch(pcopy.Observer):
+    seen = set()
+    def progress(self, progress):
+        for task in os.listdir("/proc/self/task"):
+            for child in open(f"/proc/self/task/{task}/children").read().split():
+                command = open(f"/proc/{child}/cmdline").read()
+                kinds = [kind for kind in ("resource_tracker", "forkserver") if kind in command]
+                forked = command == open("/proc/self/cmdline").read()
+                self.seen.add("fork" if forked else kinds[0] if kinds else "spawn")
+
+def thread_with_a_lock():
+    lock, held = threading.Lock(), threading.Event()
+    def hold():
+        with lock:  # which a fork would hand on, held for ever
+            held.set()
+            time.sleep(1000)
+    threading.Thread(target=hold, daemon=True).start()
+    held.wait()
+"""
+COPY = """
+report = pcopy.copy("src", "dst", jobs=2, observer=Watch())
+print(int(report.exit_status), *sorted(Watch.seen - {"resource_tracker"}))
+"""
+
+
+def guarded(text: str) -> str:
+    return "if __name__ == '__main__':\n" + "".join(f"    {line}\n" for line in text.strip().splitlines())
+
+
+PROGRAMS = {
+    "a script with threads": (WATCH + guarded("thread_with_a_lock()\n" + COPY), "0 forkserver"),
+    "a script without a guard": (WATCH + COPY, "0 fork"),
+    "a function in a script without a guard": (
+        WATCH + "def work():\n" + guarded(COPY).partition("\n")[2] + "work()\n",
+        "0 fork",
+    ),
+}
+NOTEBOOKS = {
+    "python -c": (["-c"], WATCH + COPY, "0 fork"),
+    "python -c with threads": (["-c"], WATCH + "thread_with_a_lock()\n" + COPY, "0 forkserver"),
+    "python -c and exec": (["-c"], f"import threading; exec({WATCH + 'thread_with_a_lock()' + COPY!r})", "0 forkserver"),
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_it_works_in(start: Start, source: Path, tmp_path: Path, name: str) -> None:
+    text, expected = PROGRAMS[name]
+    assert start(text).ended() == (0, f"{expected}\n", "")
+    assert read_tree(tmp_path / "dst") == read_tree(source)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_it_works_where_there_is_no_file(source: Path, tmp_path: Path, name: str) -> None:
+    """A notebook's __main__ has no file that a worker could import, and runs threads."""
+    arguments, text, expected = NOTEBOOKS[name]
+    script = Script([*arguments, text], tmp_path)
+    try:
+        assert script.ended() == (0, f"{expected}\n", "")
+    finally:
+        script.clean_up()
+    assert read_tree(tmp_path / "dst") == read_tree(source)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_it_works_in_a_thread(source: Path, tmp_path: Path, jobs: int, straight_to_the_pool: None) -> None:
+    reports: list[pcopy.Report] = []
+    thread = threading.Thread(target=lambda: reports.append(pcopy.copy(source, tmp_path / "dst", jobs=jobs)))
+    thread.start()
+    thread.join(60)
+    assert reports
+    assert reports[0].ok
+    assert read_tree(tmp_path / "dst") == read_tree(source)
+
+
+# ---- how it ends early ----
+
+INTERRUPTED = """
+import sys
+import pcopy
+if __name__ == "__main__":
+    jobs, method, source, destination = sys.argv[1:]
+    try:
+        pcopy.copy(source, destination, jobs=int(jobs), start_method=method, sparse="never")
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+        sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("to_all", [False, True], ids=["to the program", "to its group"])
+@pytest.mark.parametrize("jobs, method", [(1, "fork"), *((3, method) for method in METHODS)])
+def test_a_keyboard_interrupt_goes_through_and_leaves_only_whole_files(
+    start: Start, slow: Path, target: Path, jobs: int, method: str, to_all: bool
+) -> None:
+    script = start(INTERRUPTED, jobs, method, slow, target)
+    assert wait_until(lambda: target.is_dir() and temporary_names(target) and (jobs == 1 or busy(script)), 60)
+    (os.killpg if to_all else os.kill)(script.process.pid, signal.SIGINT)
+    assert script.process.stdout
+    assert script.process.stdout.readline() == "interrupted\n"
+    assert not workers(script.process.pid)
+    assert temporary_names(target) == []
+    assert half_files(slow, target) == []
+    assert script.ended() == (0, "", "")
+
+
+class Trouble(Exception):
+    """Of the observer's own."""
+
+
+class Raises(pcopy.Observer):
+    def __init__(self, when: int, always: bool) -> None:
+        self.when, self.always = when, always
+        self.calls = 0
+
+    def progress(self, progress: pcopy.Progress) -> None:
+        self.calls += 1
+        if self.calls == self.when or (self.always and self.calls > self.when):
+            raise Trouble
+
+
+@pytest.fixture(params=[(1, None), *((3, method) for method in METHODS)], ids=["serial", *METHODS])
+def how(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
+    jobs, method = request.param
+    yield {"jobs": jobs, "start_method": method}
+    assert not workers()
+
+
+@pytest.mark.parametrize("when", [1, 3])
+@pytest.mark.parametrize("always", [False, True], ids=["once", "always"])
+def test_an_observer_that_raises_ends_the_run(slow: Path, target: Path, how: dict[str, Any], when: int, always: bool) -> None:
+    with pytest.raises(Trouble):
+        pcopy.copy(slow, target, sparse="never", observer=Raises(when, always), **how)
+    assert not workers()
+    assert temporary_names(target) == []
+    assert half_files(slow, target) == []
+
+
+def test_a_stop_set_by_another_thread_stops_the_run(slow: Path, target: Path, how: dict[str, Any]) -> None:
+    stop, started = pcopy.Stop(), threading.Event()
+
+    class Starts(pcopy.Observer):
+        def progress(self, progress: pcopy.Progress) -> None:
+            started.set()
+            thread.join(60)
+
+    def set_it() -> None:
+        if started.wait(60):
+            stop.signal = signal.SIGTERM
+
+    thread = threading.Thread(target=set_it)
+    thread.start()
+    report = pcopy.copy(slow, target, sparse="never", observer=Starts(), stop=stop, **how)
+    assert report.signal == signal.SIGTERM
+    assert report.exit_status == 128 + signal.SIGTERM
+    assert not report.ok
+    assert report.files <= 200  # without the large ones
+    assert temporary_names(target) == []
+    assert half_files(slow, target) == []

@@ -1,0 +1,583 @@
+"""The order of operations: at no moment is data lost, half written under a final name, or readable for the wrong user."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import pcopy
+from pcopy.options import Options
+from pcopy.work import Attributes, Entries, Failure, Finish, Job, Outcome, Scan, Tree, Unit
+from pcopy.worker import run
+from tests.conftest import Run, as_root
+from tests.trees import WHEN, Dir, Fifo, File, Hard, Holes, Link, make_tree, read_tree
+
+LARGE = 33 << 20  # bytes: a file of this size is shared out in spans
+DEAD = ".pcopy-{}-{}-0123456789abcdef"  # what a run calls a file that is not whole: whose, how far below its lock
+
+JOBS = pytest.mark.parametrize("jobs", [1, 3])
+
+
+# ---- the calls, in their order --------------------------------------------------------------------------------------
+
+
+def traced(tmp_path: Path, *arguments: object, inject: str = "") -> list[str]:
+    """The system calls of a run, one to a line; handles with the paths that they had."""
+    if not shutil.which("strace"):
+        pytest.skip("needs strace")
+    log = tmp_path / "strace"
+    words = ["strace", "-f", "-qq", "-y", "-s", "4096", "-o", str(log), *(["-e", inject] if inject else [])]
+    words += [sys.executable, "-m", "pcopy", "-j", "1", *map(str, arguments)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    if not log.exists() or not log.stat().st_size:
+        pytest.skip("strace may not trace here")
+    assert inject or done.returncode == 0, done.stderr
+    return [line.split(maxsplit=1)[1] for line in log.read_text(errors="replace").splitlines() if "resumed>" not in line]
+
+
+def calls_on(trace: list[str], path: Path) -> list[str]:
+    """Names of the calls that were given a handle of this file, from its making to its closing."""
+    return [line.partition("(")[0] for line in trace if f"<{path}>" in line]
+
+
+def index(trace: list[str], pattern: str) -> int:
+    """Where the one line stands that matches."""
+    found = [number for number, line in enumerate(trace) if re.search(pattern, line)]
+    assert len(found) == 1, (pattern, [trace[number] for number in found])
+    return found[0]
+
+
+@as_root
+def test_a_new_file_is_made_alone_and_closed_and_its_times_come_last(tmp_path: Path) -> None:
+    """Owner, then mode, so that no set-uid bit is ever on a file of the wrong owner; times last say that it is whole."""
+    source = make_tree(tmp_path / "src", {"f": File(b"text" * 1000, 0o4755, xattrs={"user.x": b"1"}, owner=(12, 34))})
+    trace = traced(tmp_path, source, tmp_path / "dst")
+    copy = tmp_path / "dst/f"
+    made = trace[index(trace, rf"openat\(.*= \d+<{copy}>")]
+    assert all(flag in made for flag in ("O_CREAT", "O_EXCL", "O_NOFOLLOW", "0600")), made
+    calls = calls_on(trace, copy)
+    order = [calls.index(name) for name in ("openat", "fchown", "fsetxattr", "fchmod", "utimensat", "close")]
+    assert order == sorted(order)
+    assert [calls.count(name) for name in ("fchown", "fchmod", "utimensat")] == [1, 1, 1]
+    assert calls[-2:] == ["utimensat", "close"]
+
+
+def test_what_is_no_file_is_never_opened(tmp_path: Path) -> None:
+    """O_PATH gives a handle that stands for an entry and does not open it."""
+    source = make_tree(tmp_path / "src", {"fifo": Fifo(), "link": Link("fifo"), "d": Dir({"fifo": Fifo(0o600)})})
+    trace = traced(tmp_path, source, tmp_path / "dst")
+    opened = [line for line in trace if re.match(r'openat\(.*"(fifo|link)"', line)]
+    assert len(opened) == 6  # the source and the copy of three
+    assert all("O_PATH" in line and "O_NOFOLLOW" in line for line in opened), opened
+
+
+def test_a_directory_gets_its_times_when_its_last_entry_is_in_place(tmp_path: Path) -> None:
+    source = make_tree(tmp_path / "src", {"d": Dir({"f": b"1", "l": Link("f"), "e": Dir({"g": b"2"}), "h": Hard("d/f")})})
+    trace = traced(tmp_path, source, tmp_path / "dst")
+    above = re.escape(str(tmp_path / "dst/d"))
+    changes = [number for number, line in enumerate(trace) if is_change(line, above)]
+    times = [number for number, line in enumerate(trace) if re.match(rf"utimensat\(\d+<{above}>", line)]
+    assert len(changes) >= 4
+    assert times and times[-1] > changes[-1]
+
+
+def is_change(line: str, directory: str) -> bool:
+    calls = r"(mkdirat|symlinkat|linkat|renameat2?|unlinkat|openat(?=.*O_CREAT))"
+    return bool(re.match(rf"{calls}\(.*<{directory}>", line))
+
+
+@pytest.mark.parametrize(
+    ("there", "options"),
+    [({"f": b"old"}, []), ({}, ["--atomic"]), ({}, ["--overwrite", "older"]), ({}, ["--overwrite", "never"])],
+    ids=["replaced", "atomic", "older", "never"],
+)
+def test_a_file_appears_whole_by_a_rename(tmp_path: Path, there: dict[str, object], options: list[str]) -> None:
+    source = make_tree(tmp_path / "src", {"f": File(b"new text", 0o640)})
+    make_tree(tmp_path / "dst", there)
+    trace = traced(tmp_path, *options, source, tmp_path / "dst")
+    temporary = r"\.pcopy-[0-9a-f]{8}-0-[0-9a-f]{16}"
+    made = index(trace, rf'openat\(\d+<[^>]*>, "{temporary}", .*O_EXCL.*, 0600\)')
+    times = index(trace, rf"utimensat\(\d+<[^>]*/{temporary}>")
+    renamed = index(trace, rf'rename\w*\(.*"{temporary}".*"f"')
+    assert made < times < renamed
+    assert not [line for line in trace if re.search(r'openat\([^"]*<[^"]*/dst>, "f", .*O_(WRONLY|RDWR|CREAT)', line)]
+    assert read_tree(tmp_path / "dst") == read_tree(source)
+
+
+def test_a_run_that_is_killed_before_a_rename_leaves_the_old_file_whole_and_the_next_one_clears_up(tmp_path: Path) -> None:
+    source = make_tree(tmp_path / "src", {"f": b"new", "d": Dir({"g": b"new"})})
+    make_tree(tmp_path / "dst", {"f": b"old!", "d": Dir({"g": b"old!"})})
+    for _ in range(2):  # the second run is killed over what the first one left
+        traced(tmp_path, source, tmp_path / "dst", inject="inject=rename,renameat,renameat2:signal=SIGKILL")
+        assert (tmp_path / "dst/f").read_bytes() == b"old!"
+        assert [name for name in os.listdir(tmp_path / "dst") if name.startswith(".pcopy-")] != []
+    copy_equals(source, tmp_path / "dst", 1)
+
+
+# ---- replacing ------------------------------------------------------------------------------------------------------
+
+
+def copy_equals(source: Path, destination: Path, jobs: int) -> pcopy.Report:
+    report = pcopy.copy(source, destination, jobs=jobs)
+    assert report.ok, report.errors
+    assert read_tree(destination) == read_tree(source)
+    return report
+
+
+@JOBS
+@pytest.mark.parametrize("size", [10, LARGE], ids=["small", "large"])
+def test_whoever_reads_the_old_file_goes_on_reading_it(tmp_path: Path, jobs: int, size: int) -> None:
+    source = make_tree(tmp_path / "src", {"f": Holes(size, {0: b"new"})})
+    destination = make_tree(tmp_path / "dst", {"f": File(b"old text", mtime_ns=WHEN - 1), "other": Hard("f")})
+    with open(destination / "f", "rb") as reader:
+        report = pcopy.copy(source, destination, jobs=jobs)
+        assert report.ok, report.errors
+        assert reader.read() == b"old text"
+        assert os.fstat(reader.fileno()).st_ino != (destination / "f").stat().st_ino
+    assert (destination / "f").read_bytes()[:3] == b"new"
+    assert (destination / "other").read_bytes() == b"old text"  # a snapshot's, say
+
+
+KINDS = {
+    "file": File(b"text", 0o640),
+    "set-uid": File(b"text", 0o4755),
+    "large": Holes(LARGE, {3: b"x"}),
+    "symlink": Link("somewhere"),
+    "link to a directory": Link("../out"),
+    "fifo": Fifo(),
+    "empty directory": Dir(),
+}
+
+
+@JOBS
+@pytest.mark.parametrize("wanted", [*KINDS, "directory", "hard link"])
+def test_an_entry_of_another_kind_is_replaced_and_never_gone_through(tmp_path: Path, jobs: int, wanted: str) -> None:
+    out = make_tree(tmp_path / "out", {"keep": b"mine", "x": b"mine"})
+    before = read_tree(out)
+    kinds: dict[str, object] = {**KINDS, "directory": Dir({"x": b"1", "e": Dir({"y": b"2"})}), "hard link": Hard("a")}
+    names = {f"over {kind}": kind for kind in KINDS} | {"over a link to a file": "", "over nothing": ""}
+    source = make_tree(tmp_path / "src", {"a": b"linked", **dict.fromkeys(names, kinds[wanted])})
+    there = {name: KINDS[kind] for name, kind in names.items() if kind}
+    make_tree(tmp_path / "dst", {**there, "over a link to a file": Link("../out/keep"), "a": Link("../out/x")})
+    copy_equals(source, tmp_path / "dst", jobs)
+    assert read_tree(out) == before
+
+
+@JOBS
+@pytest.mark.parametrize("wanted", ["file", "large", "symlink", "fifo"])
+def test_a_directory_that_holds_something_is_not_replaced(tmp_path: Path, jobs: int, wanted: str) -> None:
+    source = make_tree(tmp_path / "src", {"d": KINDS[wanted], "other": b"text", "e": Dir({"d": KINDS[wanted]})})
+    full = Dir({"mine": b"mine"})
+    make_tree(tmp_path / "dst", {"d": full, "e": Dir({"d": full})})
+    report = pcopy.copy(source, tmp_path / "dst", jobs=jobs)
+    assert report.exit_status == 1
+    assert {os.path.relpath(error.path, source) for error in report.errors} == {"d", "e/d"}
+    assert all("a directory that is not empty is in its place" in error.reason for error in report.errors)
+    copy = read_tree(tmp_path / "dst")
+    assert copy.keys() == {b".", b"d", b"d/mine", b"other", b"e", b"e/d", b"e/d/mine"}
+    assert (copy[b"."].mtime_ns, copy[b"e"].mtime_ns) == (WHEN, WHEN)
+
+
+@JOBS
+def test_a_source_among_several_never_goes_into_what_a_link_points_to(tmp_path: Path, jobs: int) -> None:
+    both = make_tree(tmp_path / "src", {"a": Dir({"f": b"1"}), "b": b"2"})
+    out = make_tree(tmp_path / "out", {"b": b"mine"})
+    before = read_tree(out)
+    make_tree(tmp_path / "dst", {"a": Link("../out"), "b": Link("../out/b")})
+    report = pcopy.copy([both / "a", both / "b"], tmp_path / "dst", jobs=jobs)
+    assert report.ok, report.errors
+    assert read_tree(out) == before
+    assert read_tree(tmp_path / "dst/a") == read_tree(both / "a")
+    assert not (tmp_path / "dst/b").is_symlink()
+
+
+# ---- temporary names ------------------------------------------------------------------------------------------------
+
+NEARLY = [
+    ".pcopy-0123ABCD-0-0123456789abcdef",
+    ".pcopy-0123abcd-0-0123456789abcde",
+    ".pcopy-0123abcd-0-0123456789abcdef0",
+    ".pcopy-0123abcd-0-0123456789abcdef.txt",
+    ".pcopy-0123abcd-0-0123456789abcdef\n",
+    ".pcopy-0123abcd-x-0123456789abcdef",
+    ".pcopy-0123abcd--0123456789abcdef",
+    "pcopy-0123abcd-0-0123456789abcdef",
+    " .pcopy-0123abcd-0-0123456789abcdef",
+    ".pcopy-",
+]
+
+
+@JOBS
+def test_what_dead_runs_left_is_cleared_and_nothing_else(tmp_path: Path, jobs: int) -> None:
+    """Of runs into this destination, into one above it, and into one below it."""
+    source = make_tree(tmp_path / "src", {"f": b"text", "d": Dir({"e": Dir({"f": b"1"})})})
+    left: dict[str | bytes, object] = {DEAD.format("0123abcd", depth): b"half" for depth in range(4)}
+    nearly: dict[str | bytes, object] = dict.fromkeys(NEARLY, b"mine")
+    make_tree(tmp_path / "dst", {**left, **nearly, "d": Dir({**left, **nearly, "e": Dir(left)})})
+    report = pcopy.copy(source, tmp_path / "dst", jobs=jobs)
+    assert report.ok, report.errors
+    expected = {b".", b"f", b"d", b"d/e", b"d/e/f"} | {os.fsencode(top + name) for name in NEARLY for top in ("", "d/")}
+    assert read_tree(tmp_path / "dst").keys() == expected
+
+
+def test_what_dead_runs_left_is_not_touched_by_a_dry_run(tmp_path: Path) -> None:
+    source = make_tree(tmp_path / "src", {"f": b"text", "d": Dir()})
+    left = {DEAD.format("0123abcd", 0): b"half"}
+    make_tree(tmp_path / "dst", {**left, "d": Dir({DEAD.format("0123abcd", 1): b"half"})})
+    before = read_tree(tmp_path / "dst")
+    assert pcopy.copy(source, tmp_path / "dst", jobs=1, dry_run=True).ok
+    assert read_tree(tmp_path / "dst") == before
+
+
+@JOBS
+@pytest.mark.parametrize("kind", ["file", "large", "symlink", "fifo", "empty directory", "directory"])
+def test_an_entry_of_the_source_that_looks_like_a_temporary_one_is_an_entry(tmp_path: Path, jobs: int, kind: str) -> None:
+    """It is copied, and the next run finds it there and lets it be."""
+    entry = {**KINDS, "directory": Dir({"x": b"1"})}[kind]
+    name = DEAD.format("0123abcd", 0)
+    source = make_tree(tmp_path / "src", {name: entry, "d": Dir({name: entry, DEAD.format("0123abcd", 1): entry})})
+    copy_equals(source, tmp_path / "dst", jobs)
+    inodes = [os.lstat(tmp_path / "dst" / path).st_ino for path in (name, f"d/{name}")]
+    report = copy_equals(source, tmp_path / "dst", jobs)
+    assert [os.lstat(tmp_path / "dst" / path).st_ino for path in (name, f"d/{name}")] == inodes
+    assert (report.files, report.symlinks, report.specials) == (0, 0, 0)
+
+
+@JOBS
+def test_a_directory_with_a_temporary_name_is_not_ours(tmp_path: Path, jobs: int) -> None:
+    """No run makes such a thing; that it cannot be unlinked is no reason to stop."""
+    source = make_tree(tmp_path / "src", {"f": b"text", "d": Dir({"f": b"text"})})
+    name = DEAD.format("0123abcd", 0)
+    make_tree(tmp_path / "dst", {name: Dir({"mine": b"1"}), "d": Dir({name: Dir({"mine": b"1"})})})
+    report = pcopy.copy(source, tmp_path / "dst", jobs=jobs)
+    assert report.ok, report.errors
+    copy = read_tree(tmp_path / "dst")
+    assert {os.fsencode(path) for path in (f"{name}/mine", f"d/{name}/mine", "f", "d/f")} <= copy.keys()
+
+
+@contextlib.contextmanager
+def live_run(directory: Path) -> Iterator[None]:
+    """Holds what a run into this directory would hold."""
+    handle = os.open(directory, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+@pytest.mark.parametrize("locked", ["dst/d", "."], ids=["below", "above"])
+def test_what_a_live_run_is_writing_is_left_alone(tmp_path: Path, pcopy: Run, locked: str) -> None:
+    """A run into a directory below the destination, or into one above it."""
+    source = make_tree(tmp_path / "src", {"f": b"text", "d": Dir({"e": Dir({"f": b"1"})})})
+    depth = 0 if locked == "dst/d" else 2
+    one, two = DEAD.format("0123abcd", depth), DEAD.format("0123abcd", depth + 1)
+    make_tree(tmp_path / "dst", {"d": Dir({one: b"half", "e": Dir({two: b"half"})})})
+    with live_run(tmp_path / locked):
+        assert pcopy(source, tmp_path / "dst").returncode == 0
+        assert (tmp_path / "dst/d" / one).exists()
+        assert (tmp_path / "dst/d/e" / two).exists()
+    assert pcopy(source, tmp_path / "dst").returncode == 0
+    assert read_tree(tmp_path / "dst") == read_tree(source)
+
+
+# ---- sources that change --------------------------------------------------------------------------------------------
+
+OVERWRITE = """
+import os, sys
+handle = os.open(sys.argv[1], os.O_WRONLY)
+print("ready", flush=True)
+while True:
+    os.pwrite(handle, os.urandom(8), 0)
+"""
+
+
+@contextlib.contextmanager
+def kept_changing(path: Path) -> Iterator[None]:
+    """Somebody writes to a file all the time; two of them, so that one does while the other waits for a processor."""
+    writers = [subprocess.Popen([sys.executable, "-c", OVERWRITE, path], stdout=subprocess.PIPE) for _ in range(2)]
+    try:
+        for writer in writers:
+            assert writer.stdout and writer.stdout.readline() == b"ready\n"
+        yield
+    finally:
+        for writer in writers:
+            writer.kill()
+            writer.communicate()
+
+
+@JOBS
+@pytest.mark.parametrize("size", [30 << 20, LARGE], ids=["whole", "in spans"])
+@pytest.mark.parametrize("old", [b"", b"old"], ids=["new", "replaced"])
+def test_a_source_that_changes_all_the_time_is_reported_and_leaves_nothing(
+    tmp_path: Path, jobs: int, size: int, old: bytes
+) -> None:
+    """Holes are looked for in it, which takes so long that the writers have their turns whatever the machine is doing."""
+    source = make_tree(tmp_path / "src", {"busy": b"x" * size, "quiet": b"text"})
+    make_tree(tmp_path / "dst", {"busy": old} if old else {})
+    with kept_changing(source / "busy"):
+        report = pcopy.copy(source, tmp_path / "dst", jobs=jobs, sparse="always")
+    assert report.exit_status == 1
+    assert [os.path.basename(error.path) for error in report.errors] == ["busy"]
+    assert "changed each time it was copied" in report.errors[0].reason
+    assert (report.files, report.failed, report.vanished) == (1, 1, 0)
+    assert sorted(os.listdir(tmp_path / "dst")) == (["busy", "quiet"] if old else ["quiet"])
+    if old:
+        assert (tmp_path / "dst/busy").read_bytes() == old
+    assert (tmp_path / "dst").stat().st_mtime_ns == WHEN
+    copy_equals(source, tmp_path / "dst", jobs)  # now that nobody writes to it
+
+
+class Deleter(pcopy.Observer):
+    """Takes something away from the source when the first slice is done."""
+
+    def __init__(self, delete: Callable[[], None]) -> None:
+        self.delete, self.done = delete, False
+
+    def progress(self, progress: pcopy.Progress) -> None:
+        if not self.done:
+            self.done = True
+            self.delete()
+
+
+@JOBS
+def test_files_that_vanish_are_counted_and_fail_nothing(tmp_path: Path, jobs: int) -> None:
+    """They are listed in the first slice, which ends long before all of them are copied."""
+    names = [f"f{number}" for number in range(3000)]
+    source = make_tree(tmp_path / "src", {"stays": b"text"})
+    for name in names:
+        (source / name).touch()
+
+    def delete() -> None:
+        for name in names:
+            (source / name).unlink()
+
+    report = pcopy.copy(source, tmp_path / "dst", jobs=jobs, observer=Deleter(delete))
+    assert report.ok, report.errors
+    assert report.vanished > 0
+    assert report.files + report.vanished == 3001
+    assert len(os.listdir(tmp_path / "dst")) == report.files
+
+
+@JOBS
+def test_directories_that_vanish_are_counted_and_leave_nothing(tmp_path: Path, jobs: int) -> None:
+    source = make_tree(tmp_path / "src", {f"d{number}": Dir({"f": b"1"}) for number in range(1000)})
+    report = pcopy.copy(source, tmp_path / "dst", jobs=jobs, observer=Deleter(lambda: remove_all(source)))
+    assert report.ok, report.errors
+    assert report.vanished > 0
+    copied = os.listdir(tmp_path / "dst")
+    assert len(copied) + report.vanished >= 1000
+    assert [name for name in copied if not os.listdir(tmp_path / "dst" / name)] == []
+
+
+def remove_all(top: Path) -> None:
+    for name in os.listdir(top):
+        shutil.rmtree(top / name)
+
+
+# ---- units, as a worker gets them -----------------------------------------------------------------------------------
+
+
+def do(tmp_path: Path, unit: Unit, token: str = "0123abcd") -> Outcome:
+    """Run one unit over the trees "src" and "dst"."""
+    inodes = [(state.st_dev, state.st_ino) for state in ((tmp_path / name).stat() for name in ("src", "dst"))]
+    tree = Tree(str(tmp_path / "src"), str(tmp_path / "dst"), inodes[0], inodes[1])
+    return run(Job(Options(), (tree,), token, 0o022), [unit], 60.0)
+
+
+@pytest.mark.parametrize("regular", [True, False])
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_name_that_is_gone_when_its_turn_comes_has_vanished(tmp_path: Path, fresh: bool, regular: bool) -> None:
+    make_tree(tmp_path / "src", {"there": b"text"})
+    make_tree(tmp_path / "dst", {})
+    outcome = do(tmp_path, Entries(0, "", ("gone", "there"), fresh, regular, 1.0))
+    assert (outcome.tally.vanished, outcome.tally.files, outcome.tally.failed) == (1, 1, 0)
+    assert not outcome.failures
+    assert os.listdir(tmp_path / "dst") == ["there"]
+
+
+def test_a_copy_whose_directory_is_gone_from_the_destination_has_failed(tmp_path: Path) -> None:
+    """The error is the same as that of a source that vanished; what it means is not."""
+    make_tree(tmp_path / "src", {"d": Dir({"f": b"text"})})
+    make_tree(tmp_path / "dst", {})
+    outcome = do(tmp_path, Entries(0, "d", ("f",), True, True, 1.0))
+    assert (outcome.tally.vanished, outcome.tally.failed) == (0, 1)
+    assert [os.path.relpath(failure.path, tmp_path) for failure in outcome.failures] == ["src/d/f"]
+
+
+@pytest.mark.parametrize("path", ["d", "d/e"])
+def test_a_directory_that_becomes_a_link_in_the_destination_is_not_followed(tmp_path: Path, path: str) -> None:
+    """Between the making of the directory and the copy of its files."""
+    make_tree(tmp_path / "src", {"d": Dir({"f": b"text", "e": Dir({"f": b"text"})})})
+    out = make_tree(tmp_path / "out", {"e": Dir()})
+    before = read_tree(out)
+    make_tree(tmp_path / "dst", {"d": Link("../out")})
+    finish = Finish(0, path, Attributes(0o777, 0, 0, WHEN, WHEN))
+    for unit in (Entries(0, path, ("f",), True, True, 1.0), Scan(0, path, True, 1.0), finish):
+        assert do(tmp_path, unit).failures
+    assert read_tree(out) == before
+
+
+@pytest.mark.parametrize("path", ["d", "d/e"])
+def test_a_directory_that_becomes_a_link_in_the_source_is_not_followed(tmp_path: Path, path: str) -> None:
+    make_tree(tmp_path / "out", {"f": b"secret", "e": Dir({"f": b"secret"})})
+    make_tree(tmp_path / "src", {"d": Link("../out")})
+    make_tree(tmp_path / "dst", {"d": Dir({"e": Dir()})})
+    for unit in (Entries(0, path, ("f",), True, True, 1.0), Scan(0, path, False, 1.0)):
+        assert do(tmp_path, unit).failures
+    assert not [name for name in read_tree(tmp_path / "dst") if name.endswith(b"f")]
+
+
+@pytest.mark.parametrize(
+    "entry", [Fifo(), Link("other"), Link("/etc/passwd"), Dir()], ids=["fifo", "link", "secret", "directory"]
+)
+def test_a_file_that_became_something_else_is_copied_as_what_it_is_or_has_failed(tmp_path: Path, entry: object) -> None:
+    """A FIFO that took the place of a file must not be waited for, nor a link be followed."""
+    make_tree(tmp_path / "src", {"f": entry})
+    make_tree(tmp_path / "dst", {})
+    outcome = do(tmp_path, Entries(0, "", ("f",), True, True, 1.0))
+    if isinstance(entry, Dir):
+        assert outcome.tally.failed == 1
+        assert os.listdir(tmp_path / "dst") == []
+    else:
+        assert not outcome.failures
+        assert read_tree(tmp_path / "dst")[b"f"] == read_tree(tmp_path / "src")[b"f"]
+
+
+def test_a_unit_that_is_done_twice_changes_nothing(tmp_path: Path) -> None:
+    """A killed worker's units are given to another, which finds what the first one did."""
+    source = make_tree(tmp_path / "src", {"f": b"text", "l": Link("f"), "p": Fifo(), "h": b"1", "h2": Hard("h")})
+    make_tree(tmp_path / "dst", {})
+    for _ in range(2):
+        outcome = do(tmp_path, Entries(0, "", ("f",), True, True, 1.0))
+        assert not outcome.failures
+        outcome = do(tmp_path, Entries(0, "", ("l", "p"), True, False, 1.0))
+        assert not outcome.failures
+    copy = read_tree(tmp_path / "dst")
+    assert {path: copy[path] for path in (b"f", b"l", b"p")} == {path: read_tree(source)[path] for path in (b"f", b"l", b"p")}
+
+
+def test_a_half_file_of_a_killed_worker_is_replaced(tmp_path: Path) -> None:
+    source = make_tree(tmp_path / "src", {"f": b"the whole text"})
+    make_tree(tmp_path / "dst", {})
+    (tmp_path / "dst/f").write_bytes(b"the whole")
+    outcome = do(tmp_path, Entries(0, "", ("f",), True, True, 1.0))
+    assert not outcome.failures
+    assert read_tree(tmp_path / "dst")[b"f"] == read_tree(source)[b"f"]
+
+
+# ---- what a run says of itself --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fate", ["files", "directories", "symlinks", "hardlinks", "specials", "unchanged", "vanished", "skipped"]
+)
+def test_a_run_that_cannot_account_for_all_it_found_fails(fate: str) -> None:
+    report = pcopy.Report(found=10, files=8, directories=1)
+    setattr(report, fate, getattr(report, fate) + 1)
+    report.reconcile("/there")
+    assert report.ok
+    for found in (11, 9):
+        report = pcopy.Report(found=found, files=10)
+        report.reconcile("/there")
+        assert report.exit_status == 1
+        (error,) = report.errors
+        assert (error.path, error.operation) == ("/there", "reconcile")
+        assert f"found {found} entries, but can account for 10" in error.reason
+
+
+def test_failures_are_accounted_for_and_a_run_that_was_stopped_owes_no_account() -> None:
+    report = pcopy.Report(found=2, files=1, failed=1, errors=[Failure("/f", "read", 5, "Input/output error")])
+    report.reconcile("/there")
+    assert (len(report.errors), report.exit_status) == (1, 1)
+    for stopped in (pcopy.Report(found=9, stopped=True), pcopy.Report(found=9, signal=2)):
+        stopped.reconcile("/there")
+        assert not stopped.errors
+
+
+@JOBS
+def test_times_of_directories_are_right_after_failures(tmp_path: Path, jobs: int) -> None:
+    """Files that fail in them, directories that do, and what stands in the way of both."""
+    deep = Dir(
+        {"bad": File(b"1"), "good": b"2", "e": Dir({"bad": b"1", "l": Link("nothing")}, mtime_ns=WHEN + 1)}, mtime_ns=WHEN + 2
+    )
+    source = make_tree(tmp_path / "src", {"bad": b"1", "d": deep, "big": Holes(LARGE)})
+    full = Dir({"mine": b"mine"})
+    make_tree(tmp_path / "dst", {"bad": full, "big": full, "d": Dir({"bad": full, "e": Dir({"bad": full})})})
+    report = pcopy.copy(source, tmp_path / "dst", jobs=jobs)
+    assert (report.exit_status, report.failed) == (1, 4)
+    copy, wanted = read_tree(tmp_path / "dst"), read_tree(source)
+    for path in (b".", b"d", b"d/e", b"d/good", b"d/e/l"):
+        assert copy[path] == wanted[path]
+
+
+@JOBS
+@pytest.mark.parametrize("size", [100_000, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("half", ["shorter", "of the full length", "empty"])
+def test_a_half_file_is_replaced_by_the_next_run(tmp_path: Path, jobs: int, size: int, half: str) -> None:
+    """Its times are those of the moment when the power went, even where its length is right."""
+    source = make_tree(tmp_path / "src", {"f": b"x" * size, "g": b"whole"})
+    copy_equals(source, tmp_path / "dst", jobs)
+    os.truncate(tmp_path / "dst/f", 0 if half == "empty" else size // 2)
+    if half == "of the full length":
+        os.truncate(tmp_path / "dst/f", size)
+    report = copy_equals(source, tmp_path / "dst", jobs)
+    assert (report.files, report.unchanged) == (1, 1)
+
+
+def test_a_file_that_is_half_written_has_never_the_times_of_a_whole_one(tmp_path: Path) -> None:
+    """Killed when its bytes are there and its times are to be set: the next run copies it again."""
+    source = make_tree(tmp_path / "src", {"f": File(b"text", 0o640)})
+    traced(tmp_path, source, tmp_path / "dst", inject="inject=fchmod:signal=SIGKILL")
+    half = os.stat(tmp_path / "dst/f")
+    assert half.st_mtime_ns != WHEN
+    assert stat.S_IMODE(half.st_mode) == 0o600  # nobody else could read it meanwhile
+    assert copy_equals(source, tmp_path / "dst", 1).files == 1
+
+
+@as_root
+@JOBS
+def test_a_set_uid_file_whose_owner_changed_gets_the_new_owner_and_keeps_the_bit(tmp_path: Path, jobs: int) -> None:
+    """On a rerun that finds the contents unchanged, in place; a change of owner takes the bit away (chown(2))."""
+    source = make_tree(tmp_path / "src", {"f": File(b"text", 0o4755, owner=(12, 34)), "d": Dir({"g": File(b"1", 0o2755)})})
+    copy_equals(source, tmp_path / "dst", jobs)
+    for name, mode in (("f", 0o4755), ("d/g", 0o2755)):
+        os.chown(source / name, 56, 78)
+        os.chmod(source / name, mode)
+    assert copy_equals(source, tmp_path / "dst", jobs).unchanged == 2
+
+
+@as_root
+@JOBS
+def test_special_bits_are_not_kept_without_the_owner(tmp_path: Path, jobs: int) -> None:
+    """Somebody's set-uid program must not become root's."""
+    files = {"uid": File(b"1", 0o4755, owner=(12, 0)), "gid": File(b"1", 0o2755, owner=(0, 34)), "own": File(b"1", 0o6755)}
+    source = make_tree(tmp_path / "src", files)
+    report = pcopy.copy(source, tmp_path / "dst", jobs=jobs, preserve={"mode", "times", "links", "xattr"})
+    assert report.ok, report.errors
+    modes = {path: f"{state.mode:o}" for path, state in read_tree(tmp_path / "dst").items() if path != b"."}
+    assert modes == {b"uid": "755", b"gid": "755", b"own": "6755"}
+    assert report.lost == {"set-uid and set-gid bits": 2}
+
+
+@JOBS
+def test_what_dead_runs_left_is_cleared_where_single_files_go_too(tmp_path: Path, jobs: int) -> None:
+    """But not what is being copied itself, under whatever name, nor a directory."""
+    one, two, three = (DEAD.format(f"{number:08x}", 0) for number in range(3))
+    source = make_tree(tmp_path / "src", {one: b"text", "f": b"text"})
+    make_tree(tmp_path / "dst", {one: File(b"text"), two: b"half", three: Dir()})
+    inode = (tmp_path / "dst" / one).stat().st_ino
+    report = pcopy.copy([source / one, source / "f"], tmp_path / "dst", jobs=jobs)
+    assert report.ok, report.errors
+    assert read_tree(tmp_path / "dst").keys() == {b".", b"f", os.fsencode(one), os.fsencode(three)}
+    assert (tmp_path / "dst" / one).stat().st_ino == inode
