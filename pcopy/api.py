@@ -220,6 +220,7 @@ def prepare(
     exclusive = not (len(landings) == 1 and landings[0].names)
     fresh = {top: make_top(top, options, may_replace=False)}
     if not options.dry_run:
+        check_usable(top)
         handle, alone = stack.enter_context(locked(top, exclusive, report))
         keep = {landing.rename or name for landing in landings for name in landing.names}
         if keep and alone:  # without names the directory is scanned, and cleared by who scans it
@@ -282,14 +283,32 @@ def locked(top: str, exclusive: bool, report: Report) -> Iterator[tuple[int, boo
             fs.lock(handle, exclusive=True)
             alone = True
         except BlockingIOError:
-            if exclusive:
-                raise OSError(errno.EWOULDBLOCK, "another run is copying into it: wait until it has ended", top) from None
-            fs.lock(handle, exclusive=False)
+            lock_with_others(handle, top, exclusive)
         except OSError as error:
             report.warnings.append(f"{top}: cannot be locked ({error.strerror}): see to it that no other run copies into it")
         yield handle, alone
     finally:
         os.close(handle)
+
+
+def lock_with_others(handle: int, top: str, exclusive: bool) -> None:
+    """Another run has a lock: only single files may go beside other single files."""
+    try:
+        if exclusive:
+            raise BlockingIOError
+        fs.lock(handle, exclusive=False)
+    except BlockingIOError:
+        raise OSError(errno.EWOULDBLOCK, "another run is copying into it: wait until it has ended", top) from None
+
+
+def check_usable(top: str) -> None:
+    """Say once what would otherwise be said of each entry. Raises OSError; a directory of our own can be made writable."""
+    if os.access(top, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        return
+    if os.statvfs(top).f_flag & os.ST_RDONLY:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), top)
+    if os.stat(top).st_uid != os.geteuid():
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), top)
 
 
 def current_umask() -> int:

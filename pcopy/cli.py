@@ -136,6 +136,7 @@ def main(context: click.Context, /, **given: Any) -> NoReturn:
     One SOURCE directory: DESTINATION becomes a copy of it; run the line again to bring it up to date. One SOURCE file:
     DESTINATION is its new name or the directory it goes into. Several: DESTINATION is the directory they go into.
     """
+    open_closed_streams()
     try:
         status = run_compare(context, given) if given["compare"] else run_copy(context, given)
     except UsageError as error:
@@ -273,6 +274,14 @@ def emit(text: str) -> None:
     """Data."""
     with contextlib.suppress(BrokenPipeError):
         print(text, flush=True)
+
+
+def open_closed_streams() -> None:
+    """Started with closed streams (2>&-), Python has None for them, and the next file opened would get their number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
 
 
 def leave(status: int) -> NoReturn:

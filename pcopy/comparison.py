@@ -272,7 +272,8 @@ def workplace(source: Path | None, destination: Path | None) -> Iterator[str]:
     if source is not None:
         tree = os.path.realpath(os.fsdecode(source))
         if not os.path.isdir(tree):
-            raise UsageError(f"{os.fsdecode(source)}: is not a directory; --compare copies a tree")
+            what = "is not a directory; --compare copies a tree" if os.path.lexists(tree) else "the source does not exist"
+            raise UsageError(f"{os.fsdecode(source)}: {what}")
         base = os.path.dirname(tree) if os.access(os.path.dirname(tree), os.W_OK) else None
     if destination is not None:
         base = os.path.abspath(os.fsdecode(destination))

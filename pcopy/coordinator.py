@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from pcopy.engines import Engine, dead_workers, end_workers
 from pcopy.result import Observer, Progress, Report, Stop
-from pcopy.work import Entries, Finish, Group, Inode, Job, Link, Outcome, Place, Scan, Seal, Shared, Span, Unit
+from pcopy.work import Entries, Failure, Finish, Group, Inode, Job, Link, Outcome, Place, Scan, Seal, Shared, Span, Unit
 from pcopy.worker import Slice, run
 
 # Seconds of a slice. Long: messages are rare, but a worker that runs dry waits so long for the others' leftovers.
@@ -117,8 +117,18 @@ class Coordinator:
         for unit in units:
             self.deaths.pop(unit, None)
         self.learn_batch(len(units), outcome)
+        outcome.failures = self.worth_telling(outcome.failures)
         self.report.absorb(outcome)
         self.tell(outcome)
+
+    def worth_telling(self, failures: list[Failure]) -> list[Failure]:
+        """That nothing more can be written is said once, not for each entry that was under way."""
+        kept, said = [], self.report.stopped
+        for one in failures:
+            if not (one.fatal and said):
+                kept.append(one)
+            said |= one.fatal
+        return kept
 
     def learn_batch(self, given: int, outcome: Outcome) -> None:
         """Units enough for a long slice, and few that come back undone."""
@@ -239,7 +249,7 @@ class Coordinator:
 
         A unit that was alone in flight when its worker died, three times in a row, is given up.
         """
-        if WORKER_DIED not in self.report.warnings:
+        if not self.stopped and WORKER_DIED not in self.report.warnings:
             self.report.warnings.append(WORKER_DIED)
         alone = len(slices) == 1 and len(slices[0]) == 1
         for unit in [unit for units in slices for unit in units]:

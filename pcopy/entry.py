@@ -82,6 +82,8 @@ class Copier:
                 if error.errno not in (errno.ELOOP, errno.ENXIO):  # a link or a socket took its place
                     raise
         state = fs.look_at(name, pair.source, self.follow)
+        if stat.S_ISDIR(state.st_mode):
+            raise OSError(errno.EISDIR, "became a directory while it was copied: run the same line again")
         if state.st_nlink > 1 and self.keep_links and not first:
             return shared(state)
         copy = None if pair.destination == ABSENT else fs.look_if_there(target, pair.destination)
@@ -126,9 +128,12 @@ class Copier:
             return True
         if abs(mtime_ns - copy.st_mtime_ns) >= GRAINS[-1]:
             return False
-        if copy.st_dev not in self.grains:
-            self.grains[copy.st_dev] = 10**9 if self.options.dry_run else self.measure_grain(pair)
-        grain = self.grains[copy.st_dev]
+        if self.options.dry_run:
+            grain = grain_of(copy)
+        else:
+            if copy.st_dev not in self.grains:
+                self.grains[copy.st_dev] = self.measure_grain(pair)
+            grain = self.grains[copy.st_dev]
         return mtime_ns // grain * grain == copy.st_mtime_ns
 
     def measure_grain(self, pair: Pair) -> int:
@@ -317,12 +322,24 @@ class Copier:
 
     # ---- hard links ----
 
+    def fate_of_link(self, pair: Pair, unit: Link, first: Pair, state: os.stat_result) -> Fate:
+        """What :meth:`link` would do."""
+        target = unit.rename or unit.name
+        copy = None if pair.destination == ABSENT else fs.look_if_there(target, pair.destination)
+        if copy is None:
+            return Fate.HARDLINK
+        made = None if first.destination == ABSENT else fs.look_if_there(unit.first.name, first.destination)
+        if made and os.path.samestat(copy, made) and self.same(pair, unit.name, target, state, copy):
+            return Fate.UNCHANGED
+        skipped = self.fate_of(pair, unit.name, target, state, copy) is Fate.SKIPPED
+        return Fate.SKIPPED if skipped else Fate.HARDLINK
+
     def link(self, pair: Pair, unit: Link, first: Pair) -> Result | None:
         """Make one more name of an inode. None if it has to be copied instead."""
         target = unit.rename or unit.name
         state = fs.look_at(unit.name, pair.source, self.follow)
         if self.options.dry_run:
-            return Result(Fate.HARDLINK)
+            return Result(self.fate_of_link(pair, unit, first, state))
         made = fs.look_if_there(unit.first.name, first.destination)
         if made is None or stat.S_IFMT(made.st_mode) != stat.S_IFMT(state.st_mode):
             return None
@@ -350,6 +367,11 @@ class Copier:
         if copy:
             self.put_in_place(place, target, pair.destination)
         return Result(Fate.HARDLINK)
+
+
+def grain_of(copy: os.stat_result) -> int:
+    """A guess that writes nothing: the kernel sets the change time, as finely as the file system keeps times."""
+    return next(grain for grain in reversed(GRAINS) if copy.st_ctime_ns % grain == copy.st_mtime_ns % grain == 0)
 
 
 def shared(state: os.stat_result) -> Result:

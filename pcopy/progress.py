@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -27,10 +28,28 @@ WINDOW = 5.0  # seconds over which the rate is taken
 FIGURES = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
 
+class Unheard:
+    """stderr, but a reader who has gone is no reason to end a copy."""
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
+
+    def __getattr__(self, name: str) -> Any:  # fileno, encoding, isatty
+        return getattr(sys.stderr, name)
+
+
 class Lines(Observer):
     """Names failures, and entries if they are told; for when there is no bar."""
 
     words: Mapping[str, str] = MappingProxyType({})  # what to say instead of what is told
+
+    def __init__(self) -> None:
+        self.stream = Unheard()
 
     def event(self, what: str, path: str) -> None:
         self.write(f"{self.words.get(what, what)} {shown(path)}")
@@ -39,7 +58,7 @@ class Lines(Observer):
         self.write(f"pcopy: {failure_line(failure)}")
 
     def write(self, line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+        print(line, file=self.stream, flush=True)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -51,6 +70,7 @@ class Bars(Lines):
     wants_total = True
 
     def __init__(self) -> None:
+        super().__init__()
         from tqdm import tqdm
 
         tqdm.monitor_interval = 0  # its thread would forbid fork to the pool
@@ -60,9 +80,9 @@ class Bars(Lines):
             bar_format="{percentage:3.0f}%|{bar}| {desc}",
             dynamic_ncols=True,
             leave=False,
-            file=sys.stderr,
+            file=self.stream,
         )
-        self.name: tqdm[Any] = tqdm(total=0, position=1, bar_format="{desc}", dynamic_ncols=True, leave=False, file=sys.stderr)
+        self.name: tqdm[Any] = tqdm(total=0, position=1, bar_format="{desc}", dynamic_ncols=True, leave=False, file=self.stream)
         self.began = self.drawn = time.monotonic()
         self.shown = 0.0
         self.history: list[tuple[float, int]] = [(self.began, 0)]
@@ -91,7 +111,7 @@ class Bars(Lines):
         return (now - self.began) * (1 - self.shown) / self.shown if self.shown > 0.01 else None
 
     def write(self, line: str) -> None:
-        self.bar.write(line, file=sys.stderr)
+        self.bar.write(line, file=self.stream)
 
     def close(self) -> None:
         self.name.close()
@@ -109,7 +129,7 @@ def figures(progress: Progress, rate: float, left: float | None, narrow: bool) -
     """What stands beside the bar. A plus says that the total is still growing."""
     from tqdm import tqdm
 
-    more = "+" if progress.growing else ""
+    more = "+" if progress.growing and not progress.expected else ""
     time_left = "--:--" if left is None else tqdm.format_interval(left)
     total = progress.expected[0] if progress.expected else progress.found
     if narrow:
@@ -120,7 +140,7 @@ def figures(progress: Progress, rate: float, left: float | None, narrow: bool) -
 def short(count: float) -> str:
     """A number in at most five characters: 12.3k."""
     for suffix, factor in reversed(FIGURES.items()):
-        if count >= factor:
+        if count >= 0.9995 * factor:
             return f"{count / factor:.1f}{suffix}" if count < 99.95 * factor else f"{count / factor:.0f}{suffix}"
     return f"{count:.0f}"
 
