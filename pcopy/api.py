@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
 import stat
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
+from types import FrameType
+from typing import Literal, TypeVar
 
 from pcopy import filesystem as fs
 from pcopy.coordinator import Coordinator, coordinate
@@ -22,6 +25,8 @@ from pcopy.worker import BATCH
 
 Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 OverwriteName = Literal["changed", "always", "older", "never"]
+Choice = TypeVar("Choice", Overwrite, When)
+DEFAULT = signal.default_int_handler
 WhenName = Literal["auto", "always", "never"]
 
 
@@ -71,12 +76,12 @@ def copy(
     """
     options = Options(
         jobs=check_jobs(jobs),
-        overwrite=Overwrite(overwrite),
+        overwrite=check_choice("overwrite", Overwrite, overwrite),
         preserve=check_preserve(preserve),
         dereference=dereference,
         one_file_system=one_file_system,
-        reflink=When(reflink),
-        sparse=When(sparse),
+        reflink=check_choice("reflink", When, reflink),
+        sparse=check_choice("sparse", When, sparse),
         atomic=atomic,
         dry_run=dry_run,
         verbose=verbose,
@@ -107,11 +112,35 @@ def copy(
                 named = len(unit.names) if isinstance(unit, Entries) else 0
                 coordinator.progress.found += named
                 report.found += named or 1
-            coordinate(coordinator, engine_for(options))
+            with stopped_by_ctrl_c(stop):
+                coordinate(coordinator, engine_for(options))
     report.signal = stop.signal
     report.seconds = time.monotonic() - started
     report.reconcile(top)
     return report
+
+
+@contextlib.contextmanager
+def stopped_by_ctrl_c(stop: Stop) -> Iterator[None]:
+    """Where Ctrl-C would raise KeyboardInterrupt anywhere, let it be raised when the run has stopped; the second at once."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not DEFAULT:
+        yield
+        return
+    asked = False
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked, stop.signal = True, number
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, DEFAULT)
+    if asked:
+        raise KeyboardInterrupt
 
 
 def engine_for(options: Options) -> Engine:
@@ -135,6 +164,13 @@ def check_jobs(jobs: int | None) -> int:
     if not 1 <= jobs <= 1024:
         raise UsageError(f"jobs {jobs}: must be from 1 to 1024")
     return jobs
+
+
+def check_choice(name: str, kind: type[Choice], value: str) -> Choice:
+    try:
+        return kind(value)
+    except ValueError:
+        raise UsageError(f"{name} {value!r}: must be one of {', '.join(one.value for one in kind)}") from None
 
 
 def check_preserve(preserve: Iterable[str]) -> frozenset[str]:

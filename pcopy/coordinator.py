@@ -303,8 +303,9 @@ def drive(coordinator: Coordinator, executor: Executor) -> None:
                 running[submit(executor, coordinator.job, portion)] = portion.units
             if not running or collect(coordinator, executor, running):
                 return
-    except BaseException:  # Ctrl-C in a program that did not ask for anything else
+    except BaseException:  # the observer raised, or a signal handler
         coordinator.stop.signal = coordinator.stop.signal or signal.SIGINT
+        coordinator.observer = Observer()
         collect(coordinator, executor, running, FOREVER)
         raise
 

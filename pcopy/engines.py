@@ -84,7 +84,13 @@ def pool_class() -> type[ProcessPoolExecutor]:
     from concurrent.futures import ProcessPoolExecutor
 
     class QuietPool(ProcessPoolExecutor):
-        """Starts its workers with the stopping signals blocked: until begin_worker, nothing of them is prepared for one."""
+        """Starts its workers with the stopping signals blocked: until begin_worker, nothing of them is prepared for one.
+
+        All of them at the first call, under every method: started one by one, as ProcessPoolExecutor does unless it
+        forks, they change a dict that its other thread may be reading when a worker dies.
+        """
+
+        _safe_to_dynamically_spawn_children = property(lambda self: False, lambda self, value: None)
 
         def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
             before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)

@@ -13,6 +13,7 @@ a directory lies the unit that finishes it, so a directory that one worker copie
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -61,7 +62,11 @@ def run(job: Job, units: Sequence[Unit], seconds: float, ahead: bool = False) ->
     with Handles(job) as handles:
         work = Slice(job, handles, started + seconds, ahead)
         work.stack.extend(units)
-        work.go()
+        try:
+            work.go()
+        except BaseException:
+            work.discard()
+            raise
     work.outcome.seconds = time.monotonic() - started
     return work.outcome
 
@@ -100,6 +105,14 @@ class Slice:
                 break
         self.outcome.leftover = self.waiting + self.stack
         self.outcome.lost = self.copier.metadata.lost
+
+    def discard(self) -> None:
+        """This slice ends by force: take away the large files that nobody else will hear of."""
+        for unit in self.stack:
+            if isinstance(unit, Seal):
+                with contextlib.suppress(OSError):
+                    pair = self.handles.pair(unit.tree, unit.path)
+                    fs.remove_if_there(unit.large.temporary, pair.destination)
 
     # ---- units ----
 
@@ -237,7 +250,7 @@ class Slice:
             if large.tries + 1 >= TRIES:
                 raise changed() from None
             self.stack.append(again(large))
-        except OSError:
+        except BaseException:
             fs.remove_if_there(large.temporary, pair.destination)
             raise
         else:

@@ -103,7 +103,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"sources": ["src", "other/src"]}, "both"),
     ({"jobs": 0}, "jobs"),
     ({"jobs": 1025}, "jobs"),
-    ({"preserve": {"mode", "colour"}}, "colour"),
+    ({"preserve": ["mode", "colour"]}, "colour"),
     ({"overwrite": "sometimes"}, "sometimes"),
     ({"reflink": "perhaps"}, "perhaps"),
     ({"sparse": "perhaps"}, "perhaps"),
