@@ -69,6 +69,7 @@ class Coordinator:
         self.ruined: set[Group] = set()
         self.deaths: Counter[Unit] = Counter()
         self.suspects: deque[Unit] = deque()  # held by a worker when it died
+        self.trial = False  # one of them is in flight
         self.batch = 1
         self.scans: deque[Scan] = deque()  # apart from the frontier while scanning runs ahead
         self.unscanned = 0  # directories
@@ -172,8 +173,12 @@ class Coordinator:
         """The next slice; None if all that is left has to wait."""
         if self.stopped:
             return None
+        if running and (self.suspects or self.trial):
+            return None  # a unit that may kill its worker must be alone in flight for that to be seen
+        self.trial = bool(self.suspects)
         if self.suspects:
-            return None if running else Portion([self.suspects.popleft()], LONG)
+            suspect = self.suspects.popleft()
+            return Portion([suspect], LONG, ahead=isinstance(suspect, Scan))  # a file in it is the likelier killer
         if self.runs_ahead:
             return self.portion(self.scans, running, ahead=True)
         if not self.frontier:

@@ -58,7 +58,7 @@ class Directories:
         if "mode" not in self.options.preserve:
             mode = state.st_mode & 0o777 & ~self.job.umask if unit.fresh else pair.mode or 0
             listing.attributes = listing.attributes._replace(mode=mode)
-        self.make_directories(pair, listing)
+        self.make_directories(pair, listing, unit.fresh)
         return listing
 
     def enter(self, unit: Scan) -> tuple[Pair, os.stat_result]:
@@ -139,17 +139,17 @@ class Directories:
             keep = {name for name in (*listing.regular, *listing.other) if name.startswith(".pcopy-")}
             fs.clear_stale(listing.there, keep, pair.depth, pair.destination, self.job.token)
 
-    def make_directories(self, pair: Pair, listing: Listing) -> None:
+    def make_directories(self, pair: Pair, listing: Listing, fresh: bool) -> None:
         """Make the copies of all the directories in one, so that its own times can be set before theirs."""
         found, listing.directories = listing.directories, []
         for name, _ in found:
             try:
-                self.make_directory(pair, name, listing)
+                self.make_directory(pair, name, listing, fresh)
             except OSError as error:
                 path = f"{pair.path}/{name}" if pair.path else name
                 listing.failures.append(fs.failure(path, error))
 
-    def make_directory(self, pair: Pair, name: str, listing: Listing) -> None:
+    def make_directory(self, pair: Pair, name: str, listing: Listing, fresh: bool) -> None:
         there = listing.there.get(name)
         if there is False:
             if self.options.overwrite is Overwrite.NEVER:
@@ -161,9 +161,9 @@ class Directories:
             try:
                 fs.make_directory(name, pair.destination)
             except FileExistsError:
-                there = stat.S_ISDIR(fs.look_at(name, pair.destination).st_mode)
-                if not there:
+                if not stat.S_ISDIR(fs.look_at(name, pair.destination).st_mode):
                     raise
+                there = not fresh  # in a directory that this run made, a killed worker of this run made it
         listing.directories.append((name, not there))
 
     def take_away(self, unit: Scan) -> Finish | None:

@@ -76,8 +76,8 @@ class Copier:
         if new and self.straight:
             try:
                 return self.file(pair, name, target, first)
-            except FileExistsError:
-                pass  # a killed worker's, or somebody else's
+            except FileExistsError:  # the scan did not see it: a killed worker's, or somebody else's
+                self.clear(pair, name, target, new)
             except OSError as error:
                 if error.errno not in (errno.ELOOP, errno.ENXIO):  # a link or a socket took its place
                     raise
@@ -94,6 +94,18 @@ class Copier:
             if fate is Fate.SKIPPED:
                 return Result(fate)
         return self.make(pair, name, target, state, copy, first)
+
+    def clear(self, pair: Pair, name: str, target: str, new: bool) -> None:
+        """Take away what a killed worker left of an entry: its temporary name, and its own name if it was ``new``.
+
+        A file that is whole stays: its times say so.
+        """
+        fs.remove_if_there(fs.temporary_name(self.token, pair.depth, target), pair.destination)
+        copy = fs.look_if_there(target, pair.destination) if new else None
+        if copy and stat.S_ISREG(copy.st_mode):
+            state = fs.look_at(name, pair.source, self.follow)
+            if not self.same(pair, name, target, state, copy):
+                fs.remove_if_there(target, pair.destination)
 
     # ---- deciding ----
 

@@ -286,9 +286,22 @@ class Slice:
     @classmethod
     def given_up(cls, job: Job, unit: Unit, reason: str) -> Outcome:
         """The outcome of a unit that could not be run at all."""
-        work = cls(job, Handles(job), 0.0)
-        work.fail_unit(unit, Failure(work.source_path(unit), "copy", None, reason))
-        return work.outcome
+        with Handles(job) as handles:
+            return cls(job, handles, 0.0).give_up(unit, reason)
+
+    def give_up(self, unit: Unit, reason: str) -> Outcome:
+        failure = Failure(self.source_path(unit), "copy", None, reason)
+        if isinstance(unit, Seal) and not unit.discard:  # it has to be taken away, and is counted there
+            self.outcome.failures.append(failure)
+            self.outcome.leftover.append(unit._replace(discard=True))
+            return self.outcome
+        if isinstance(unit, Entries):
+            with contextlib.suppress(OSError):
+                pair = self.handles.pair(unit.tree, unit.path)
+                for name in unit.names:
+                    self.copier.clear(pair, name, unit.rename or name, unit.fresh)
+        self.fail_unit(unit, failure)
+        return self.outcome
 
     def entry_failed(self, unit: Entries | Link, pair: Pair, name: str, error: OSError) -> None:
         """Gone from the source since the scan is no failure; everything else is."""
