@@ -268,33 +268,34 @@ class Copier:
                 raise OSError(errno.ENXIO, "became another kind of entry while it was copied")
             if state.st_nlink > 1 and self.keep_links and not first:
                 return shared(state)
-            large = state.st_size > LARGE
-            if replace or large:
-                place = fs.temporary_name(self.token, pair.depth, target)
-                handle = self.create_temporary(place, pair.destination)
-            else:
-                place, handle = target, fs.create(target, pair.destination)
-            try:
-                if large and not self.contents.try_clone(source, handle):
-                    return self.begin(handle, place, state)
-                size = state.st_size if large else self.contents.whole(source, handle, state)
-                after = os.fstat(source)
-                if (
-                    after.st_mtime_ns != state.st_mtime_ns
-                    or after.st_ctime_ns != state.st_ctime_ns
-                    or after.st_size != state.st_size
-                ):
-                    raise SourceChanged
-                self.metadata.dress(source, handle, state, pair)
-                written, handle = handle, CLOSED  # Linux closes it even if it reports an error (close(2))
-                fs.close_written(written)
-                if place != target:
-                    fs.rename(place, target, pair.destination)
-            except BaseException:
-                abandon(handle, place, pair.destination)
-                raise
+            replace = replace or state.st_size > LARGE
+            place = fs.temporary_name(self.token, pair.depth, target) if replace else target
+            return self.write(source, state, pair, place, target)
         finally:
             os.close(source)
+
+    def write(self, source: int, state: os.stat_result, pair: Pair, place: str, target: str) -> Result:
+        """Make the copy of an open file as ``place``, and give it its name when it is whole."""
+        handle, size = CLOSED, state.st_size
+        try:
+            create = fs.create if place == target else self.create_temporary
+            handle = create(place, pair.destination)
+            if size <= LARGE:
+                size = self.contents.whole(source, handle, state)
+            elif not self.contents.try_clone(source, handle):
+                return self.begin(handle, place, state)
+            if is_changed(state, os.fstat(source)):
+                raise SourceChanged
+            self.metadata.dress(source, handle, state, pair)
+            written, handle = handle, CLOSED  # Linux closes it even if it reports an error (close(2))
+            fs.close_written(written)
+            if place != target:
+                fs.rename(place, target, pair.destination)
+        except FileExistsError:
+            raise  # it is not ours
+        except BaseException:
+            abandon(handle, place, pair.destination)
+            raise
         return Result(Fate.FILE, size)
 
     def create_temporary(self, name: str, directory: int) -> int:
@@ -392,6 +393,11 @@ def shared(state: os.stat_result) -> Result:
 
 def fate_when_made(mode: int) -> Fate:
     return Fate.FILE if stat.S_ISREG(mode) else Fate.SYMLINK if stat.S_ISLNK(mode) else Fate.SPECIAL
+
+
+def is_changed(before: os.stat_result, after: os.stat_result) -> bool:
+    """Whether an open file was written to, or had its attributes changed, between two looks at it."""
+    return after.st_mtime_ns != before.st_mtime_ns or after.st_ctime_ns != before.st_ctime_ns or after.st_size != before.st_size
 
 
 def version_of(state: os.stat_result) -> Version:
