@@ -140,6 +140,7 @@ class Worker:
     """The state of this worker process, for its signal handler."""
 
     in_slice = False
+    ending = False
 
 
 def begin_worker() -> None:
@@ -167,7 +168,9 @@ def guarded(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
 
 def terminate(*_: object) -> None:
     """Sent by an executor that broke, and by service managers to all processes of a service at once."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if Worker.ending:  # a broken executor sends it again, maybe while the first is being answered
+        return
+    Worker.ending = True
     if Worker.in_slice:
         raise Terminated
     os._exit(128 + signal.SIGTERM)

@@ -276,7 +276,7 @@ class Copier:
 
     def write(self, source: int, state: os.stat_result, pair: Pair, place: str, target: str) -> Result:
         """Make the copy of an open file as ``place``, and give it its name when it is whole."""
-        handle, size = CLOSED, state.st_size
+        handle, closing, size = CLOSED, False, state.st_size
         try:
             create = fs.create if place == target else self.create_temporary
             handle = create(place, pair.destination)
@@ -287,14 +287,13 @@ class Copier:
             if is_changed(state, os.fstat(source)):
                 raise SourceChanged
             self.metadata.dress(source, handle, state, pair)
-            written, handle = handle, CLOSED  # Linux closes it even if it reports an error (close(2))
+            written, handle, closing = handle, CLOSED, True  # it is closed even if close reports an error (close(2))
             fs.close_written(written)
             if place != target:
                 fs.rename(place, target, pair.destination)
-        except FileExistsError:
-            raise  # it is not ours
-        except BaseException:
-            abandon(handle, place, pair.destination)
+        except BaseException as error:
+            if handle != CLOSED or closing or not isinstance(error, OSError):  # else nothing was made
+                abandon(handle, place, pair.destination)
             raise
         return Result(Fate.FILE, size)
 

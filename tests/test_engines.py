@@ -66,8 +66,8 @@ def state_of(process: int) -> str:
 def workers(top: int | None = None) -> list[int]:
     """The worker processes of a run. What multiprocessing keeps for later, once for all runs, is none."""
     top, tree = top or os.getpid(), parents()
-    helpers = {one for one, parent in tree.items() if parent == top and "multiprocessing.forkserver" in command_of(one)}
-    found = [one for one, parent in tree.items() if parent in helpers or (parent == top and one not in helpers)]
+    servers = {one for one, parent in tree.items() if parent == top and "multiprocessing.forkserver" in command_of(one)}
+    found = [one for one, parent in tree.items() if parent in servers or (parent == top and one not in servers)]
     return [one for one in found if "resource_tracker" not in command_of(one)]
 
 
@@ -91,7 +91,7 @@ def wait_until(true: Callable[[], object], seconds: float) -> bool:
 
 
 class Script:
-    """A Python program in a session of its own, with a mark on all its processes."""
+    """A Python program in a process group of its own, with a mark on all its processes."""
 
     def __init__(self, command: list[str], where: Path, environment: dict[str, str] | None = None) -> None:
         self.mark = uuid.uuid4().hex
