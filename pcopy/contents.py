@@ -43,7 +43,8 @@ class Contents:
         size = state.st_size
         holes = state.st_blocks * 512 < size
         if self.direct and size and not holes:  # nearly every file
-            return self.stream(source, target, size)
+            done = self.range(source, target, size) if self.ranges else 0
+            return size if done == size else done + self.stream(source, target, size - done)
         if self.reflink is When.ALWAYS:
             share_blocks(source, target)
             return size

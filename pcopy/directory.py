@@ -68,7 +68,7 @@ class Directories:
         source = fs.open_directory(name or ".", parent.source, self.options.dereference)
         try:
             state = os.fstat(source)
-            destination, mode = self.open_copy(name or ".", parent.destination)
+            destination, mode = self.open_copy(name or ".", parent.destination, unit.fresh)
         except OSError:
             os.close(source)
             raise
@@ -77,7 +77,7 @@ class Directories:
             parent.close()
         return self.handles.keep(Pair(unit.tree, unit.path, source, destination, depth, readable=True, mode=mode)), state
 
-    def open_copy(self, name: str, parent: int) -> tuple[int, int | None]:
+    def open_copy(self, name: str, parent: int, fresh: bool) -> tuple[int, int | None]:
         """Open the copy of a directory, and tell its mode. One of ours that we may not use we may use until it is finished."""
         if parent == ABSENT:
             return ABSENT, None
@@ -93,6 +93,8 @@ class Directories:
                 raise
             mode = self.make_accessible(name, parent)
             handle = fs.open_directory(name, parent)
+        if fresh and mode is None:
+            return handle, mode
         state = os.fstat(handle)
         mode = stat.S_IMODE(state.st_mode) if mode is None else mode
         if self.owner and state.st_uid == self.owner and ~mode & ALL_OF_OWNER and not self.options.dry_run:

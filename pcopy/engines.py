@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from concurrent.futures import ProcessPoolExecutor
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Objects between two looks for garbage: a slice makes many that live for one entry, and no cycles.
+GARBAGE = 50_000
 METHODS = ("fork", "forkserver", "spawn")
 
 
@@ -147,7 +149,8 @@ def begin_worker() -> None:
     """Prepare a worker: it ends with the coordinator and leaves Ctrl-C to it."""
     import gc
 
-    gc.freeze()
+    gc.freeze()  # what was there before the fork is not looked at, and so not copied
+    gc.set_threshold(GARBAGE)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, terminate)

@@ -71,8 +71,11 @@ class Copier:
         self.metadata = Metadata(options, job.umask)
         self.grains: dict[int, int] = {}  # st_dev: granularity of times in nanoseconds
 
-    def copy(self, pair: Pair, name: str, target: str, new: bool, first: bool) -> Result:
-        """Copy one entry. ``new``: a regular file that the destination lacks, says the scan; ``first``: of its inode."""
+    def copy(self, pair: Pair, name: str, target: str, new: bool, first: bool) -> int | Result:
+        """Copy one entry. ``new``: a regular file that the destination lacks, says the scan; ``first``: of its inode.
+
+        Returns the bytes of a file that was copied, which is what nearly all come to, or a Result.
+        """
         if new and self.straight:
             try:
                 return self.file(pair, name, target, first)
@@ -187,14 +190,14 @@ class Copier:
 
     def make(
         self, pair: Pair, name: str, target: str, state: os.stat_result, copy: os.stat_result | None, first: bool
-    ) -> Result:
+    ) -> int | Result:
         """Make the copy of an entry, in place of ``copy`` if there is one."""
         regular = stat.S_ISREG(state.st_mode)
         directory = copy is not None and stat.S_ISDIR(copy.st_mode)
         if self.options.dry_run:
             if directory:
                 self.refuse_full(target, pair.destination)
-            return Result(fate_when_made(state.st_mode), state.st_size if regular else 0)
+            return state.st_size if regular else Result(fate_when_made(state.st_mode))
         if directory:
             self.clear_directory(target, pair.destination)
             copy = None
@@ -251,16 +254,8 @@ class Copier:
             fs.remove_if_there(place, directory)
             raise
 
-    def file(self, pair: Pair, name: str, target: str, first: bool, replace: bool = False) -> Result:
+    def file(self, pair: Pair, name: str, target: str, first: bool, replace: bool = False, tries: int = TRIES) -> int | Result:
         """Copy a regular file, again if the source changed meanwhile."""
-        for _ in range(TRIES):
-            try:
-                return self.file_once(pair, name, target, first, replace)
-            except SourceChanged:
-                continue
-        raise changed()
-
-    def file_once(self, pair: Pair, name: str, target: str, first: bool, replace: bool) -> Result:
         source = fs.open_to_read(name, pair.source, self.follow)
         try:
             state = os.fstat(source)
@@ -271,11 +266,15 @@ class Copier:
             replace = replace or state.st_size > LARGE
             place = fs.temporary_name(self.token, pair.depth, target) if replace else target
             return self.write(source, state, pair, place, target)
+        except SourceChanged:
+            if tries == 1:
+                raise changed() from None
         finally:
             os.close(source)
+        return self.file(pair, name, target, first, replace, tries - 1)
 
-    def write(self, source: int, state: os.stat_result, pair: Pair, place: str, target: str) -> Result:
-        """Make the copy of an open file as ``place``, and give it its name when it is whole."""
+    def write(self, source: int, state: os.stat_result, pair: Pair, place: str, target: str) -> int | Result:
+        """Make the copy of an open file as ``place``, and give it its name when it is whole. Returns its bytes."""
         handle, closing, size = CLOSED, False, state.st_size
         try:
             create = fs.create if place == target else self.create_temporary
@@ -295,7 +294,7 @@ class Copier:
             if handle != CLOSED or closing or not isinstance(error, OSError):  # else nothing was made
                 abandon(handle, place, pair.destination)
             raise
-        return Result(Fate.FILE, size)
+        return size
 
     def create_temporary(self, name: str, directory: int) -> int:
         try:
@@ -391,7 +390,7 @@ def shared(state: os.stat_result) -> Result:
 
 
 def fate_when_made(mode: int) -> Fate:
-    return Fate.FILE if stat.S_ISREG(mode) else Fate.SYMLINK if stat.S_ISLNK(mode) else Fate.SPECIAL
+    return Fate.SYMLINK if stat.S_ISLNK(mode) else Fate.SPECIAL
 
 
 def is_changed(before: os.stat_result, after: os.stat_result) -> bool:

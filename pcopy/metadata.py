@@ -54,29 +54,39 @@ class Metadata:
             names = fs.attributes_of(source)
             if names or pair.inherits:
                 self.copy_attributes(source, target, names)
-        if not stat.S_ISLNK(state.st_mode):
-            mode = self.mode_of(state.st_mode, owned)
-            if mode != self.new or pair.inherits:
+        mode = None if stat.S_ISLNK(state.st_mode) else self.mode_of(state.st_mode, owned)
+        if mode == self.new and not pair.inherits:
+            mode = None
+        try:
+            if mode is not None:
+                fs.set_mode(target, mode)
+            if self.keep_times:
+                fs.set_times(target, state.st_atime_ns, state.st_mtime_ns)
+        except OSError:  # which of the two is not allowed?
+            if mode is not None:
                 self.attempt("mode", fs.set_mode, target, mode)
-        if self.keep_times:
-            self.attempt("times", fs.set_times, target, state.st_atime_ns, state.st_mtime_ns)
+            if self.keep_times:
+                self.attempt("times", fs.set_times, target, state.st_atime_ns, state.st_mtime_ns)
 
     def learn(self, target: Target, pair: Pair) -> None:
         """What new entries of a directory get: the group can be the directory's, the owner that of a squashed root."""
         state = os.stat(target)
         pair.owner = (state.st_uid, state.st_gid)
-        pair.inherits = DEFAULT_ACL in fs.attributes_of(fs.by_name(".", pair.destination))
+        if pair.readable or fs.PROC:
+            directory: Target = pair.destination if pair.readable else fs.by_name(".", pair.destination)
+            pair.inherits = DEFAULT_ACL in fs.attributes_of(directory)
 
     def finish_directory(self, source: int, target: int, wanted: Attributes) -> None:
         """Give a directory what its source had when it was scanned; touch nothing that is right already."""
         state = os.fstat(target)
-        owned = (state.st_uid, state.st_gid) == (wanted.uid, wanted.gid)
+        owned = as_it_was = (state.st_uid, state.st_gid) == (wanted.uid, wanted.gid)
         if not owned:
             owned = self.keep_owner and self.own(target, wanted.uid, wanted.gid)
+        names = fs.attributes_of(source) if self.keep_xattrs else []
         if self.keep_xattrs:
-            self.copy_attributes(source, target, fs.attributes_of(source))
+            self.copy_attributes(source, target, names)
         mode = self.mode_of(wanted.mode, owned) if self.keep_mode else wanted.mode
-        if mode != stat.S_IMODE(os.fstat(target).st_mode):
+        if names or not as_it_was or mode != stat.S_IMODE(state.st_mode):  # an owner or an ACL may have changed it
             self.attempt("mode", fs.set_mode, target, mode)
         if self.keep_times and (state.st_mtime_ns, state.st_atime_ns) != (wanted.mtime_ns, wanted.atime_ns):
             self.attempt("times", fs.set_times, target, wanted.atime_ns, wanted.mtime_ns)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pcopy.comparison import Comparison, Contender
 from pcopy.result import Report
 from pcopy.work import Failure
+
+if TYPE_CHECKING:  # it is only used by comparisons, and takes long to import
+    from pcopy.comparison import Comparison, Contender
 
 UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 KEYS = (

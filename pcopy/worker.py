@@ -82,21 +82,14 @@ class Slice:
         self.stack: list[Unit] = []
         self.waiting: list[Unit] = []  # for something that only the coordinator knows
         self.open: set[object] = set()  # groups that are held by something outside of this slice
+        self.unprivileged = os.geteuid() != 0
         self.verbose = job.options.verbose
-        self.do: dict[type, Callable[[Any], None]] = {
-            Scan: self.scan,
-            Entries: self.copy_entries,
-            Span: self.copy_span,
-            Seal: self.seal,
-            Link: self.link,
-            Finish: self.finish,
-        }
 
     def go(self) -> None:
         while self.stack:  # the time is looked at last: a slice without any still makes progress
             unit = self.stack.pop()
             try:
-                self.do[type(unit)](unit)
+                DO[type(unit)](self, unit)
             except OSError as error:
                 self.fail_unit(unit, fs.failure(self.source_path(unit), error))
             except Exception as error:  # a fault in pcopy itself: it must not take the other entries with it
@@ -132,7 +125,7 @@ class Slice:
         prefix = f"{path}/" if path else ""
         for name, fresh in listing.directories:
             self.stack.append(Scan(tree, prefix + name, fresh, share * DIRECTORY_WEIGHT))
-        last = bool(os.geteuid()) and not listing.attributes.mode & stat.S_IXUSR
+        last = self.unprivileged and not listing.attributes.mode & stat.S_IXUSR
         self.stack.append(Finish(tree, path, listing.attributes, last))
         fresh = unit.fresh
         for names, regular in ((listing.other, False), (listing.regular, True)):
@@ -150,9 +143,10 @@ class Slice:
             return
         pair = self.handles.pair(unit.tree, unit.path)
         copy, clock, deadline, names = self.copier.copy, time.monotonic, self.deadline, unit.names
+        failures = self.outcome.failures
         new, first, rename = unit.fresh and unit.regular, unit.first_of is not None, unit.rename
-        tally = self.outcome.tally
-        done, at, began_large = 0, 0, False
+        done = at = files = size = 0
+        began_large = False
         for at, name in enumerate(names):
             if at and clock() >= deadline:
                 break
@@ -163,27 +157,27 @@ class Slice:
             except Exception as error:
                 self.fail(unforeseen(self.full(unit.tree, unit.path, name), error))
             else:
-                if result.fate is Fate.FILE:
-                    tally.files += 1
-                    tally.bytes += result.size
+                if type(result) is int:
+                    files += 1
+                    size += result
                     if self.verbose:
                         self.event("copied", unit, name)
                 else:
-                    self.settle(unit, name, result)
-                    began_large = result.fate is Fate.LARGE
+                    assert isinstance(result, Result)
+                    began_large = self.settle(unit, name, result)
             done = at + 1
-            if began_large:
-                break  # it comes first, so that others can join in
-            if self.outcome.failures and self.outcome.fatal:
-                break
+            if began_large or (failures and self.outcome.fatal):
+                break  # a large file comes first, so that others can join in
+        self.outcome.tally.files += files
+        self.outcome.tally.bytes += size
         self.outcome.share += unit.share * done / len(names)
         self.outcome.current = f"{unit.path}/{names[at]}" if unit.path else names[at]
         if done < len(names):
             rest = unit._replace(names=names[done:], share=unit.share * (len(names) - done) / len(names))
             self.stack.insert(len(self.stack) - (2 if began_large else 0), rest)  # below the large file's two units
 
-    def settle(self, unit: Entries, name: str, result: Result) -> None:
-        """Note what became of an entry that is no plain new file."""
+    def settle(self, unit: Entries, name: str, result: Result) -> bool:
+        """Note what became of an entry that is no plain file. True if a large file was begun."""
         share = unit.share / len(unit.names)
         if result.fate is Fate.SHARED:
             assert result.inode
@@ -203,6 +197,7 @@ class Slice:
         else:
             self.count(result.fate)
             self.event(WORDS.get(result.fate, "copied"), unit, name)
+        return result.fate is Fate.LARGE
 
     def copy_span(self, unit: Span) -> None:
         large, position, piece = unit.large, unit.start, FIRST_PIECE
@@ -388,3 +383,13 @@ def again(large: Large) -> Entries:
 
 def unforeseen(path: str, error: Exception) -> Failure:
     return Failure(path, "copy", None, f"unforeseen {type(error).__name__}: {error}")
+
+
+DO: dict[type, Callable[[Slice, Any], None]] = {
+    Scan: Slice.scan,
+    Entries: Slice.copy_entries,
+    Span: Slice.copy_span,
+    Seal: Slice.seal,
+    Link: Slice.link,
+    Finish: Slice.finish,
+}

@@ -397,7 +397,7 @@ def test_an_entry_that_raises_something_unforeseen_is_a_named_failure(
         make_tree(tmp_path / "dst", {"d2": Dir({"f7": "old"})})
     before = Copier.copy
 
-    def copy(self: Copier, pair: object, name: str, *rest: object) -> Result:
+    def copy(self: Copier, pair: object, name: str, *rest: object) -> int | Result:
         if name == "f7":
             raise RuntimeError("a fault in pcopy")
         return before(self, pair, name, *rest)  # type: ignore[arg-type]
