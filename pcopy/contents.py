@@ -35,13 +35,14 @@ class Contents:
         self.sparse = options.sparse
         self.reflink = options.reflink
         self.ranges = hasattr(os, "copy_file_range") and options.reflink is not When.NEVER
+        self.extent = (0, 0)  # of the file at hand: the stretch of data that was found last
         self.direct = options.reflink is not When.ALWAYS and options.sparse is not When.ALWAYS
         self.sendfile = hasattr(os, "sendfile") and sys.platform == "linux"
 
     def whole(self, source: int, target: int, state: os.stat_result) -> int:
         """Copy a whole file, its holes included. Returns its length in bytes, as it was read."""
         size = state.st_size
-        holes = state.st_blocks * 512 < size
+        holes = has_holes(state)
         if self.direct and size and not holes:  # nearly every file
             done = self.range(source, target, size) if self.ranges else 0
             return size if done == size else done + self.stream(source, target, size - done)
@@ -58,7 +59,8 @@ class Contents:
         """Copy the data of a file and leave out its holes."""
         if self.sparse is When.AUTO and self.try_clone(source, target):
             return size
-        reached = self.span(source, target, 0, size)
+        self.begin()
+        reached = self.span(source, target, 0, size, holes=True)
         set_length(target, reached)
         return reached
 
@@ -74,17 +76,32 @@ class Contents:
                 raise
             return False
 
-    def span(self, source: int, target: int, start: int, stop: int) -> int:
-        """Copy the bytes from start to stop to the same place, without the holes unless they are to be filled.
+    def begin(self) -> None:
+        """Another file is at hand."""
+        self.extent = (0, 0)
+
+    def span(self, source: int, target: int, start: int, stop: int, holes: bool) -> int:
+        """Copy the bytes from start to stop to the same place; if there are ``holes``, without them unless to be filled.
 
         Returns how far it came: less than ``stop`` if the source ends earlier.
         """
+        holes = holes and self.sparse is not When.NEVER
         while start < stop:
-            data, end = (start, stop) if self.sparse is When.NEVER else next_extent(source, start, stop)
+            data, end = self.next_data(source, start, stop) if holes else (start, stop)
             if data < end and (done := self.piece(source, target, data, end - data)) < end - data:
                 return data + done
             start = end
         return stop
+
+    def next_data(self, source: int, start: int, stop: int) -> tuple[int, int]:
+        """The first stretch of data between start and stop; (stop, stop) if there is only a hole.
+
+        What was found last is remembered: to look for the end of a gigabyte of data, tmpfs passes over each of its pages.
+        """
+        if not self.extent[0] <= start < self.extent[1]:
+            self.extent = next_extent(source, start)
+        data, end = self.extent
+        return min(max(data, start), stop), min(end, stop)
 
     def piece(self, source: int, target: int, start: int, size: int) -> int:
         """Copy ``size`` bytes from ``start`` to the same place. Returns how many there were."""
@@ -135,18 +152,21 @@ class Contents:
         return done
 
 
-def next_extent(source: int, start: int, stop: int) -> tuple[int, int]:
-    """The first stretch of data between start and stop, as (its start, its end); (stop, stop) if only a hole is left."""
+def has_holes(state: os.stat_result) -> bool:
+    """Whether a file takes less room than its length, as files with holes do."""
+    return state.st_blocks * 512 < state.st_size
+
+
+def next_extent(source: int, start: int) -> tuple[int, int]:
+    """The first stretch of data from ``start`` on, as (its start, its end); beyond every file if only a hole is left."""
     try:
         data = os.lseek(source, start, os.SEEK_DATA)
-        if data >= stop:
-            return stop, stop
-        return data, min(os.lseek(source, data, os.SEEK_HOLE), stop)
+        return data, os.lseek(source, data, os.SEEK_HOLE)
     except OSError as error:
         if error.errno == errno.ENXIO:  # no data up to the end of the file
-            return stop, stop
+            return sys.maxsize, sys.maxsize
         if error.errno in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP):  # cannot tell: take all for data
-            return start, stop
+            return start, sys.maxsize
         raise
 
 

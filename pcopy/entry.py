@@ -17,7 +17,7 @@ import stat
 from typing import NamedTuple
 
 from pcopy import filesystem as fs
-from pcopy.contents import Contents
+from pcopy.contents import Contents, has_holes
 from pcopy.handles import ABSENT, Pair
 from pcopy.metadata import Metadata
 from pcopy.options import Overwrite
@@ -52,6 +52,7 @@ class Result(NamedTuple):
     links: int = 1
     version: Version | None = None
     temporary: str = ""
+    holes: bool = False
 
 
 class SourceChanged(Exception):
@@ -309,7 +310,7 @@ class Copier:
         """Leave a large file to whoever has time: its length set, its bytes to be copied."""
         fs.set_length(handle, state.st_size)
         fs.close_written(handle)
-        return Result(Fate.LARGE, state.st_size, version=version_of(state), temporary=place)
+        return Result(Fate.LARGE, state.st_size, version=version_of(state), temporary=place, holes=has_holes(state))
 
     def seal(self, pair: Pair, large: Large) -> None:
         """Give a large file its attributes and its name. Raises SourceChanged if the source is not what it was."""

@@ -120,6 +120,7 @@ class Large(NamedTuple):
     target: str
     temporary: str
     size: int  # bytes
+    holes: bool
     version: Version
     first_of: Inode | None
     tries: int

@@ -190,7 +190,7 @@ class Slice:
             assert result.version
             self.outcome.large_found += result.size
             large = Large(
-                unit.tree, unit.path, name, unit.rename or name, result.temporary, result.size, result.version,
+                unit.tree, unit.path, name, unit.rename or name, result.temporary, result.size, result.holes, result.version,
                 unit.first_of, unit.tries, share,
             )  # fmt: skip
             self.stack += [Seal(large), Span(large, 0, result.size)]
@@ -205,6 +205,7 @@ class Slice:
             return
         pair = self.handles.pair(large.tree, large.path)
         self.outcome.current = f"{large.path}/{large.name}" if large.path else large.name
+        self.copier.contents.begin()
         source = fs.open_to_read(large.name, pair.source, self.job.options.dereference)
         try:
             target = fs.open_to_write(large.temporary, pair.destination)
@@ -214,7 +215,7 @@ class Slice:
                     if position > unit.start and began >= self.deadline:
                         break
                     stop = min(unit.stop, position + piece)
-                    if self.copier.contents.span(source, target, position, stop) < stop:
+                    if self.copier.contents.span(source, target, position, stop, large.holes) < stop:
                         break  # the source has shrunk: the seal will see it
                     self.outcome.large_done += stop - position
                     position = stop

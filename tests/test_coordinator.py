@@ -63,7 +63,7 @@ def finish(path: str = "", last: bool = False) -> Finish:
 
 
 def large(path: str = "", name: str = "big", size: int = 64 * MIB, first_of: tuple[int, int] | None = None) -> Large:
-    return Large(0, path, name, name, ".temporary", size, Version(INODE, size, 1, 2), first_of, 0, 0.1)
+    return Large(0, path, name, name, ".temporary", size, False, Version(INODE, size, 1, 2), first_of, 0, 0.1)
 
 
 def shared(name: str, path: str = "", links: int = 3) -> Shared:
