@@ -71,8 +71,16 @@ class Bars(Lines):
 
     def __init__(self) -> None:
         super().__init__()
+        self.began = self.drawn = time.monotonic()
+        self.shown = 0.0
+        self.history: list[tuple[float, int]] = [(self.began, 0)]
+        self.opened = False
+
+    def open(self) -> None:
+        """At the first picture: what ends before that does not wait for tqdm, and the workers do not either."""
         from tqdm import tqdm
 
+        self.opened = True
         tqdm.monitor_interval = 0  # its thread would forbid fork to the pool
         tqdm.set_lock(threading.RLock())  # instead of one that imports multiprocessing
         self.bar: tqdm[Any] = tqdm(
@@ -83,14 +91,13 @@ class Bars(Lines):
             file=self.stream,
         )
         self.name: tqdm[Any] = tqdm(total=0, position=1, bar_format="{desc}", dynamic_ncols=True, leave=False, file=self.stream)
-        self.began = self.drawn = time.monotonic()
-        self.shown = 0.0
-        self.history: list[tuple[float, int]] = [(self.began, 0)]
 
     def progress(self, progress: Progress) -> None:
         now = time.monotonic()
         if now - self.drawn < INTERVAL:
             return
+        if not self.opened:
+            self.open()
         self.drawn = now
         self.history = [*[one for one in self.history if one[0] > now - WINDOW], (now, progress.bytes)]
         self.shown = max(self.shown, min(progress.fraction(), ALMOST))  # an estimate may fall, a bar may not
@@ -111,11 +118,15 @@ class Bars(Lines):
         return (now - self.began) * (1 - self.shown) / self.shown if self.shown > 0.01 else None
 
     def write(self, line: str) -> None:
-        self.bar.write(line, file=self.stream)
+        if self.opened:
+            self.bar.write(line, file=self.stream)
+        else:
+            super().write(line)
 
     def close(self) -> None:
-        self.name.close()
-        self.bar.close()
+        if self.opened:
+            self.name.close()
+            self.bar.close()
 
 
 def terminal_width() -> int:

@@ -52,7 +52,7 @@ class Observer:
     """Is told how a run goes. This one does nothing; override what you want to hear.
 
     It is called in the process and thread that called :func:`pcopy.copy`, at most once for each slice. With
-    ``wants_total``, directories are read ahead of the copying, which costs a few percent and tells the total early.
+    ``wants_total``, directories are read ahead of the copying where the storage is slow, which tells the total early.
     """
 
     wants_total = False

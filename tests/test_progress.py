@@ -30,6 +30,10 @@ PICTURE = re.compile(r"^ *(\d+)%\|")
 # ---- a terminal -----------------------------------------------------------------------------------------------------
 
 
+# Pictures ten times as often, so that there are some of a copy that does not last.
+OFTEN = "import pcopy.progress as p; p.INTERVAL = 0.01; from pcopy.cli import main; main()"
+
+
 @dataclass
 class Screen:
     """What a terminal of so many columns shows; knows the few controls that a bar needs, and refuses any other.
@@ -93,7 +97,7 @@ def on_terminal(columns: int, *arguments: object) -> tuple[int, Screen]:
             fcntl.ioctl(2, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
             environment = {**os.environ, "TERM": "xterm", "PYTHONIOENCODING": "utf-8"}
             environment.pop("COLUMNS", None)
-            os.execve(sys.executable, [sys.executable, "-m", "pcopy", *map(str, arguments)], environment)
+            os.execve(sys.executable, [sys.executable, "-c", OFTEN, *map(str, arguments)], environment)
         finally:
             os._exit(127)
     shown = b""
