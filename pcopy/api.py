@@ -254,7 +254,8 @@ def prepare(
     """Make and lock what the run writes into, and say with which units it begins. Raises OSError."""
     token = os.urandom(4).hex()
     exclusive = not (len(landings) == 1 and landings[0].names)
-    fresh = {top: make_top(top, options, may_replace=False)}
+    becomes_a_copy = any(landing.destination == top and not landing.names for landing in landings)
+    fresh = {top: make_top(top, options, may_replace=False, mode=0o700 if becomes_a_copy else 0o777)}
     if not options.dry_run:
         check_usable(top)
         handle, alone = stack.enter_context(locked(top, exclusive, report))
@@ -280,12 +281,12 @@ def prepare(
     return Job(options, tuple(trees), token, current_umask()), units
 
 
-def make_top(path: str, options: Options, may_replace: bool) -> bool:
+def make_top(path: str, options: Options, may_replace: bool, mode: int = 0o700) -> bool:
     """Make a directory that sources go into. True if it was not there."""
     if options.dry_run:
         return not os.path.isdir(path)
     try:
-        os.mkdir(path, 0o700)
+        os.mkdir(path, mode)
         return True
     except FileExistsError:
         if os.path.isdir(path) and not (may_replace and os.path.islink(path)):
@@ -293,7 +294,7 @@ def make_top(path: str, options: Options, may_replace: bool) -> bool:
         if not may_replace:
             raise
     os.unlink(path)
-    os.mkdir(path, 0o700)
+    os.mkdir(path, mode)
     return True
 
 

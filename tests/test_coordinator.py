@@ -568,3 +568,14 @@ def test_a_slice_without_time_still_makes_progress(tmp_path: Path) -> None:
     report = sliced(tmp_path, 2, lambda: 0.0)
     assert report.ok, report.errors
     assert read_tree(tmp_path / "dst") == read_tree(source)
+
+
+def test_a_directory_waits_for_names_that_came_back_with_it() -> None:
+    """A slice that gives back a directory to be finished and, with it, a name in it that has to be linked."""
+    coordinator = a_coordinator(1, [entries("d", "a")])
+    taken = take(coordinator, 0)
+    coordinator.absorb(taken, Outcome(leftover=[finish("d")], shared=[shared("a", "d")]))
+    first = take(coordinator, 0)
+    assert [type(unit) for unit in first] == [Entries]
+    done(coordinator, first)
+    assert take(coordinator, 0) == [finish("d")]

@@ -640,3 +640,10 @@ def test_a_destination_that_another_run_holds_stops_the_run(here: Path, pcopy: R
     assert last.startswith("stopped early: ")
     assert read_tree(here / "there") == before
     assert pcopy("-q", *sources, "there", cwd=here).returncode == 0  # the lock went with its run
+
+
+def test_a_directory_made_for_several_sources_has_the_mode_of_a_new_one(tmp_path: Path, pcopy: Run) -> None:
+    make_tree(tmp_path / "one", {"f": b"1"})
+    make_tree(tmp_path / "two", {"f": b"2"})
+    assert pcopy("one", "two", "new", umask=0o027).returncode == 0
+    assert (tmp_path / "new").stat().st_mode & 0o7777 == 0o750
