@@ -45,10 +45,15 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Import what is used when it is used: ``pcopy --version`` must not pay for the rest."""
-    if name not in HOMES:
-        raise AttributeError(f"module 'pcopy' has no attribute {name!r}")
-    from importlib import import_module
+if not TYPE_CHECKING:  # who checks types is to see what there is, and nothing else
 
-    return getattr(import_module(f"pcopy.{HOMES[name]}"), name)
+    def __getattr__(name: str) -> Any:
+        """Import what is used when it is used: ``pcopy --version`` must not pay for the rest."""
+        if name not in HOMES:
+            raise AttributeError(f"module 'pcopy' has no attribute {name!r}")
+        from importlib import import_module
+
+        return getattr(import_module(f"pcopy.{HOMES[name]}"), name)
+
+    def __dir__() -> list[str]:
+        return __all__

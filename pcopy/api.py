@@ -161,8 +161,8 @@ def processors() -> int:
 def check_jobs(jobs: int | None) -> int:
     if jobs is None:
         return processors()
-    if not 1 <= jobs <= 1024:
-        raise UsageError(f"jobs {jobs}: must be from 1 to 1024")
+    if not isinstance(jobs, int) or not 1 <= jobs <= 1024:
+        raise UsageError(f"jobs {jobs!r}: must be from 1 to 1024")
     return jobs
 
 
@@ -174,7 +174,7 @@ def check_choice(name: str, kind: type[Choice], value: str) -> Choice:
 
 
 def check_preserve(preserve: Iterable[str]) -> frozenset[str]:
-    names = frozenset(preserve)
+    names = frozenset(preserve.split(",") if isinstance(preserve, str) else preserve)
     if unknown := names - ALL_ATTRIBUTES:
         raise UsageError(f"preserve {', '.join(sorted(unknown))}: must be among {', '.join(sorted(ALL_ATTRIBUTES))}")
     return names

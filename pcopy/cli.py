@@ -28,6 +28,7 @@ Examples:
   pcopy notes.txt letters /mnt/usb/         several sources go into a directory
   pcopy -n -v photos /mnt/backup/photos     say what would be done, touch nothing
   pcopy --compare photos                    is it worth more than one process here?
+
 \b
 Exit status: 0 the destination is what was asked for; 1 some entries failed, each is
 named; 2 the command line is wrong, nothing was touched; 3 stopped early (no space,
@@ -137,6 +138,8 @@ def main(context: click.Context, /, **given: Any) -> NoReturn:
     DESTINATION is its new name or the directory it goes into. Several: DESTINATION is the directory they go into.
     """
     open_closed_streams()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to stop: Click would end with status 1
     try:
         status = run_compare(context, given) if given["compare"] else run_copy(context, given)
     except UsageError as error:
@@ -151,6 +154,8 @@ def main(context: click.Context, /, **given: Any) -> NoReturn:
 def run_copy(context: click.Context, given: dict[str, Any]) -> int:
     """pcopy SOURCE... DESTINATION"""
     refuse(context, given, ("against", "rounds", "chart"), "goes with --compare")
+    if given["quiet"] and given["verbose"]:
+        raise click.UsageError("--quiet and --verbose exclude each other", context)
     if len(given["paths"]) < 2:
         raise click.UsageError("a source and a destination are needed: pcopy SOURCE... DESTINATION", context)
     if given["jobs"] and len(given["jobs"]) > 1:
@@ -166,8 +171,7 @@ def run_copy(context: click.Context, given: dict[str, Any]) -> int:
             observer=observer, stop=stop, verbose=given["verbose"],
             **{name: given[name] for name in PASSED_ON},
         )  # fmt: skip
-    tell(report, given)
-    return report.exit_status
+    return report.exit_status if tell(report, given) else report.exit_status or ExitStatus.FAILED
 
 
 PASSED_ON = ("overwrite", "dereference", "one_file_system", "reflink", "sparse", "atomic", "dry_run")
@@ -175,7 +179,7 @@ PASSED_ON = ("overwrite", "dereference", "one_file_system", "reflink", "sparse",
 
 def run_compare(context: click.Context, given: dict[str, Any]) -> int:
     """pcopy --compare [SOURCE [DESTINATION]]"""
-    refuse(context, given, ("dry_run", "verbose", "overwrite"), "does not go with --compare")
+    refuse(context, given, ("dry_run", "verbose", "quiet", "overwrite"), "does not go with --compare")
     if len(given["paths"]) > 2:
         raise click.UsageError("--compare takes one source and one destination at most", context)
     from pcopy.chart import check_chart, draw
@@ -186,16 +190,13 @@ def run_compare(context: click.Context, given: dict[str, Any]) -> int:
         check_chart(given["chart"])
     with ended_by_signals(), steps(given) as step:
         comparison = compare(
-            *given["paths"], jobs=given["jobs"], against=given["against"], rounds=given["rounds"],
+            *given["paths"], jobs=given["jobs"], against=list(dict.fromkeys(given["against"])), rounds=given["rounds"],
             options=copy_options(given), step=step,
         )  # fmt: skip
     if given["chart"]:
         draw(comparison, given["chart"])
-    if given["as_json"]:
-        emit(comparison_json(comparison))
-    elif not given["quiet"]:
-        emit(table(comparison))
-    return comparison.exit_status
+    written = emit(comparison_json(comparison) if given["as_json"] else table(comparison))
+    return comparison.exit_status if written else comparison.exit_status or ExitStatus.FAILED
 
 
 def refuse(context: click.Context, given: dict[str, Any], names: Sequence[str], why: str) -> None:
@@ -253,15 +254,15 @@ def steps(given: dict[str, Any]) -> Iterator[Any]:
         runs.close()
 
 
-def tell(report: Report, given: dict[str, Any]) -> None:
+def tell(report: Report, given: dict[str, Any]) -> bool:
+    """True if all that was asked for could be written."""
     from pcopy.report import as_json, last_line, shown, warnings
 
     if not given["quiet"]:
         for warning in warnings(report):
             say(f"pcopy: {shown(warning)}")
         say(last_line(report))
-    if given["as_json"]:
-        emit(as_json(report))
+    return not given["as_json"] or emit(as_json(report))
 
 
 def say(line: str) -> None:
@@ -270,10 +271,16 @@ def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def emit(text: str) -> None:
-    """Data."""
-    with contextlib.suppress(BrokenPipeError):
-        print(text, flush=True)
+def emit(text: str) -> bool:
+    """Data. True unless it could not be written; a reader who has gone wants no more of it."""
+    try:
+        print(text.encode(sys.stdout.encoding or "utf-8", "replace").decode(sys.stdout.encoding or "utf-8"), flush=True)
+    except BrokenPipeError:
+        pass
+    except (OSError, ValueError) as error:
+        say(f"pcopy: standard output: {getattr(error, 'strerror', None) or error}")
+        return False
+    return True
 
 
 def open_closed_streams() -> None:

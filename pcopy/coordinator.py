@@ -165,6 +165,7 @@ class Coordinator:
         progress.small_bytes += outcome.tally.bytes - outcome.large_sealed
         progress.large_found += outcome.large_found
         progress.large_done += outcome.large_done
+        progress.large_open += outcome.large_open
         progress.bytes = progress.small_bytes + progress.large_done
         progress.current = outcome.current or progress.current
         for event in outcome.events:

@@ -92,16 +92,33 @@ def pool_class() -> type[ProcessPoolExecutor]:
         forks, they change a dict that its other thread may be reading when a worker dies.
         """
 
+        started = False
         _safe_to_dynamically_spawn_children = property(lambda self: False, lambda self, value: None)
 
         def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
             before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
             try:
-                return super().submit(guarded, fn, *args, **kwargs)
+                with contextlib.nullcontext() if self.started else hidden_main():
+                    return super().submit(guarded, fn, *args, **kwargs)
             finally:
+                self.started = True
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     return QuietPool
+
+
+@contextlib.contextmanager
+def hidden_main() -> Iterator[None]:
+    """While workers are started: they need nothing of the program's main module, and must not run it a second time.
+
+    Under spawn and forkserver a child imports it first thing, if it finds a file for it.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = type(sys)("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def safest_method() -> str:

@@ -75,6 +75,7 @@ class Bars(Lines):
         self.shown = 0.0
         self.history: list[tuple[float, int]] = [(self.began, 0)]
         self.opened = False
+        self.lines: list[str] = []  # for above the bar, written with the next picture
 
     def open(self) -> None:
         """At the first picture: what ends before that does not wait for tqdm, and the workers do not either."""
@@ -100,11 +101,13 @@ class Bars(Lines):
             self.open()
         self.drawn = now
         self.history = [*[one for one in self.history if one[0] > now - WINDOW], (now, progress.bytes)]
-        self.shown = max(self.shown, min(progress.fraction(), ALMOST))  # an estimate may fall, a bar may not
+        part = progress.fraction()
+        self.shown = max(self.shown, min(part, ALMOST))  # an estimate may fall, a bar may not
         columns = terminal_width()
         self.bar.n = int(self.shown * STEPS)
-        self.bar.desc = figures(progress, self.rate(), self.left(now), columns < NARROW)
+        self.bar.desc = figures(progress, self.rate(), self.left(now, part), columns < NARROW)
         self.name.desc = fit(shown(progress.current), columns - 1)
+        self.write_lines()
         self.bar.refresh()
         self.name.refresh()
 
@@ -113,18 +116,25 @@ class Bars(Lines):
         (first, before), (last, now) = self.history[0], self.history[-1]
         return (now - before) / (last - first) if last > first else 0.0
 
-    def left(self, now: float) -> float | None:
+    def left(self, now: float, part: float) -> float | None:
         """Seconds, or None while nobody can tell."""
-        return (now - self.began) * (1 - self.shown) / self.shown if self.shown > 0.01 else None
+        return (now - self.began) * (1 - part) / part if part > 0.01 else None
 
     def write(self, line: str) -> None:
         if self.opened:
-            self.bar.write(line, file=self.stream)
+            self.lines.append(line)
         else:
             super().write(line)
 
+    def write_lines(self) -> None:
+        """All in one go: to take the bar away and draw it again for each would take longer than to copy a file."""
+        if self.lines:
+            self.bar.write("\n".join(self.lines), file=self.stream)
+            self.lines = []
+
     def close(self) -> None:
         if self.opened:
+            self.write_lines()
             self.name.close()
             self.bar.close()
 

@@ -24,6 +24,7 @@ class Progress:
     small_bytes: int = 0
     large_found: int = 0
     large_done: int = 0
+    large_open: int = 0  # files
     expected: tuple[int, int] | None = None  # (entries that are no directories, bytes), if known beforehand
 
     def fraction(self) -> float:
@@ -37,8 +38,11 @@ class Progress:
         if self.expected:
             entries, size = self.expected
             return min(1.0, (small + self.large_done) / max(1, size + FILE_COST * entries))
-        part = self.share if self.growing else self.done / self.found if self.found else 1.0
-        total = small / min(1.0, max(part, 1e-9)) + self.large_found
+        seen = (self.done + self.large_open) / self.found if self.found else 1.0  # the others are taken to be like these
+        if self.growing:
+            total = small / min(1.0, max(self.share, 1e-9)) + self.large_found
+        else:
+            total = (small + self.large_found) / max(min(seen, 1.0), 1e-9)
         return min(1.0, (small + self.large_done) / total) if total else 0.0
 
 

@@ -295,6 +295,7 @@ class Outcome:
     large_found: int = 0  # bytes
     large_done: int = 0  # bytes
     large_sealed: int = 0  # bytes
+    large_open: int = 0  # files begun, less those that came to an end
     current: str = ""
     seconds: float = 0.0
 

@@ -189,6 +189,7 @@ class Slice:
         elif result.fate is Fate.LARGE:
             assert result.version
             self.outcome.large_found += result.size
+            self.outcome.large_open += 1
             large = Large(
                 unit.tree, unit.path, name, unit.rename or name, result.temporary, result.size, result.holes, result.version,
                 unit.first_of, unit.tries, share,
@@ -232,6 +233,7 @@ class Slice:
 
     def seal(self, unit: Seal) -> None:
         large = unit.large
+        self.outcome.large_open -= 1
         pair = self.handles.pair(large.tree, large.path)
         if unit.discard or large_group(large) in self.outcome.ruined:
             fs.remove_if_there(large.temporary, pair.destination)

@@ -247,12 +247,17 @@ def test_with_an_expected_total_the_part_is_exact() -> None:
 
 
 def test_large_files_count_by_their_bytes() -> None:
-    progress = Progress(found=1, growing=False, large_found=1 << 40)
+    progress = Progress(found=1, growing=False, large_found=1 << 40, large_open=1)
     parts = []
     for done in range(0, 101, 10):
         progress.large_done = (1 << 40) * done // 100
         parts.append(progress.fraction())
     assert parts == pytest.approx([done / 100 for done in range(0, 101, 10)], abs=1e-6)
+
+
+def test_files_not_looked_at_yet_count_like_those_that_were() -> None:
+    progress = Progress(found=3, growing=False, large_found=400, large_open=1, large_done=400)
+    assert progress.fraction() == pytest.approx(1 / 3, abs=1e-6)
 
 
 def test_nothing_done_is_nothing_and_all_done_is_one() -> None:
