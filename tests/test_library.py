@@ -291,7 +291,7 @@ def test_a_keyboard_interrupt_goes_through_and_leaves_only_whole_files(
     (os.killpg if to_all else os.kill)(script.process.pid, signal.SIGINT)
     assert script.process.stdout
     assert script.process.stdout.readline() == "interrupted\n"
-    assert not workers(script.process.pid)
+    assert wait_until(lambda: not workers(script.process.pid), 2)
     assert temporary_names(target) == []
     assert half_files(slow, target) == []
     assert script.ended() == (0, "", "")
