@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Objects between two looks for garbage: a slice makes many that live for one entry, and no cycles.
 GARBAGE = 50_000
+# Seconds for the workers of a broken pool to take away what they were writing.
+GRACE = 0.5
 METHODS = ("fork", "forkserver", "spawn")
 
 
@@ -78,6 +81,11 @@ class Pool:
             end_workers(executor)
             raise
         finally:
+            if dead_workers(executor):  # SIGTERM can be lost on one that waits for a lock of the dead
+                end = time.monotonic() + GRACE
+                while time.monotonic() < end and living_workers(executor):
+                    time.sleep(0.005)
+                end_workers(executor)
             executor.shutdown()
 
 
@@ -140,6 +148,11 @@ def dead_workers(executor: Executor) -> bool:
     """Whether a worker has ended. The executor sees it too, unless it waits for the rest of that worker's message."""
     processes = getattr(executor, "_processes", None) or {}
     return any(process.exitcode is not None for process in list(processes.values()))
+
+
+def living_workers(executor: Executor) -> bool:
+    processes = getattr(executor, "_processes", None) or {}
+    return any(process.exitcode is None for process in list(processes.values()))
 
 
 def end_workers(executor: Executor) -> None:
