@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing.process import BaseProcess
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Objects between two looks for garbage: a slice makes many that live for one entry, and no cycles.
@@ -144,20 +145,23 @@ def count_threads() -> int:
         return threading.active_count()
 
 
+def workers_of(executor: Executor) -> list[BaseProcess]:
+    """The processes of a pool; none of an executor that has none, or has let go of them."""
+    return list((getattr(executor, "_processes", None) or {}).values())
+
+
 def dead_workers(executor: Executor) -> bool:
     """Whether a worker has ended. The executor sees it too, unless it waits for the rest of that worker's message."""
-    processes = getattr(executor, "_processes", None) or {}
-    return any(process.exitcode is not None for process in list(processes.values()))
+    return any(process.exitcode is not None for process in workers_of(executor))
 
 
 def living_workers(executor: Executor) -> bool:
-    processes = getattr(executor, "_processes", None) or {}
-    return any(process.exitcode is None for process in list(processes.values()))
+    return any(process.exitcode is None for process in workers_of(executor))
 
 
 def end_workers(executor: Executor) -> None:
     """Kill what is left of a broken pool, so that every pipe of it closes and nothing waits for it."""
-    for process in list((getattr(executor, "_processes", None) or {}).values()):
+    for process in workers_of(executor):
         process.kill()
 
 
