@@ -29,7 +29,7 @@ from pcopy.worker import Slice, run
 # Short: work is found and shared out quickly, at the price of a message for every few files.
 LONG, SHORT = 0.1, 0.005
 # The first slice runs in this process: a copy that takes no longer never pays for a pool.
-FIRST = 0.02
+FIRST = 0.01
 # Units in one slice: more would be carried to a worker and back undone.
 MOST = 64
 # Bytes of the smallest span worth sharing out.
@@ -178,7 +178,7 @@ class Coordinator:
 
     def take(self, running: int) -> Portion | None:
         """The next slice; None if all that is left has to wait."""
-        if self.stopped:
+        if self.stopped or (running >= self.jobs and not self.can_queue(running)):
             return None
         if running and (self.suspects or self.trial):
             return None  # a unit that may kill its worker must be alone in flight for that to be seen
@@ -199,6 +199,10 @@ class Coordinator:
         portion = self.portion(self.frontier, running)
         self.names -= sum(len(unit.names) for unit in portion.units if isinstance(unit, Entries))
         return portion
+
+    def can_queue(self, running: int) -> bool:
+        """Whether one more slice may wait for a worker: there is work for all, and its turn comes soon."""
+        return 1 < self.jobs == running and len(self.frontier) > 2 * self.jobs
 
     def portion(self, stack: deque[Unit] | deque[Scan], running: int, ahead: bool = False) -> Portion:
         """As many units off a stack as fill a slice, and leave something for the others.
@@ -316,7 +320,7 @@ def drive(coordinator: Coordinator, executor: Executor) -> None:
     running: dict[Future[Outcome], list[Unit]] = {}
     try:
         while True:
-            while len(running) < coordinator.jobs and (portion := coordinator.take(len(running))):
+            while portion := coordinator.take(len(running)):
                 running[submit(executor, coordinator.job, portion)] = portion.units
             if not running or collect(coordinator, executor, running):
                 return

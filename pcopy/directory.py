@@ -72,10 +72,12 @@ class Directories:
         except OSError:
             os.close(source)
             raise
-        depth = parent.depth + bool(unit.path)
+        pair = Pair(unit.tree, unit.path, source, destination, parent.depth + bool(unit.path), readable=True, mode=mode)
         if not unit.path:
             parent.close()
-        return self.handles.keep(Pair(unit.tree, unit.path, source, destination, depth, readable=True, mode=mode)), state
+        elif unit.fresh and destination != ABSENT:
+            self.metadata.learn(destination, pair)  # what it got when it was made, its own entries will get
+        return self.handles.keep(pair), state
 
     def open_copy(self, name: str, parent: int, fresh: bool) -> tuple[int, int | None]:
         """Open the copy of a directory, and tell its mode. One of ours that we may not use we may use until it is finished."""
@@ -181,13 +183,13 @@ class Directories:
         attributes = attributes_of(os.fstat(parent.source))
         if "mode" not in self.options.preserve:
             attributes = attributes._replace(mode=stat.S_IMODE(os.fstat(parent.destination).st_mode))
-        return Finish(unit.tree, parent_path, attributes)
+        return Finish(unit.tree, parent_path, attributes, fresh=False)
 
     def finish(self, unit: Finish) -> None:
         if self.options.dry_run:
             return
         pair = self.handles.readable(unit.tree, unit.path)
-        self.metadata.finish_directory(pair.source, pair.destination, unit.attributes)
+        self.metadata.finish_directory(pair, unit.attributes, unit.fresh)
 
 
 def attributes_of(state: os.stat_result) -> Attributes:

@@ -188,7 +188,7 @@ def begin_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, terminate)
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    end_with_parent()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
@@ -214,10 +214,19 @@ def terminate(*_: object) -> None:
 
 
 def end_with_parent() -> None:
-    """The coordinator holds the other end of a pipe: however it dies, the pipe closes."""
-    from multiprocessing import connection, parent_process
+    """End when the coordinator does: it holds the other end of a pipe, which closes however it dies.
+
+    The kernel then sends SIGIO (O_ASYNC, fcntl(2); pipe_release() in fs/pipe.c), which ends a process that does not handle
+    it. No thread waits for that: in a process with two, each system call on a handle takes and drops a reference to it.
+    """
+    import fcntl
+    import select
+    from multiprocessing import parent_process
 
     parent = parent_process()
     if parent:
-        connection.wait([parent.sentinel])
-        os._exit(1)
+        signal.signal(signal.SIGIO, signal.SIG_DFL)
+        fcntl.fcntl(parent.sentinel, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, fcntl.fcntl(parent.sentinel, fcntl.F_GETFL) | os.O_ASYNC)
+        if select.select([parent.sentinel], [], [], 0)[0]:
+            os._exit(1)

@@ -9,7 +9,6 @@ something is written under a temporary name and renamed over it, so the old entr
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import errno
 import os
@@ -21,13 +20,13 @@ from pcopy.contents import Contents, has_holes
 from pcopy.handles import ABSENT, Pair
 from pcopy.metadata import Metadata
 from pcopy.options import Overwrite
+from pcopy.plain import CLOSED, Plain, abandon
 from pcopy.work import Inode, Job, Large, Link, Version
 
 # Bytes from which a file is shared out in spans: smaller costs two renames and messages for nothing, larger keeps the
 # other workers waiting for the last file.
 LARGE = 32 << 20
 TRIES = 3  # copies of a source that changes each time
-CLOSED = -1
 IN_ITS_PLACE = "a directory that is not empty is in its place: move or remove it"
 GRAINS = (1, 100, 1000, 10**6, 10**7, 10**9, 2 * 10**9)  # nanoseconds: what file systems keep of a time
 
@@ -67,9 +66,9 @@ class Copier:
         self.token = job.token
         self.follow = options.dereference
         self.keep_links = "links" in options.preserve
-        self.straight = not options.dry_run and not options.whole_files_only
         self.contents = Contents(options)
         self.metadata = Metadata(options, job.umask)
+        self.plain = Plain(options, self.contents, self.metadata, LARGE)
         self.grains: dict[int, int] = {}  # st_dev: granularity of times in nanoseconds
 
     def copy(self, pair: Pair, name: str, target: str, new: bool, first: bool) -> int | Result:
@@ -77,20 +76,15 @@ class Copier:
 
         Returns the bytes of a file that was copied, which is what nearly all come to, or a Result.
         """
-        if new and self.straight:
-            try:
-                return self.file(pair, name, target, first)
-            except FileExistsError:  # the scan did not see it: a killed worker's, or somebody else's
-                self.clear(pair, name, target, new)
-            except OSError as error:
-                if error.errno not in (errno.ELOOP, errno.ENXIO):  # a link or a socket took its place
-                    raise
         state = fs.look_at(name, pair.source, self.follow)
         if stat.S_ISDIR(state.st_mode):
             raise OSError(errno.EISDIR, "became a directory while it was copied: run the same line again")
         if state.st_nlink > 1 and self.keep_links and not first:
             return shared(state)
         copy = None if pair.destination == ABSENT else fs.look_if_there(target, pair.destination)
+        if copy and new:  # the scan did not see it: a killed worker's, or somebody else's
+            self.clear(pair, name, target, new)
+            copy = fs.look_if_there(target, pair.destination)
         if copy:
             fate = self.fate_of(pair, name, target, state, copy)
             if fate is Fate.UNCHANGED and not self.refresh(pair, name, target, state, copy):
@@ -405,12 +399,3 @@ def version_of(state: os.stat_result) -> Version:
 
 def changed() -> OSError:
     return OSError(errno.EAGAIN, "changed each time it was copied: copy it again when nobody writes to it")
-
-
-def abandon(handle: int, place: str, directory: int) -> None:
-    """Leave nothing of a file that failed."""
-    if handle != CLOSED:
-        with contextlib.suppress(OSError):
-            os.close(handle)
-    with contextlib.suppress(OSError):
-        fs.remove(place, directory)

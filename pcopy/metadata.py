@@ -57,16 +57,19 @@ class Metadata:
         mode = None if stat.S_ISLNK(state.st_mode) else self.mode_of(state.st_mode, owned)
         if mode == self.new and not pair.inherits:
             mode = None
+        self.set_mode_and_times(target, mode, state.st_atime_ns, state.st_mtime_ns)
+
+    def set_mode_and_times(self, target: Target, mode: int | None, atime_ns: int, mtime_ns: int) -> None:
         try:
             if mode is not None:
                 fs.set_mode(target, mode)
             if self.keep_times:
-                fs.set_times(target, state.st_atime_ns, state.st_mtime_ns)
+                fs.set_times(target, atime_ns, mtime_ns)
         except OSError:  # which of the two is not allowed?
             if mode is not None:
                 self.attempt("mode", fs.set_mode, target, mode)
             if self.keep_times:
-                self.attempt("times", fs.set_times, target, state.st_atime_ns, state.st_mtime_ns)
+                self.attempt("times", fs.set_times, target, atime_ns, mtime_ns)
 
     def learn(self, target: Target, pair: Pair) -> None:
         """What new entries of a directory get: the group can be the directory's, the owner that of a squashed root."""
@@ -76,13 +79,17 @@ class Metadata:
             directory: Target = pair.destination if pair.readable else fs.by_name(".", pair.destination)
             pair.inherits = DEFAULT_ACL in fs.attributes_of(directory)
 
-    def finish_directory(self, source: int, target: int, wanted: Attributes) -> None:
+    def finish_directory(self, pair: Pair, wanted: Attributes, fresh: bool) -> None:
         """Give a directory what its source had when it was scanned; touch nothing that is right already."""
+        source, target = pair.source, pair.destination
+        names = fs.attributes_of(source) if self.keep_xattrs else []
+        if fresh and not names and not pair.inherits and pair.owner == (wanted.uid, wanted.gid):  # nearly every one
+            self.set_mode_and_times(target, self.mode_of(wanted.mode, True), wanted.atime_ns, wanted.mtime_ns)
+            return
         state = os.fstat(target)
         owned = as_it_was = (state.st_uid, state.st_gid) == (wanted.uid, wanted.gid)
         if not owned:
             owned = self.keep_owner and self.own(target, wanted.uid, wanted.gid)
-        names = fs.attributes_of(source) if self.keep_xattrs else []
         if self.keep_xattrs:
             self.copy_attributes(source, target, names)
         mode = self.mode_of(wanted.mode, owned) if self.keep_mode else wanted.mode

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from pcopy.result import Report
@@ -80,6 +79,8 @@ def as_json(report: Report) -> str:
     ]
     numbers["warnings"] = warnings(report)
     numbers["exit_status"] = int(report.exit_status)
+    import json
+
     return json.dumps(numbers)
 
 
@@ -142,4 +143,6 @@ def comparison_json(comparison: Comparison) -> str:
         "advice": comparison.advice,
         "exit_status": comparison.exit_status,
     }
+    import json
+
     return json.dumps(whole)

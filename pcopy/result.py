@@ -11,7 +11,7 @@ from pcopy.work import Failure, Outcome, Tally
 FILE_COST = 64 << 10
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Progress:
     """How far a run is. Sizes in bytes."""
 
@@ -71,7 +71,7 @@ class Observer:
         """An entry that could not be copied."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Report(Tally):
     """What a run did. Counts are of entries, ``bytes`` of copied files, ``seconds`` of wall time."""
 

@@ -204,6 +204,7 @@ class Finish(NamedTuple):
     tree: int
     path: str
     attributes: Attributes
+    fresh: bool = False  # made by this run
     last: bool = False
 
     @property
@@ -250,7 +251,7 @@ class Failure(NamedTuple):
     fatal: bool = False
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Tally:
     """What was found and what became of it, counted in entries; ``bytes`` in bytes of copied files."""
 
@@ -278,7 +279,7 @@ class Tally:
         return copied + self.unchanged + self.failed + self.vanished + self.skipped
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Outcome:
     """What one slice did, and what it leaves to others."""
 

@@ -94,10 +94,15 @@ class Slice:
                 self.fail_unit(unit, fs.failure(self.source_path(unit), error))
             except Exception as error:  # a fault in pcopy itself: it must not take the other entries with it
                 self.fail_unit(unit, unforeseen(self.source_path(unit), error))
-            if time.monotonic() >= self.deadline or (self.outcome.failures and self.outcome.fatal):
+            if time.monotonic() >= self.deadline or self.stuck:
                 break
         self.outcome.leftover = self.waiting + self.stack
         self.outcome.lost = self.copier.metadata.lost
+
+    @property
+    def stuck(self) -> bool:
+        """Whether nothing else could be written either."""
+        return bool(self.outcome.failures) and self.outcome.fatal
 
     def discard(self) -> None:
         """This slice ends by force: take away the large files that nobody else will hear of."""
@@ -126,7 +131,7 @@ class Slice:
         for name, fresh in listing.directories:
             self.stack.append(Scan(tree, prefix + name, fresh, share * DIRECTORY_WEIGHT))
         last = self.unprivileged and not listing.attributes.mode & stat.S_IXUSR
-        self.stack.append(Finish(tree, path, listing.attributes, last))
+        self.stack.append(Finish(tree, path, listing.attributes, unit.fresh, last))
         fresh = unit.fresh
         for names, regular in ((listing.other, False), (listing.regular, True)):
             there = [] if fresh else [name for name in names if name in listing.there]
@@ -142,39 +147,45 @@ class Slice:
             self.open.update(unit.holds)
             return
         pair = self.handles.pair(unit.tree, unit.path)
-        copy, clock, deadline, names = self.copier.copy, time.monotonic, self.deadline, unit.names
-        failures = self.outcome.failures
-        new, first, rename = unit.fresh and unit.regular, unit.first_of is not None, unit.rename
-        done = at = files = size = 0
-        began_large = False
-        for at, name in enumerate(names):
-            if at and clock() >= deadline:
-                break
-            try:
-                result = copy(pair, name, rename or name, new, first)
-            except OSError as error:
-                self.entry_failed(unit, pair, name, error)
-            except Exception as error:
-                self.fail(unforeseen(self.full(unit.tree, unit.path, name), error))
-            else:
-                if type(result) is int:
-                    files += 1
-                    size += result
-                    if self.verbose:
-                        self.event("copied", unit, name)
-                else:
-                    assert isinstance(result, Result)
-                    began_large = self.settle(unit, name, result)
-            done = at + 1
-            if began_large or (failures and self.outcome.fatal):
+        names, deadline, plain = unit.names, self.deadline, self.copier.plain
+        new, done, began_large = unit.fresh and unit.regular, 0, False
+        while done < len(names):
+            if new and plain.works and unit.first_of is None:
+                count, size = plain.copy(pair, names[done:], deadline)
+                self.note_files(unit, names[done : done + count], size)
+                done += count
+                if done == len(names) or (count and time.monotonic() >= deadline):
+                    break
+            began_large = self.copy_entry(unit, pair, names[done], new)
+            done += 1
+            if began_large or time.monotonic() >= deadline or self.stuck:
                 break  # a large file comes first, so that others can join in
-        self.outcome.tally.files += files
-        self.outcome.tally.bytes += size
         self.outcome.share += unit.share * done / len(names)
-        self.outcome.current = f"{unit.path}/{names[at]}" if unit.path else names[at]
+        self.outcome.current = f"{unit.path}/{names[done - 1]}" if unit.path else names[done - 1]
         if done < len(names):
             rest = unit._replace(names=names[done:], share=unit.share * (len(names) - done) / len(names))
             self.stack.insert(len(self.stack) - (2 if began_large else 0), rest)  # below the large file's two units
+
+    def note_files(self, unit: Entries, names: Sequence[str], size: int) -> None:
+        self.outcome.tally.files += len(names)
+        self.outcome.tally.bytes += size
+        if self.verbose:
+            for name in names:
+                self.event("copied", unit, name)
+
+    def copy_entry(self, unit: Entries, pair: Pair, name: str, new: bool) -> bool:
+        """Copy whatever is behind a name. True if a large file was begun."""
+        try:
+            result = self.copier.copy(pair, name, unit.rename or name, new, unit.first_of is not None)
+        except OSError as error:
+            self.entry_failed(unit, pair, name, error)
+        except Exception as error:
+            self.fail(unforeseen(self.full(unit.tree, unit.path, name), error))
+        else:
+            if isinstance(result, Result):
+                return self.settle(unit, name, result)
+            self.note_files(unit, (name,), result)
+        return False
 
     def settle(self, unit: Entries, name: str, result: Result) -> bool:
         """Note what became of an entry that is no plain file. True if a large file was begun."""

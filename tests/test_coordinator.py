@@ -12,6 +12,7 @@ import pickle
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,7 @@ def entries(path: str, *names: str) -> Entries:
 
 
 def finish(path: str = "", last: bool = False) -> Finish:
-    return Finish(0, path, ATTRIBUTES, last)
+    return Finish(0, path, ATTRIBUTES, last=last)
 
 
 def large(path: str = "", name: str = "big", size: int = 64 * MIB, first_of: tuple[int, int] | None = None) -> Large:
@@ -148,7 +149,7 @@ def test_a_finish_waits_for_all_slices_that_its_entries_are_split_over() -> None
     names = [f"n{number}" for number in range(12)]
     coordinator = a_coordinator(3, [finish(), entries("", *names)])
     slices: list[list[Unit]] = []
-    while units := take(coordinator, len(slices)):
+    while units := take(coordinator, 0):
         slices.append(units)
     assert len(slices) > 1
     assert sorted(name for units in slices for _, name in names_in(units)) == sorted(names)
@@ -278,7 +279,7 @@ def spans_in_flight(jobs: int) -> tuple[Coordinator, Large, list[list[Unit]]]:
     file = large("d")
     coordinator = a_coordinator(jobs, [finish("d"), Seal(file), Span(file, 0, file.size)])
     slices: list[list[Unit]] = []
-    while units := take(coordinator, len(slices)):
+    while units := take(coordinator, 0):
         slices.append(units)
     while coordinator.frontier:  # more parts than workers
         slices.append([coordinator.frontier.pop()])
@@ -506,7 +507,10 @@ MESSAGES: list[object] = [
 def test_what_passes_between_processes_survives_it(message: object) -> None:
     for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
         again = pickle.loads(pickle.dumps(message, protocol))
-        assert again == message
+        if isinstance(message, Outcome):
+            assert asdict(again) == asdict(message)
+        else:
+            assert again == message
         assert type(again) is type(message)
 
 

@@ -18,12 +18,12 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import pcopy
 from pcopy.engines import Engine, Pool, Serial
-from pcopy.entry import Copier, Result
 from tests.trees import Dir, File, Hard, Holes, Link, make_tree, read_tree
 
 ROOT = Path(__file__).parent.parent
@@ -395,14 +395,14 @@ def test_an_entry_that_raises_something_unforeseen_is_a_named_failure(
     source = make_tree(tmp_path / "src", many_files(4, 20))
     if replaced:
         make_tree(tmp_path / "dst", {"d2": Dir({"f7": "old"})})
-    before = Copier.copy
+    before = os.open
 
-    def copy(self: Copier, pair: object, name: str, *rest: object) -> int | Result:
-        if name == "f7":
+    def broken(path: object, *rest: Any, **keywords: Any) -> int:
+        if path == "f7":
             raise RuntimeError("a fault in pcopy")
-        return before(self, pair, name, *rest)  # type: ignore[arg-type]
+        return before(path, *rest, **keywords)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Copier, "copy", copy)  # which forked workers inherit
+    monkeypatch.setattr(os, "open", broken)  # which forked workers inherit
     report = pcopy.copy(source, tmp_path / "dst", jobs=jobs, start_method="fork")
     assert report.exit_status == 1
     assert sorted(one.path for one in report.errors) == [f"{source}/d{number}/f7" for number in range(4)]

@@ -22,7 +22,8 @@ FLOORS = (
     ("result", "filesystem"),
     ("handles", "contents"),
     ("metadata",),
-    ("directory", "entry"),
+    ("directory", "plain"),
+    ("entry",),
     ("worker",),
     ("coordinator",),
     ("api",),
@@ -45,7 +46,7 @@ HOMES = {
 }
 # What a face may not reach around the library for, although it stands above it.
 NEVER = {
-    "cli": {"coordinator", "worker", "engines", "filesystem", "handles", "directory", "entry", "metadata", "contents"},
+    "cli": {"coordinator", "worker", "engines", "filesystem", "handles", "directory", "entry", "plain", "metadata", "contents"},
     "comparison": {"coordinator", "worker", "engines", "filesystem"},
     "report": {"coordinator", "worker", "engines", "filesystem", "api"},
     "progress": {"coordinator", "worker", "engines", "filesystem", "api", "comparison"},

@@ -1,0 +1,103 @@
+"""The plain file, in one function: what nearly all of a tree's entries are, so every call of Python's counts here.
+
+With its steps spread over functions as in entry.py, a copy of 50,000 files of 8 KB on tmpfs took a tenth longer. The order
+is the same: contents, has the source changed, attributes, times. Whatever is not plain, or goes wrong, is undone and left
+to entry.py, which knows what to do about it and what to call it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Sequence
+
+from pcopy import filesystem as fs
+from pcopy.contents import Contents
+from pcopy.handles import Pair
+from pcopy.metadata import Metadata
+from pcopy.options import Options, When
+
+CLOSED = -1
+
+
+class Plain:
+    """Copies new regular files with one name, no holes and no more bytes than fit into one step."""
+
+    def __init__(self, options: Options, contents: Contents, metadata: Metadata, large: int) -> None:
+        self.contents, self.metadata, self.large = contents, metadata, large
+        self.read = fs.READ if options.dereference else fs.READ | fs.NOFOLLOW
+        self.mask = 0o7777 if "mode" in options.preserve else 0o777 & ~metadata.umask
+        self.links = "links" in options.preserve
+        self.xattrs, self.times = "xattr" in options.preserve, "times" in options.preserve
+        self.works = (
+            not options.dry_run
+            and not options.whole_files_only
+            and options.reflink is not When.ALWAYS
+            and options.sparse is not When.ALWAYS
+        )
+
+    def copy(self, pair: Pair, names: Sequence[str], deadline: float) -> tuple[int, int]:
+        """Copy files until one is not plain, or until the deadline. Returns how many were copied, and their bytes."""
+        done = total = 0
+        ranges, links, xattrs, mask, times = self.contents.ranges, self.links, self.xattrs, self.mask, self.times
+        for name in names:
+            if done and time.monotonic() >= deadline:
+                break
+            try:
+                source = os.open(name, self.read, dir_fd=pair.source)
+            except Exception:
+                break
+            handle, made = CLOSED, False
+            try:
+                state = os.fstat(source)
+                size = state.st_size
+                if (
+                    state.st_mode & 0o170000 != 0o100000  # S_IFREG
+                    or (links and state.st_nlink > 1)
+                    or not 0 < size <= self.large
+                    or state.st_blocks * 512 < size
+                ):
+                    break
+                made = True  # before it is: a signal can end this slice when open has returned and nothing is noted yet
+                try:
+                    handle = os.open(name, fs.CREATE, 0o600, dir_fd=pair.destination)
+                except OSError:
+                    made = False
+                    break
+                copied = os.copy_file_range(source, handle, size) if ranges else 0
+                if copied != size and copied + self.contents.stream(source, handle, size - copied) != size:
+                    break
+                after = os.fstat(source)
+                if after.st_mtime_ns != state.st_mtime_ns or after.st_ctime_ns != state.st_ctime_ns or after.st_size != size:
+                    break
+                if pair.owner is None:
+                    self.metadata.learn(handle, pair)
+                if (state.st_uid, state.st_gid) != pair.owner or pair.inherits or (xattrs and fs.attributes_of(source)):
+                    self.metadata.dress(source, handle, state, pair)
+                else:
+                    os.chmod(handle, state.st_mode & mask)
+                    if times:
+                        os.utime(handle, ns=(state.st_atime_ns, state.st_mtime_ns))
+                written, handle = handle, CLOSED  # it is closed even if close reports an error (close(2))
+                os.close(written)
+                made = False
+            except Exception:
+                self.works = not made  # in the rest of this slice: what is refused for one file is refused for the next
+                break
+            finally:
+                os.close(source)
+                if made:
+                    abandon(handle, name, pair.destination)
+            done += 1
+            total += size
+        return done, total
+
+
+def abandon(handle: int, place: str, directory: int) -> None:
+    """Leave nothing of a file that failed."""
+    if handle != CLOSED:
+        with contextlib.suppress(OSError):
+            os.close(handle)
+    with contextlib.suppress(OSError):
+        fs.remove(place, directory)
