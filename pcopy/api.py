@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import signal
 import stat
@@ -19,9 +18,9 @@ from pcopy.engines import METHODS, Engine, Pool, Serial
 from pcopy.errors import UsageError
 from pcopy.options import ALL_ATTRIBUTES, Options, Overwrite, When
 from pcopy.paths import Destination, Landing, Source, land
+from pcopy.prepare import prepare
 from pcopy.result import Observer, Report, Stop
-from pcopy.work import Entries, Failure, Job, Scan, Tree, Unit
-from pcopy.worker import BATCH
+from pcopy.work import Failure
 
 Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 OverwriteName = Literal["changed", "always", "older", "never"]
@@ -108,10 +107,7 @@ def copy(
             if expected:
                 coordinator.progress.expected = (expected.entries, expected.bytes)
             coordinator.add(units)
-            for unit in units:
-                named = len(unit.names) if isinstance(unit, Entries) else 0
-                coordinator.progress.found += named
-                report.found += named or 1
+            coordinator.progress.found += sum(len(landing.names) for landing in landings)
             with stopped_by_ctrl_c(stop):
                 coordinate(coordinator, engine_for(options))
     report.signal = stop.signal
@@ -243,123 +239,6 @@ def states_above(path: str) -> Iterator[os.stat_result]:
         if path == os.path.dirname(path):
             return
         path = os.path.dirname(path)
-
-
-# ---- the destination ------------------------------------------------------------------------------------------------
-
-
-def prepare(
-    top: str, landings: Sequence[Landing], options: Options, report: Report, stack: contextlib.ExitStack
-) -> tuple[Job, list[Unit]]:
-    """Make and lock what the run writes into, and say with which units it begins. Raises OSError."""
-    token = os.urandom(4).hex()
-    exclusive = not (len(landings) == 1 and landings[0].names)
-    becomes_a_copy = any(landing.destination == top and not landing.names for landing in landings)
-    fresh = {top: make_top(top, options, may_replace=False, mode=0o700 if becomes_a_copy else 0o777)}
-    if not options.dry_run:
-        check_usable(top)
-        handle, alone = stack.enter_context(locked(top, exclusive, report))
-        keep = {landing.rename or name for landing in landings for name in landing.names}
-        if keep and alone:  # without names the directory is scanned, and cleared by who scans it
-            fs.clear_stale(fs.names_in(handle), keep, 0, handle, token)
-        if not exclusive and alone:
-            fs.lock(handle, exclusive=False)
-    trees: list[Tree] = []
-    units: list[Unit] = []
-    share = 1.0 / len(landings)
-    for number, landing in enumerate(landings):
-        here = landing.destination
-        if here not in fresh:
-            fresh[here] = make_top(here, options, may_replace=options.overwrite is not Overwrite.NEVER)
-        trees.append(tree_of(landing, depth=0 if here == top else 1))
-        if not landing.names:
-            units.append(Scan(number, "", fresh[here], share))
-        for at in range(0, len(landing.names), BATCH):
-            names = landing.names[at : at + BATCH]
-            part = share * len(names) / len(landing.names)
-            units.append(Entries(number, "", names, False, False, part, landing.rename))
-    return Job(options, tuple(trees), token, current_umask()), units
-
-
-def make_top(path: str, options: Options, may_replace: bool, mode: int = 0o700) -> bool:
-    """Make a directory that sources go into. True if it was not there."""
-    if options.dry_run:
-        return not os.path.isdir(path)
-    try:
-        os.mkdir(path, mode)
-        return True
-    except FileExistsError:
-        if os.path.isdir(path) and not (may_replace and os.path.islink(path)):
-            return False
-        if not may_replace:
-            raise
-    os.unlink(path)
-    os.mkdir(path, mode)
-    return True
-
-
-def tree_of(landing: Landing, depth: int) -> Tree:
-    source = os.stat(landing.source)
-    inode = None
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # a dry run
-        destination = os.stat(landing.destination)
-        inode = (destination.st_dev, destination.st_ino) if stat.S_ISDIR(destination.st_mode) else None
-    return Tree(landing.source, landing.destination, (source.st_dev, source.st_ino), inode, depth)
-
-
-@contextlib.contextmanager
-def locked(top: str, exclusive: bool, report: Report) -> Iterator[tuple[int, bool]]:
-    """Keep other runs out of a destination. Single files may be copied into one directory by several runs at a time.
-
-    Gives a handle of the directory, and whether no other run is in it.
-    """
-    handle = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        alone = False
-        try:
-            fs.lock(handle, exclusive=True)
-            alone = True
-        except BlockingIOError:
-            lock_with_others(handle, top, exclusive)
-        except OSError as error:
-            report.warnings.append(f"{top}: cannot be locked ({error.strerror}): see to it that no other run copies into it")
-        yield handle, alone
-    finally:
-        os.close(handle)
-
-
-def lock_with_others(handle: int, top: str, exclusive: bool) -> None:
-    """Another run has a lock: only single files may go beside other single files."""
-    try:
-        if exclusive:
-            raise BlockingIOError
-        fs.lock(handle, exclusive=False)
-    except BlockingIOError:
-        raise OSError(errno.EWOULDBLOCK, "another run is copying into it: wait until it has ended", top) from None
-
-
-def check_usable(top: str) -> None:
-    """Say once what would otherwise be said of each entry. Raises OSError; a directory of our own can be made writable."""
-    if os.access(top, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
-        return
-    if os.statvfs(top).f_flag & os.ST_RDONLY:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS), top)
-    if os.stat(top).st_uid != os.geteuid():
-        raise OSError(errno.EACCES, os.strerror(errno.EACCES), top)
-
-
-def current_umask() -> int:
-    """Without setting it, which another thread could notice."""
-    with (
-        contextlib.suppress(OSError, ValueError),
-        open("/proc/self/status", encoding="ascii", errors="replace") as lines,
-    ):
-        for line in lines:
-            if line.startswith("Umask:"):
-                return int(line.split()[1], 8)
-    umask = os.umask(0o077)
-    os.umask(umask)
-    return umask
 
 
 def give_up(report: Report, top: str, error: OSError, observer: Observer) -> None:

@@ -149,7 +149,7 @@ class Coordinator:
         place = Place(name.tree, name.path, name.rename or name.name)
         first, left = self.first_names.get(name.inode, (place, name.links))
         self.first_names[name.inode] = (first, left - 1)
-        if left == 1:
+        if left == 1 and len(self.job.trees) == 1:  # sources can overlap, and then it has more names than it says
             del self.first_names[name.inode]
         if first == place:
             names = (name.name,)
@@ -245,10 +245,10 @@ class Coordinator:
         return units
 
     def current(self, unit: Unit) -> Unit:
-        """A large file of which a span failed is not to be sealed."""
+        """A large file of which a span failed is not to be sealed, nor a name linked to one that was not copied."""
         if isinstance(unit, Seal) and unit.after in self.ruined:
             return unit._replace(discard=True)
-        return unit
+        return unit._replace(copied=True) if isinstance(unit, Link) and unit.inode in self.ruined else unit
 
     def split(self, idle: int) -> None:
         """Make more units of the largest there are, so that nobody stands idle."""

@@ -179,10 +179,14 @@ class Directories:
             return None
         parent_path, _, name = unit.path.rpartition("/")
         parent = self.handles.pair(unit.tree, parent_path)
-        fs.remove_directory(name, parent.destination)
         attributes = attributes_of(os.fstat(parent.source))
         if "mode" not in self.options.preserve:
             attributes = attributes._replace(mode=stat.S_IMODE(os.fstat(parent.destination).st_mode))
+        try:
+            fs.remove_directory(name, parent.destination)
+        except PermissionError:  # the directory above has been finished already
+            self.make_accessible(".", parent.destination)
+            fs.remove_directory(name, parent.destination)
         return Finish(unit.tree, parent_path, attributes, fresh=False)
 
     def finish(self, unit: Finish) -> None:

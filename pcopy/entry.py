@@ -21,7 +21,7 @@ from pcopy.handles import ABSENT, Pair
 from pcopy.metadata import Metadata
 from pcopy.options import Overwrite
 from pcopy.plain import CLOSED, Plain, abandon
-from pcopy.work import Inode, Job, Large, Link, Version
+from pcopy.work import Inode, Job, Large, Version
 
 # Bytes from which a file is shared out in spans: smaller costs two renames and messages for nothing, larger keeps the
 # other workers waiting for the last file.
@@ -52,6 +52,7 @@ class Result(NamedTuple):
     version: Version | None = None
     temporary: str = ""
     holes: bool = False
+    updated: bool = False  # unchanged, but for attributes
 
 
 class SourceChanged(Exception):
@@ -87,8 +88,8 @@ class Copier:
             copy = fs.look_if_there(target, pair.destination)
         if copy:
             fate = self.fate_of(pair, name, target, state, copy)
-            if fate is Fate.UNCHANGED and not self.refresh(pair, name, target, state, copy):
-                return Result(fate)
+            if fate is Fate.UNCHANGED and (result := self.refresh(pair, name, target, state, copy)):
+                return result
             if fate is Fate.SKIPPED:
                 return Result(fate)
         return self.make(pair, name, target, state, copy, first)
@@ -159,27 +160,26 @@ class Copier:
             fs.remove_if_there(name, pair.destination)
         return next((grain for grain in GRAINS if wanted // grain * grain == kept), 1)
 
-    def refresh(self, pair: Pair, name: str, target: str, state: os.stat_result, copy: os.stat_result) -> bool:
-        """Bring the attributes of an unchanged entry up to date. True if it has to be copied anew for that.
+    def refresh(self, pair: Pair, name: str, target: str, state: os.stat_result, copy: os.stat_result) -> Result | None:
+        """Bring the attributes of an unchanged entry up to date. None if it has to be copied anew for that.
 
         It has to when the copy has names that the source has not: they may belong to a snapshot of another day.
         """
         if os.path.samestat(state, copy) or not self.metadata.differs(pair, name, target, state, copy):
-            return False
-        if self.options.dry_run:
-            return False
+            return Result(Fate.UNCHANGED)
         if copy.st_nlink > state.st_nlink:
-            return True
-        source = fs.hold(name, pair.source, self.follow)
-        try:
-            handle = fs.hold(target, pair.destination)
+            return None
+        if not self.options.dry_run:
+            source = fs.hold(name, pair.source, self.follow)
             try:
-                self.metadata.update(fs.held(source), fs.held(handle), state, copy)
+                handle = fs.hold(target, pair.destination)
+                try:
+                    self.metadata.update(fs.held(source), fs.held(handle), state, copy)
+                finally:
+                    os.close(handle)
             finally:
-                os.close(handle)
-        finally:
-            os.close(source)
-        return False
+                os.close(source)
+        return Result(Fate.UNCHANGED, updated=True)
 
     # ---- making ----
 
@@ -221,7 +221,7 @@ class Copier:
                 os.close(source)
                 os.close(made)
         except BaseException:
-            fs.remove_if_there(place, pair.destination)
+            abandon(CLOSED, place, pair.destination)
             raise
 
     def clear_directory(self, target: str, parent: int) -> None:
@@ -246,7 +246,7 @@ class Copier:
         try:
             fs.rename(place, target, directory)
         except BaseException:
-            fs.remove_if_there(place, directory)
+            abandon(CLOSED, place, directory)
             raise
 
     def file(self, pair: Pair, name: str, target: str, first: bool, replace: bool = False, tries: int = TRIES) -> int | Result:
@@ -325,54 +325,6 @@ class Copier:
             fs.rename(large.temporary, large.target, pair.destination)
         finally:
             os.close(source)
-
-    # ---- hard links ----
-
-    def fate_of_link(self, pair: Pair, unit: Link, first: Pair, state: os.stat_result) -> Fate:
-        """What :meth:`link` would do."""
-        target = unit.rename or unit.name
-        copy = None if pair.destination == ABSENT else fs.look_if_there(target, pair.destination)
-        if copy is None:
-            return Fate.HARDLINK
-        made = None if first.destination == ABSENT else fs.look_if_there(unit.first.name, first.destination)
-        if made and os.path.samestat(copy, made) and self.same(pair, unit.name, target, state, copy):
-            return Fate.UNCHANGED
-        skipped = self.fate_of(pair, unit.name, target, state, copy) is Fate.SKIPPED
-        return Fate.SKIPPED if skipped else Fate.HARDLINK
-
-    def link(self, pair: Pair, unit: Link, first: Pair) -> Result | None:
-        """Make one more name of an inode. None if it has to be copied instead."""
-        target = unit.rename or unit.name
-        state = fs.look_at(unit.name, pair.source, self.follow)
-        if self.options.dry_run:
-            return Result(self.fate_of_link(pair, unit, first, state))
-        made = fs.look_if_there(unit.first.name, first.destination)
-        if made is None or stat.S_IFMT(made.st_mode) != stat.S_IFMT(state.st_mode):
-            return None
-        if stat.S_ISREG(state.st_mode) and made.st_size != state.st_size:
-            return None
-        if self.metadata.keep_times and not self.same_time(pair, state.st_mtime_ns, made):
-            return None
-        copy = fs.look_if_there(target, pair.destination)
-        if copy:
-            if os.path.samestat(copy, made):
-                return Result(Fate.UNCHANGED)
-            if self.fate_of(pair, unit.name, target, state, copy) is Fate.SKIPPED:
-                return Result(Fate.SKIPPED)
-            if stat.S_ISDIR(copy.st_mode):
-                self.clear_directory(target, pair.destination)
-        place = fs.temporary_name(self.token, pair.depth, target) if copy else target
-        try:
-            fs.make_hard_link(unit.first.name, first.destination, place, pair.destination)
-        except OSError as error:
-            if error.errno not in (errno.EMLINK, errno.EPERM, errno.EXDEV, errno.ENOTSUP, errno.ENOENT):
-                raise
-            if error.errno != errno.ENOENT:
-                self.metadata.lose("hard links")
-            return None
-        if copy:
-            self.put_in_place(place, target, pair.destination)
-        return Result(Fate.HARDLINK)
 
 
 def grain_of(copy: os.stat_result) -> int:

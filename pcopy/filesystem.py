@@ -38,6 +38,9 @@ FICLONE = 0x40049409  # linux/fs.h; ioctl_ficlone(2)
 
 # The file system cannot do it, or may not for us: the copy goes on without.
 UNABLE = frozenset({errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENODATA})
+# This one attribute is too large for the file system (setxattr(2); ext4 says ENOSPC: a value has to fit into one block).
+TOO_LARGE = frozenset({errno.E2BIG, errno.ERANGE, errno.ENOSPC})
+LARGEST_ATTRIBUTE = 64 << 10  # bytes (XATTR_SIZE_MAX, xattr(7))
 # Nothing else can be written to the destination either.
 FATAL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 ADVICE = {
@@ -264,6 +267,12 @@ def write_attribute(target: Target, name: str, value: bytes) -> None:
     os.setxattr(target, name, value)
 
 
+def has_room(target: Target) -> bool:
+    """Whether the file system could take an attribute of any size."""
+    room = os.statvfs(target)
+    return room.f_bfree * room.f_frsize > LARGEST_ATTRIBUTE
+
+
 def drop_attribute(target: Target, name: str) -> None:
     os.removexattr(target, name)
 
@@ -298,7 +307,7 @@ def clear_stale(there: dict[str, bool], keep: Container[str], depth: int, direct
         if match and match[1] != token:
             up = int(match[2])
             if up not in alive:
-                alive[up] = is_locked("/".join([".."] * up) or ".", directory)
+                alive[up] = is_locked(up, directory)
             if not alive[up]:
                 remove_if_there(name, directory)
                 del there[name]
@@ -315,19 +324,26 @@ def lock(directory: int, exclusive: bool) -> None:
     fcntl.flock(directory, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
 
 
-def is_locked(path: str, directory: int) -> bool:
-    """Whether a run has locked this directory; also if that cannot be found out."""
+def is_locked(up: int, directory: int) -> bool:
+    """Whether a run has locked the directory so many levels up; also if that cannot be found out, or nothing is there."""
+    handle = -1
     try:
-        handle = os.open(path, DIRECTORY, dir_fd=directory)
-    except OSError:
-        return True
-    try:
+        handle = os.open(".", PASS, dir_fd=directory)
+        for _ in range(up):
+            below, handle = handle, os.open("..", PASS, dir_fd=handle)
+            at_root = os.path.samestat(os.fstat(below), os.fstat(handle))
+            os.close(below)
+            if at_root:
+                return True
+        passed, handle = handle, os.open(".", DIRECTORY, dir_fd=handle)
+        os.close(passed)
         lock(handle, exclusive=True)
         return False
     except OSError:
         return True
     finally:
-        os.close(handle)
+        if handle != -1:
+            os.close(handle)
 
 
-TEMPORARY = re.compile(r"\.pcopy-([0-9a-f]{8})-(\d+)-[0-9a-f]{16}\Z")
+TEMPORARY = re.compile(r"\.pcopy-([0-9a-f]{8})-(\d{1,9})-[0-9a-f]{16}\Z", re.ASCII)

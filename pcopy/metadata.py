@@ -152,10 +152,19 @@ class Metadata:
         for name in names:
             value = fs.read_attribute(source, name)
             if value is not None and fs.read_attribute(target, name) != value:
-                self.attempt(f"attributes {name.partition('.')[0]}.*", fs.write_attribute, target, name, value)
+                self.write_attribute(target, name, value)
         for name in fs.attributes_of(target):
             if name not in names and (name in (ACL, DEFAULT_ACL) or not name.startswith(OF_THE_SYSTEM)):
                 self.attempt("attributes", fs.drop_attribute, target, name)
+
+    def write_attribute(self, target: Target, name: str, value: bytes) -> None:
+        kind = f"attributes {name.partition('.')[0]}.*"
+        try:
+            self.attempt(kind, fs.write_attribute, target, name, value)
+        except OSError as error:
+            if error.errno not in fs.TOO_LARGE or not fs.has_room(target):
+                raise
+            self.lose(kind)
 
     def attempt(self, kind: str, change: Callable[..., None], *arguments: object) -> bool:
         """Make a change that the system may refuse: then it is counted as lost under ``kind``, and nothing fails."""

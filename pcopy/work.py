@@ -185,6 +185,7 @@ class Link(NamedTuple):
     inode: Inode
     first: Place
     share: float
+    copied: bool = False  # the first was not copied, so this one has to be
 
     @property
     def holds(self) -> tuple[Group, ...]:

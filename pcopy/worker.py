@@ -25,6 +25,7 @@ from pcopy import filesystem as fs
 from pcopy.directory import Directories
 from pcopy.entry import TRIES, Copier, Fate, Result, SourceChanged, changed
 from pcopy.handles import Handles, Pair
+from pcopy.links import Linker
 from pcopy.work import (
     Entries,
     Failure,
@@ -77,6 +78,7 @@ class Slice:
     def __init__(self, job: Job, handles: Handles, deadline: float, ahead: bool = False) -> None:
         self.job, self.handles, self.deadline, self.ahead = job, handles, deadline, ahead
         self.copier = Copier(job)
+        self.linker = Linker(self.copier)
         self.directories = Directories(job, handles, self.copier.metadata)
         self.outcome = Outcome()
         self.stack: list[Unit] = []
@@ -207,9 +209,17 @@ class Slice:
             )  # fmt: skip
             self.stack += [Seal(large), Span(large, 0, result.size)]
         else:
+            if result.fate is Fate.SKIPPED:
+                self.spoil(unit)
             self.count(result.fate)
-            self.event(WORDS.get(result.fate, "copied"), unit, name)
+            self.event("updated" if result.updated else WORDS.get(result.fate, "copied"), unit, name)
         return result.fate is Fate.LARGE
+
+    def spoil(self, unit: Unit) -> None:
+        """The first name of an inode was not copied: no other may become a link to what is there under it."""
+        first_of = unit.first_of if isinstance(unit, Entries) else unit.large.first_of if isinstance(unit, Seal) else None
+        if first_of:
+            self.outcome.ruined.add(first_of)
 
     def copy_span(self, unit: Span) -> None:
         large, position, piece = unit.large, unit.start, FIRST_PIECE
@@ -248,6 +258,7 @@ class Slice:
         pair = self.handles.pair(large.tree, large.path)
         if unit.discard or large_group(large) in self.outcome.ruined:
             fs.remove_if_there(large.temporary, pair.destination)
+            self.spoil(unit)
             self.outcome.tally.failed += 1  # once, however many of its spans failed
             return
         try:
@@ -272,7 +283,7 @@ class Slice:
         pair = self.handles.pair(unit.tree, unit.path)
         first = self.handles.pair(unit.first.tree, unit.first.path)
         try:
-            result = self.copier.link(pair, unit, first)
+            result = None if unit.copied else self.linker.link(pair, unit, first)
         except OSError as error:
             self.entry_failed(unit, pair, unit.name, error)
         else:
@@ -314,6 +325,7 @@ class Slice:
 
     def entry_failed(self, unit: Entries | Link, pair: Pair, name: str, error: OSError) -> None:
         """Gone from the source since the scan is no failure; everything else is."""
+        self.spoil(unit)
         if error.errno == errno.ENOENT and self.vanished(pair, name):
             self.outcome.tally.vanished += 1
             self.event("vanished", unit, name)
@@ -330,6 +342,7 @@ class Slice:
         """A unit failed as a whole: every entry in it has failed, or has vanished with its directory."""
         outcome = self.outcome
         gone = failure.errno == errno.ENOENT and self.is_gone(unit)
+        self.spoil(unit)
         if isinstance(unit, (Scan, Entries, Link)):
             outcome.share += unit.share
             names = unit.names if isinstance(unit, Entries) else (unit.name,) if isinstance(unit, Link) else ("",)

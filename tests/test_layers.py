@@ -24,8 +24,9 @@ FLOORS = (
     ("metadata",),
     ("directory", "plain"),
     ("entry",),
+    ("links",),
     ("worker",),
-    ("coordinator",),
+    ("coordinator", "prepare"),
     ("api",),
     ("comparison",),
     ("report",),
@@ -46,7 +47,19 @@ HOMES = {
 }
 # What a face may not reach around the library for, although it stands above it.
 NEVER = {
-    "cli": {"coordinator", "worker", "engines", "filesystem", "handles", "directory", "entry", "plain", "metadata", "contents"},
+    "cli": {
+        "coordinator",
+        "worker",
+        "engines",
+        "filesystem",
+        "handles",
+        "directory",
+        "entry",
+        "plain",
+        "links",
+        "metadata",
+        "contents",
+    },
     "comparison": {"coordinator", "worker", "engines", "filesystem"},
     "report": {"coordinator", "worker", "engines", "filesystem", "api"},
     "progress": {"coordinator", "worker", "engines", "filesystem", "api", "comparison"},

@@ -1,0 +1,152 @@
+"""Make and lock the directory that a run writes into, and say with which units it begins."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator, Sequence
+
+from pcopy import filesystem as fs
+from pcopy.options import Options, Overwrite
+from pcopy.paths import Landing
+from pcopy.result import Report
+from pcopy.work import Entries, Inode, Job, Scan, Tree, Unit
+from pcopy.worker import BATCH
+
+
+def prepare(
+    top: str, landings: Sequence[Landing], options: Options, report: Report, stack: contextlib.ExitStack
+) -> tuple[Job, list[Unit]]:
+    """Make and lock what the run writes into, and say with which units it begins. Raises OSError."""
+    token = os.urandom(4).hex()
+    exclusive = not (len(landings) == 1 and landings[0].names)
+    becomes_a_copy = any(landing.destination == top and not landing.names for landing in landings)
+    fresh = make_top(top, options, mode=0o700 if becomes_a_copy else 0o777)
+    handle = None
+    if not options.dry_run:
+        check_usable(top)
+        handle, alone = stack.enter_context(locked(top, exclusive, report))
+        keep = {landing.rename or name for landing in landings for name in landing.names}
+        if keep and alone:  # without names the directory is scanned, and cleared by who scans it
+            fs.clear_stale(fs.names_in(handle), keep, 0, handle, token)
+        if not exclusive and alone:
+            fs.lock(handle, exclusive=False)
+    elif not fresh:
+        handle = os.open(top, fs.PASS)
+        stack.callback(os.close, handle)
+    trees: list[Tree] = []
+    units: list[Unit] = []
+    for landing in landings:
+        report.found += len(landing.names) or 1
+        below = os.path.basename(landing.destination) if landing.destination != top else None
+        is_new = make_landing(below, handle, options) if below else fresh
+        if is_new is None:
+            report.skipped += 1
+            continue
+        trees.append(tree_of(landing, below, handle))
+        units += units_of(landing, len(trees) - 1, is_new, 1.0 / len(landings))
+    return Job(options, tuple(trees), token, current_umask()), units
+
+
+def make_top(path: str, options: Options, mode: int) -> bool:
+    """Make the directory that the run locks. True if it was not there."""
+    if options.dry_run:
+        return not os.path.isdir(path)
+    try:
+        os.mkdir(path, mode)
+        return True
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise
+        return False
+
+
+def make_landing(name: str, top: int | None, options: Options) -> bool | None:
+    """Make the directory of one of several sources. True if it was not there; None if what is there is to be kept.
+
+    A symbolic link in its place is not followed: only the destination itself may be one.
+    """
+    state = None if top is None else fs.look_if_there(name, top)
+    if state and stat.S_ISDIR(state.st_mode):
+        return False
+    if state and options.overwrite is Overwrite.NEVER:
+        return None
+    if top is not None and not options.dry_run:
+        if state:
+            fs.remove(name, top)
+        fs.make_directory(name, top)
+    return True
+
+
+def tree_of(landing: Landing, below: str | None, top: int | None) -> Tree:
+    source = os.stat(landing.source)
+    inode: Inode | None = None
+    state = None if top is None else fs.look_if_there(below or ".", top)
+    if state and stat.S_ISDIR(state.st_mode):  # else a dry run
+        inode = (state.st_dev, state.st_ino)
+    return Tree(landing.source, landing.destination, (source.st_dev, source.st_ino), inode, depth=1 if below else 0)
+
+
+def units_of(landing: Landing, tree: int, fresh: bool, share: float) -> Iterator[Unit]:
+    if not landing.names:
+        yield Scan(tree, "", fresh, share)
+    for at in range(0, len(landing.names), BATCH):
+        names = landing.names[at : at + BATCH]
+        yield Entries(tree, "", names, False, False, share * len(names) / len(landing.names), landing.rename)
+
+
+@contextlib.contextmanager
+def locked(top: str, exclusive: bool, report: Report) -> Iterator[tuple[int, bool]]:
+    """Keep other runs out of a destination. Single files may be copied into one directory by several runs at a time.
+
+    Gives a handle of the directory, and whether no other run is in it.
+    """
+    handle = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        alone = False
+        try:
+            fs.lock(handle, exclusive=True)
+            alone = True
+        except BlockingIOError:
+            lock_with_others(handle, top, exclusive)
+        except OSError as error:
+            report.warnings.append(f"{top}: cannot be locked ({error.strerror}): see to it that no other run copies into it")
+        yield handle, alone
+    finally:
+        os.close(handle)
+
+
+def lock_with_others(handle: int, top: str, exclusive: bool) -> None:
+    """Another run has a lock: only single files may go beside other single files."""
+    try:
+        if exclusive:
+            raise BlockingIOError
+        fs.lock(handle, exclusive=False)
+    except BlockingIOError:
+        raise OSError(errno.EWOULDBLOCK, "another run is copying into it: wait until it has ended", top) from None
+
+
+def check_usable(top: str) -> None:
+    """Say once what would otherwise be said of each entry. Raises OSError; a directory of our own can be made writable."""
+    if os.access(top, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        return
+    if os.statvfs(top).f_flag & os.ST_RDONLY:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), top)
+    if os.stat(top).st_uid != os.geteuid():
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), top)
+
+
+def current_umask() -> int:
+    """Without setting it, which another thread could notice."""
+    with (
+        contextlib.suppress(OSError, ValueError),
+        open("/proc/self/status", encoding="ascii", errors="replace") as lines,
+    ):
+        for line in lines:
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
