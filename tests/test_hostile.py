@@ -1,0 +1,162 @@
+"""What somebody else left or planted in the destination, and what a file system refuses: nothing leads out of the tree."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import pcopy
+from tests.test_destination import unprivileged
+from tests.trees import Dir, File, Hard, make_tree, read_tree
+
+JOBS = pytest.mark.parametrize("jobs", [1, 3])
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Iterator[tuple[Path, Path, Path]]:
+    """Two sources, a destination for both, and a directory outside of it."""
+    sources = make_tree(tmp_path / "from", {"a": Dir({"f": b"new", "h": b"new"}), "b": Dir({"g": b"new"})})
+    (tmp_path / "new").mkdir()
+    yield sources / "a", sources / "b", tmp_path / "new"
+
+
+@JOBS
+@pytest.mark.parametrize("overwrite", ["changed", "always", "older", "never"])
+def test_a_link_planted_where_a_source_lands_is_not_followed(
+    tmp_path: Path, two: tuple[Path, Path, Path], jobs: int, overwrite: pcopy.api.OverwriteName
+) -> None:
+    outside = make_tree(tmp_path / "outside", {"f": b"precious"})
+    before = read_tree(outside)
+    (two[2] / "a").symlink_to(outside)
+    report = pcopy.copy(two[:2], two[2], jobs=jobs, overwrite=overwrite)
+    assert report.ok, report.errors
+    assert read_tree(outside) == before
+    assert read_tree(two[2] / "b") == read_tree(two[1])
+    if overwrite == "never":
+        assert (report.skipped, (two[2] / "a").is_symlink()) == (1, True)
+    else:
+        assert read_tree(two[2] / "a") == read_tree(two[0])
+
+
+@JOBS
+def test_a_file_where_a_source_directory_lands_is_kept_if_nothing_is_to_be_replaced(
+    two: tuple[Path, Path, Path], jobs: int
+) -> None:
+    (two[2] / "a").write_bytes(b"precious")
+    report = pcopy.copy(two[:2], two[2], jobs=jobs, overwrite="never")
+    assert report.ok, report.errors
+    assert (report.skipped, (two[2] / "a").read_bytes()) == (1, b"precious")
+    assert read_tree(two[2] / "b") == read_tree(two[1])
+
+
+@JOBS
+def test_no_name_becomes_a_link_to_one_that_was_skipped(tmp_path: Path, jobs: int) -> None:
+    """Without times, the old file of the same length could not be told from a copy."""
+    source = make_tree(tmp_path / "src", {"d": Dir({"one": b"wanted"}), "e": Dir({"two": Hard("d/one")})})
+    make_tree(tmp_path / "dst", {"d": Dir({"one": b"older."})})
+    report = pcopy.copy(source, tmp_path / "dst", jobs=jobs, overwrite="never", preserve={"links"})
+    assert report.ok, report.errors
+    assert (tmp_path / "dst/d/one").read_bytes() == b"older."
+    assert (tmp_path / "dst/e/two").read_bytes() == b"wanted"
+
+
+@JOBS
+def test_hard_links_between_overlapping_sources_are_kept(tmp_path: Path, jobs: int) -> None:
+    source = make_tree(tmp_path / "src", {"d": Dir({"one": b"1"}), "two": Hard("d/one")})
+    report = pcopy.copy([source, source / "d"], tmp_path / "dst", jobs=jobs)
+    assert report.ok, report.errors
+    names = ("src/d/one", "src/two", "d/one")
+    assert len({(tmp_path / "dst" / name).stat().st_ino for name in names}) == 1
+
+
+@JOBS
+def test_an_attribute_that_is_too_large_for_the_destination_is_a_loss_and_no_full_disk(tmp_path: Path, jobs: int) -> None:
+    if not os.access("/dev/shm", os.W_OK):
+        pytest.skip("needs a file system that takes large attributes")
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
+        source = make_tree(Path(other) / "src", {"a": b"1", "b": b"2"})
+        try:
+            os.setxattr(source / "a", "user.large", bytes(40_000))
+        except OSError as error:
+            pytest.skip(f"no large attributes on /dev/shm: {error.strerror}")
+        (tmp_path / "probe").touch()
+        try:
+            os.setxattr(tmp_path / "probe", "user.large", bytes(40_000))
+            pytest.skip("the destination takes large attributes too")
+        except OSError:
+            pass
+        report = pcopy.copy(source, tmp_path / "dst", jobs=jobs)
+        assert (report.exit_status, report.files, report.lost) == (0, 2, {"attributes user.*": 1})
+        assert read_tree(tmp_path / "dst")[b"b"] == read_tree(source)[b"b"]
+
+
+@JOBS
+@pytest.mark.parametrize("levels", ["9" * 8, "9" * 40, "٣", "40"])
+def test_a_name_that_only_looks_like_a_temporary_one_is_left_alone(tmp_path: Path, jobs: int, levels: str) -> None:
+    planted = f".pcopy-deadbeef-{levels}-0123456789abcdef"
+    source = make_tree(tmp_path / "src", {"d": Dir({"f": b"1"}), "g": b"2"})
+    make_tree(tmp_path / "dst", {planted: b"not ours", "d": Dir({planted: b"nor this"})})
+    for _ in range(2):
+        report = pcopy.copy(source, tmp_path / "dst", jobs=jobs)
+        assert report.ok, report.errors
+        report = pcopy.copy([source / "g"], f"{tmp_path}/dst/", jobs=jobs)
+        assert report.ok, report.errors
+    assert (tmp_path / "dst" / planted).read_bytes() == b"not ours"
+    assert (tmp_path / "dst/d" / planted).read_bytes() == b"nor this"
+
+
+def test_a_directory_that_cannot_be_read_leaves_no_empty_copy_below_a_closed_one(tmp_path: Path) -> None:
+    """The copy of the directory above is finished, and so closed for writing, before the one below is looked at."""
+    source = make_tree(tmp_path / "src", {"d": Dir({"shut": Dir(mode=0o000), "f": b"1"}, mode=0o555)})
+    done = unprivileged("-j", 1, source, tmp_path / "dst")
+    try:
+        assert done.returncode == 1, done.stderr
+        assert "d/shut" in done.stderr
+        assert os.listdir(tmp_path / "dst/d") == ["f"]
+        assert (tmp_path / "dst/d").stat().st_mode & 0o777 == 0o555
+        assert (tmp_path / "dst/d").stat().st_mtime_ns == (source / "d").stat().st_mtime_ns
+    finally:
+        for path in ("src/d", "src/d/shut", "dst/d"):
+            os.chmod(tmp_path / path, 0o755)
+
+
+def test_a_dry_run_says_what_becomes_of_names_that_a_snapshot_shares(tmp_path: Path) -> None:
+    """The copy has more names than its source: other attributes mean a new copy, and a dry run has to say so."""
+    source = make_tree(tmp_path / "src", {"f": File(b"1", mode=0o600)})
+    make_tree(tmp_path / "dst", {"f": File(b"1", mode=0o644)})
+    os.link(tmp_path / "dst/f", tmp_path / "snapshot")
+    planned = pcopy.copy(source, tmp_path / "dst", jobs=1, dry_run=True)
+    done = pcopy.copy(source, tmp_path / "dst", jobs=1)
+    assert (planned.files, planned.unchanged) == (done.files, done.unchanged) == (1, 0)
+    assert (tmp_path / "snapshot").stat().st_mode & 0o777 == 0o644
+
+
+@JOBS
+@pytest.mark.parametrize("overwrite", ["changed", "always", "older", "never"])
+def test_a_dry_run_counts_hard_links_as_the_run_does(tmp_path: Path, jobs: int, overwrite: pcopy.api.OverwriteName) -> None:
+    names: dict[str | bytes, object] = {"a": b"new.", **{f"h{number}": Hard("a") for number in range(5)}}
+    source = make_tree(tmp_path / "src", names)
+    make_tree(tmp_path / "dst", {"a": File(b"old.", mtime_ns=5), "h1": Hard("a"), "h2": b"other", "h3": Dir()})
+    planned = pcopy.copy(source, tmp_path / "dst", jobs=1, overwrite=overwrite, dry_run=True)
+    done = pcopy.copy(source, tmp_path / "dst", jobs=jobs, overwrite=overwrite)
+    counts = ("files", "hardlinks", "unchanged", "skipped", "failed")
+    assert [getattr(planned, one) for one in counts] == [getattr(done, one) for one in counts]
+
+
+def test_verbose_tells_that_only_attributes_were_brought_up_to_date(tmp_path: Path) -> None:
+    source = make_tree(tmp_path / "src", {"f": File(b"1", mode=0o600), "g": b"2"})
+    make_tree(tmp_path / "dst", {"f": File(b"1", mode=0o644), "g": b"2"})
+    seen: list[tuple[str, str]] = []
+
+    class Hears(pcopy.Observer):
+        def event(self, what: str, path: str) -> None:
+            seen.append((what, os.path.basename(path)))
+
+    for dry_run in (True, False):
+        seen.clear()
+        pcopy.copy(source, tmp_path / "dst", jobs=1, verbose=True, observer=Hears(), dry_run=dry_run)
+        assert sorted(seen)[-2:] == [("unchanged", "g"), ("updated", "f")]
