@@ -20,10 +20,11 @@ from collections.abc import Iterable
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from typing import NamedTuple
 
+from pcopy.account import given_up
 from pcopy.engines import Engine, dead_workers, end_workers
 from pcopy.result import Observer, Progress, Report, Stop
 from pcopy.work import Entries, Failure, Finish, Group, Inode, Job, Link, Outcome, Place, Scan, Seal, Shared, Span, Unit
-from pcopy.worker import Slice, run
+from pcopy.worker import run
 
 # Seconds of a slice. Long: messages are rare, but a worker that runs dry waits so long for the others' leftovers.
 # Short: work is found and shared out quickly, at the price of a message for every few files.
@@ -282,7 +283,7 @@ class Coordinator:
 
     def give_up(self, unit: Unit, reason: str) -> None:
         """A unit that cannot be done becomes a failure, and the rest goes on."""
-        self.absorb([unit], Slice.given_up(self.job, unit, reason))
+        self.absorb([unit], given_up(self.job, unit, reason))
 
     def clean_up(self) -> list[Unit]:
         """Of what is left when a run stops: the large files under way, to be taken away again."""

@@ -14,7 +14,6 @@ a directory lies the unit that finishes it, so a directory that one worker copie
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import stat
 import time
@@ -22,13 +21,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pcopy import filesystem as fs
-from pcopy.directory import Directories
-from pcopy.entry import TRIES, Copier, Fate, Result, SourceChanged, changed
+from pcopy.account import Account, unforeseen
+from pcopy.entry import TRIES, Fate, Result, SourceChanged, changed
 from pcopy.handles import Handles, Pair
 from pcopy.links import Linker
 from pcopy.work import (
     Entries,
-    Failure,
     Finish,
     Job,
     Large,
@@ -72,20 +70,16 @@ def run(job: Job, units: Sequence[Unit], seconds: float, ahead: bool = False) ->
     return work.outcome
 
 
-class Slice:
+class Slice(Account):
     """One call of :func:`run`."""
 
     def __init__(self, job: Job, handles: Handles, deadline: float, ahead: bool = False) -> None:
-        self.job, self.handles, self.deadline, self.ahead = job, handles, deadline, ahead
-        self.copier = Copier(job)
+        super().__init__(job, handles)
+        self.deadline, self.ahead = deadline, ahead
         self.linker = Linker(self.copier)
-        self.directories = Directories(job, handles, self.copier.metadata)
-        self.outcome = Outcome()
-        self.stack: list[Unit] = []
         self.waiting: list[Unit] = []  # for something that only the coordinator knows
         self.open: set[object] = set()  # groups that are held by something outside of this slice
         self.unprivileged = os.geteuid() != 0
-        self.verbose = job.options.verbose
 
     def go(self) -> None:
         while self.stack:  # the time is looked at last: a slice without any still makes progress
@@ -168,13 +162,6 @@ class Slice:
             rest = unit._replace(names=names[done:], share=unit.share * (len(names) - done) / len(names))
             self.stack.insert(len(self.stack) - (2 if began_large else 0), rest)  # below the large file's two units
 
-    def note_files(self, unit: Entries, names: Sequence[str], size: int) -> None:
-        self.outcome.tally.files += len(names)
-        self.outcome.tally.bytes += size
-        if self.verbose:
-            for name in names:
-                self.event("copied", unit, name)
-
     def copy_entry(self, unit: Entries, pair: Pair, name: str, new: bool) -> bool:
         """Copy whatever is behind a name. True if a large file was begun."""
         try:
@@ -214,12 +201,6 @@ class Slice:
             self.count(result.fate)
             self.event("updated" if result.updated else WORDS.get(result.fate, "copied"), unit, name)
         return result.fate is Fate.LARGE
-
-    def spoil(self, unit: Unit) -> None:
-        """The first name of an inode was not copied: no other may become a link to what is there under it."""
-        first_of = unit.first_of if isinstance(unit, Entries) else unit.large.first_of if isinstance(unit, Seal) else None
-        if first_of:
-            self.outcome.ruined.add(first_of)
 
     def copy_span(self, unit: Span) -> None:
         large, position, piece = unit.large, unit.start, FIRST_PIECE
@@ -301,115 +282,11 @@ class Slice:
         else:
             self.directories.finish(unit)
 
-    # ---- what went wrong ----
-
-    @classmethod
-    def given_up(cls, job: Job, unit: Unit, reason: str) -> Outcome:
-        """The outcome of a unit that could not be run at all."""
-        with Handles(job) as handles:
-            return cls(job, handles, 0.0).give_up(unit, reason)
-
-    def give_up(self, unit: Unit, reason: str) -> Outcome:
-        failure = Failure(self.source_path(unit), "copy", None, reason)
-        if isinstance(unit, Seal) and not unit.discard:  # it has to be taken away, and is counted there
-            self.outcome.failures.append(failure)
-            self.outcome.leftover.append(unit._replace(discard=True))
-            return self.outcome
-        if isinstance(unit, Entries):
-            with contextlib.suppress(OSError):
-                pair = self.handles.pair(unit.tree, unit.path)
-                for name in unit.names:
-                    self.copier.clear(pair, name, unit.rename or name, unit.fresh)
-        self.fail_unit(unit, failure)
-        return self.outcome
-
-    def entry_failed(self, unit: Entries | Link, pair: Pair, name: str, error: OSError) -> None:
-        """Gone from the source since the scan is no failure; everything else is."""
-        self.spoil(unit)
-        if error.errno == errno.ENOENT and self.vanished(pair, name):
-            self.outcome.tally.vanished += 1
-            self.event("vanished", unit, name)
-        else:
-            self.fail(fs.failure(self.full(unit.tree, unit.path, name), error))
-
-    def vanished(self, pair: Pair, name: str) -> bool:
-        try:
-            return fs.look_if_there(name, pair.source) is None
-        except OSError:
-            return False
-
-    def fail_unit(self, unit: Unit, failure: Failure) -> None:
-        """A unit failed as a whole: every entry in it has failed, or has vanished with its directory."""
-        outcome = self.outcome
-        gone = failure.errno == errno.ENOENT and self.is_gone(unit)
-        self.spoil(unit)
-        if isinstance(unit, (Scan, Entries, Link)):
-            outcome.share += unit.share
-            names = unit.names if isinstance(unit, Entries) else (unit.name,) if isinstance(unit, Link) else ("",)
-            for name in names:
-                if gone:
-                    outcome.tally.vanished += 1
-                    self.event("vanished", unit, name)
-                else:
-                    self.fail(failure._replace(path=self.full(unit.tree, unit.path, name)))
-            if isinstance(unit, Scan) and unit.fresh and failure.errno:
-                self.take_away(unit)
-        elif isinstance(unit, Span):
-            outcome.ruined.add(large_group(unit.large))
-            outcome.failures.append(failure)
-        elif isinstance(unit, Seal):
-            self.fail(failure)
-        elif not gone:
-            outcome.failures.append(failure)  # a directory's attributes; the directory was counted already
-
-    def is_gone(self, unit: Unit) -> bool:
-        """Whether the directory of a unit is in the source no more, though the source is still there."""
-        try:
-            os.lstat(self.full(unit.tree, unit.path))
-        except (FileNotFoundError, NotADirectoryError):
-            return os.path.isdir(self.job.trees[unit.tree].source)
-        except OSError:
-            pass
-        return False
-
-    def take_away(self, unit: Scan) -> None:
-        """An empty directory must not stand for one that could not be read."""
-        try:
-            finish = self.directories.take_away(unit)
-        except OSError:
-            return  # it is not empty: a killed worker had come further
-        if finish:
-            self.stack.append(finish)
-
-    # ---- notes ----
-
-    def fail(self, failure: Failure) -> None:
-        self.outcome.tally.failed += 1
-        self.outcome.failures.append(failure)
-
-    def count(self, fate: Fate) -> None:
-        setattr(self.outcome.tally, fate.value, getattr(self.outcome.tally, fate.value) + 1)
-
-    def event(self, what: str, unit: Unit, name: str = "") -> None:
-        if self.verbose:
-            self.outcome.events.append((what, self.full(unit.tree, unit.path, name)))
-
-    def source_path(self, unit: Unit) -> str:
-        name = unit.large.name if isinstance(unit, (Span, Seal)) else unit.name if isinstance(unit, Link) else ""
-        return self.full(unit.tree, unit.path, name)
-
-    def full(self, tree: int, path: str, name: str = "") -> str:
-        return "/".join(part for part in (self.job.trees[tree].source.rstrip("/"), path, name) if part)
-
 
 def again(large: Large) -> Entries:
     """The unit that copies a large file once more."""
     rename = large.target if large.target != large.name else None
     return Entries(large.tree, large.path, (large.name,), False, True, large.share, rename, large.first_of, large.tries + 1)
-
-
-def unforeseen(path: str, error: Exception) -> Failure:
-    return Failure(path, "copy", None, f"unforeseen {type(error).__name__}: {error}")
 
 
 DO: dict[type, Callable[[Slice, Any], None]] = {

@@ -24,7 +24,7 @@ FLOORS = (
     ("metadata",),
     ("directory", "plain"),
     ("entry",),
-    ("links",),
+    ("links", "account"),
     ("worker",),
     ("coordinator", "prepare"),
     ("api",),
