@@ -11,7 +11,9 @@ from pcopy import filesystem as fs
 from pcopy.directory import Directories
 from pcopy.entry import Copier, Fate
 from pcopy.handles import Handles, Pair
-from pcopy.work import Entries, Failure, Job, Link, Outcome, Scan, Seal, Span, Unit, large_group
+from pcopy.work import Entries, Failure, Finish, Group, Job, Link, Outcome, Scan, Seal, Span, Unit, large_group
+
+Retried = Scan | Entries | Span | Link | Finish
 
 
 class Account:
@@ -23,6 +25,8 @@ class Account:
         self.directories = Directories(job, handles, self.copier.metadata)
         self.outcome = Outcome()
         self.stack: list[Unit] = []
+        self.waiting: list[Unit] = []  # for something that only the coordinator knows, or for better times
+        self.open: set[Group] = set()  # groups that are held by something outside of this slice
         self.verbose = job.options.verbose
 
     def give_up(self, unit: Unit, reason: str) -> Outcome:
@@ -40,13 +44,24 @@ class Account:
         return self.outcome
 
     def entry_failed(self, unit: Entries | Link, pair: Pair, name: str, error: OSError) -> None:
-        """Gone from the source since the scan is no failure; everything else is."""
+        """Gone from the source since the scan is no failure; everything else is, unless it goes better later."""
+        one = unit._replace(names=(name,), fresh=False, share=0.0) if isinstance(unit, Entries) else unit._replace(share=0.0)
+        if self.try_again(one, error.errno):
+            return
         self.spoil(unit)
         if error.errno == errno.ENOENT and self.vanished(pair, name):
             self.outcome.tally.vanished += 1
             self.event("vanished", unit, name)
         else:
             self.fail(fs.failure(self.full(unit.tree, unit.path, name), error))
+
+    def try_again(self, unit: Retried, number: int | None) -> bool:
+        """Leave a unit over if the error may pass. What comes after it waits, as for any unit that somebody else has."""
+        again = number in fs.PASSING and unit.failed < self.job.options.retries
+        if again:
+            self.waiting.append(unit._replace(failed=unit.failed + 1))
+            self.open.update(unit.holds)
+        return again
 
     def vanished(self, pair: Pair, name: str) -> bool:
         try:
@@ -56,6 +71,8 @@ class Account:
 
     def fail_unit(self, unit: Unit, failure: Failure) -> None:
         """A unit failed as a whole: every entry in it has failed, or has vanished with its directory."""
+        if not isinstance(unit, Seal) and self.try_again(unit, failure.errno):
+            return
         outcome = self.outcome
         gone = failure.errno == errno.ENOENT and self.is_gone(unit)
         self.spoil(unit)

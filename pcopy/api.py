@@ -18,7 +18,7 @@ from pcopy.engines import METHODS, Engine, Pool, Serial
 from pcopy.errors import UsageError
 from pcopy.options import ALL_ATTRIBUTES, Options, Overwrite, When
 from pcopy.paths import Destination, Landing, Source, land
-from pcopy.prepare import prepare
+from pcopy.prepare import make_lasting, prepare
 from pcopy.result import Observer, Report, Stop
 from pcopy.work import Failure
 
@@ -41,6 +41,8 @@ def copy(
     reflink: When | WhenName = "auto",
     sparse: When | WhenName = "auto",
     atomic: bool = False,
+    fsync: bool = False,
+    retries: int = 2,
     dry_run: bool = False,
     verbose: bool = False,
     start_method: Literal["fork", "forkserver", "spawn"] | None = None,
@@ -61,6 +63,8 @@ def copy(
     :param reflink: share blocks where the file system can; ``always`` fails where it cannot
     :param sparse: keep holes (``auto``), also make them of zeros (``always``), or fill them (``never``)
     :param atomic: new files too appear under their names only when they are whole
+    :param fsync: wait until all that was copied is on stable storage, with its directories
+    :param retries: times that an entry is tried again after an error that may pass (EIO, ESTALE, EAGAIN, ETIMEDOUT)
     :param dry_run: report what would be done and touch nothing
     :param verbose: tell the observer of every entry
     :param start_method: multiprocessing's; by default ``fork`` while this process has a single thread
@@ -82,6 +86,8 @@ def copy(
         reflink=check_choice("reflink", When, reflink),
         sparse=check_choice("sparse", When, sparse),
         atomic=atomic,
+        fsync=fsync,
+        retries=check_retries(retries),
         dry_run=dry_run,
         verbose=verbose,
         start_method=start_method,
@@ -110,6 +116,11 @@ def copy(
             coordinator.progress.found += sum(len(landing.names) for landing in landings)
             with stopped_by_ctrl_c(stop):
                 coordinate(coordinator, engine_for(options))
+            if options.fsync and not options.dry_run and not report.stopped:
+                try:
+                    make_lasting(top)
+                except OSError as error:
+                    report.errors.append(fs.failure(top, error))
     report.signal = stop.signal
     report.seconds = time.monotonic() - started
     report.reconcile(top)
@@ -160,6 +171,12 @@ def check_jobs(jobs: int | None) -> int:
     if not isinstance(jobs, int) or not 1 <= jobs <= 1024:
         raise UsageError(f"jobs {jobs!r}: must be from 1 to 1024")
     return jobs
+
+
+def check_retries(retries: int) -> int:
+    if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+        raise UsageError(f"retries {retries!r}: must be 0 or more")
+    return retries
 
 
 def check_choice(name: str, kind: type[Choice], value: str) -> Choice:

@@ -113,6 +113,10 @@ def choice(kind: type[Overwrite] | type[When]) -> click.Choice[str]:
               help="Keep holes; 'always': make holes of zeros; 'never': fill them.")
 @click.option("--atomic", cls=Option, group=HOW, is_flag=True,
               help="New files too appear only whole, for destinations that others read meanwhile.  [default: those replaced]")
+@click.option("--fsync", cls=Option, group=HOW, is_flag=True,
+              help="Wait until all that was copied is on stable storage.  [default: the system writes it when it likes]")
+@click.option("--retries", cls=Option, group=HOW, type=click.IntRange(min=0), default=2, show_default=True,
+              help="Tries more for errors that may pass (EIO, ESTALE, EAGAIN, ETIMEDOUT).")
 @click.option("-n", "--dry-run", cls=Option, group=WHAT, is_flag=True,
               help="Say what would be done; touch nothing.  [default: do it]")
 @click.option("--progress/--no-progress", cls=Option, group=SAY, default=None,
@@ -174,12 +178,12 @@ def run_copy(context: click.Context, given: dict[str, Any]) -> int:
     return report.exit_status if tell(report, given) else report.exit_status or ExitStatus.FAILED
 
 
-PASSED_ON = ("overwrite", "dereference", "one_file_system", "reflink", "sparse", "atomic", "dry_run")
+PASSED_ON = ("overwrite", "dereference", "one_file_system", "reflink", "sparse", "atomic", "fsync", "retries", "dry_run")
 
 
 def run_compare(context: click.Context, given: dict[str, Any]) -> int:
     """pcopy --compare [SOURCE [DESTINATION]]"""
-    refuse(context, given, ("dry_run", "verbose", "quiet", "overwrite"), "does not go with --compare")
+    refuse(context, given, ("dry_run", "verbose", "quiet", "overwrite", "retries"), "does not go with --compare")
     if len(given["paths"]) > 2:
         raise click.UsageError("--compare takes one source and one destination at most", context)
     from pcopy.chart import check_chart, draw
@@ -214,7 +218,9 @@ def copy_options(given: dict[str, Any]) -> list[str]:
     """The same choices for each pcopy that a comparison runs."""
     words = ["--preserve", ",".join(sorted(preserved(given)))] if preserved(given) else ["--no-preserve", "all"]
     words += ["--reflink", given["reflink"], "--sparse", given["sparse"]]
-    return words + [flag for flag in ("--dereference", "--one-file-system", "--atomic") if given[flag[2:].replace("-", "_")]]
+    return words + [
+        flag for flag in ("--dereference", "--one-file-system", "--atomic", "--fsync") if given[flag[2:].replace("-", "_")]
+    ]
 
 
 # ---- what a person sees ---------------------------------------------------------------------------------------------

@@ -194,6 +194,8 @@ class Directories:
             return
         pair = self.handles.readable(unit.tree, unit.path)
         self.metadata.finish_directory(pair, unit.attributes, unit.fresh)
+        if self.options.fsync:
+            fs.sync(pair.destination)
 
 
 def attributes_of(state: os.stat_result) -> Attributes:

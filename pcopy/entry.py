@@ -179,7 +179,16 @@ class Copier:
                     os.close(handle)
             finally:
                 os.close(source)
+            if self.options.fsync and stat.S_ISREG(state.st_mode):
+                self.sync_by_name(target, pair.destination)
         return Result(Fate.UNCHANGED, updated=True)
+
+    def sync_by_name(self, name: str, directory: int) -> None:
+        handle = fs.open_to_read(name, directory)
+        try:
+            fs.sync(handle)
+        finally:
+            os.close(handle)
 
     # ---- making ----
 
@@ -281,6 +290,8 @@ class Copier:
             if is_changed(state, os.fstat(source)):
                 raise SourceChanged
             self.metadata.dress(source, handle, state, pair)
+            if self.options.fsync:
+                fs.sync(handle)
             written, handle, closing = handle, CLOSED, True  # it is closed even if close reports an error (close(2))
             fs.close_written(written)
             if place != target:
@@ -318,6 +329,8 @@ class Copier:
                 if os.fstat(handle).st_size != large.size:
                     raise OSError(errno.EIO, "the copy has not the length of its source")
                 self.metadata.dress(source, handle, state, pair)
+                if self.options.fsync:
+                    fs.sync(handle)
             except BaseException:
                 os.close(handle)
                 raise
@@ -350,4 +363,4 @@ def version_of(state: os.stat_result) -> Version:
 
 
 def changed() -> OSError:
-    return OSError(errno.EAGAIN, "changed each time it was copied: copy it again when nobody writes to it")
+    return OSError(errno.EBUSY, "changed each time it was copied: copy it again when nobody writes to it")

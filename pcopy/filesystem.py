@@ -43,6 +43,8 @@ TOO_LARGE = frozenset({errno.E2BIG, errno.ERANGE, errno.ENOSPC})
 LARGEST_ATTRIBUTE = 64 << 10  # bytes (XATTR_SIZE_MAX, xattr(7))
 # Nothing else can be written to the destination either.
 FATAL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+# It may go better at another time: a network or a disk that recovers.
+PASSING = frozenset({errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT})
 ADVICE = {
     errno.ENAMETOOLONG: "the destination's file system does not allow so long a name",
     errno.EILSEQ: "the destination's file system does not allow this name",
@@ -169,6 +171,11 @@ def remove_directory(name: str, parent: int) -> None:
 def close_written(handle: int) -> None:
     """Network file systems say only here that a write failed (close(2))."""
     os.close(handle)
+
+
+def sync(handle: int) -> None:
+    """Wait until a file, or a directory's names, are on stable storage (fsync(2))."""
+    os.fsync(handle)
 
 
 def read(source: int, size: int) -> bytes:

@@ -41,6 +41,8 @@ class Options:
     reflink: When = When.AUTO
     sparse: When = When.AUTO
     atomic: bool = False
+    fsync: bool = False
+    retries: int = 2
     dry_run: bool = False
     verbose: bool = False
     start_method: str | None = None

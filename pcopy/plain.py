@@ -33,6 +33,7 @@ class Plain:
         self.works = (
             not options.dry_run
             and not options.whole_files_only
+            and not options.fsync
             and options.reflink is not When.ALWAYS
             and options.sparse is not When.ALWAYS
         )

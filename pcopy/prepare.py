@@ -80,6 +80,16 @@ def make_landing(name: str, top: int | None, options: Options) -> bool | None:
     return True
 
 
+def make_lasting(top: str) -> None:
+    """Wait until the destination's own name, and those of single files in it, are on stable storage. Raises OSError."""
+    for path in (top, os.path.dirname(top)):
+        handle = os.open(path, fs.DIRECTORY)
+        try:
+            fs.sync(handle)
+        finally:
+            os.close(handle)
+
+
 def tree_of(landing: Landing, below: str | None, top: int | None) -> Tree:
     source = os.stat(landing.source)
     inode: Inode | None = None

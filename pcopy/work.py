@@ -74,6 +74,7 @@ class Scan(NamedTuple):
     path: str
     fresh: bool
     share: float  # the part of the whole run that is guessed to lie below, for the progress bar
+    failed: int = 0  # times, by an error that may pass
 
     @property
     def holds(self) -> tuple[Group, ...]:
@@ -100,6 +101,7 @@ class Entries(NamedTuple):
     rename: str | None = None
     first_of: Inode | None = None
     tries: int = 0  # how often the source changed under the copy
+    failed: int = 0
 
     @property
     def holds(self) -> tuple[Group, ...]:
@@ -133,6 +135,7 @@ class Span(NamedTuple):
     large: Large
     start: int
     stop: int
+    failed: int = 0
 
     @property
     def tree(self) -> int:
@@ -186,6 +189,7 @@ class Link(NamedTuple):
     first: Place
     share: float
     copied: bool = False  # the first was not copied, so this one has to be
+    failed: int = 0
 
     @property
     def holds(self) -> tuple[Group, ...]:
@@ -207,6 +211,7 @@ class Finish(NamedTuple):
     attributes: Attributes
     fresh: bool = False  # made by this run
     last: bool = False
+    failed: int = 0
 
     @property
     def holds(self) -> tuple[Group, ...]:

@@ -77,8 +77,6 @@ class Slice(Account):
         super().__init__(job, handles)
         self.deadline, self.ahead = deadline, ahead
         self.linker = Linker(self.copier)
-        self.waiting: list[Unit] = []  # for something that only the coordinator knows
-        self.open: set[object] = set()  # groups that are held by something outside of this slice
         self.unprivileged = os.geteuid() != 0
 
     def go(self) -> None:
@@ -228,6 +226,9 @@ class Slice(Account):
                     position = unit.stop
             finally:
                 fs.close_written(target)
+        except OSError as error:
+            self.fail_unit(unit._replace(start=position), fs.failure(self.source_path(unit), error))
+            position = unit.stop
         finally:
             os.close(source)
         if position < unit.stop and time.monotonic() >= self.deadline:
@@ -235,6 +236,10 @@ class Slice(Account):
 
     def seal(self, unit: Seal) -> None:
         large = unit.large
+        if unit.after in self.open:  # a span of it is tried again
+            self.waiting.append(unit)
+            self.open.update(unit.holds)
+            return
         self.outcome.large_open -= 1
         pair = self.handles.pair(large.tree, large.path)
         if unit.discard or large_group(large) in self.outcome.ruined:

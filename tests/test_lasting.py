@@ -1,0 +1,238 @@
+"""Stable storage, and errors that pass: what ``--fsync`` and ``--retries`` promise."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Run, as_root
+from tests.test_order import traced
+from tests.trees import Dir, File, Hard, Link, make_tree, read_tree
+
+LARGE = 33 << 20
+JOBS = pytest.mark.parametrize("jobs", [1, 3])
+
+
+# ---- fsync ----------------------------------------------------------------------------------------------------------
+
+
+def syncs_and_names(trace: list[str]) -> list[str]:
+    """What was synced, renamed and made under which name, in order."""
+    found = []
+    for line in trace:
+        if match := re.match(r"fsync\(\d+<(.*)>\) += 0", line):
+            found.append(f"sync {match[1]}")
+        elif match := re.match(r'renameat2?\(\d+<(.*?)>, "(.*?)", \d+<.*?>, "(.*?)"', line):
+            found.append(f"rename {match[1]}/{match[3]}")
+    return found
+
+
+def test_every_file_and_every_directory_is_synced_after_its_last_change(tmp_path: Path) -> None:
+    source = make_tree(tmp_path / "src", {"a": b"1", "d": Dir({"b": b"2", "l": Link("b"), "h": Hard("a")}), "e": Dir()})
+    copy = make_tree(tmp_path / "dst", {"d": Dir({"b": b"old"})})
+    trace = traced(tmp_path, "--fsync", source, copy)
+    done = syncs_and_names(trace)
+    for name in ("a", ".", "d", "e"):
+        assert done.count(f"sync {copy / name}") >= 1, done
+    replaced = done.index(f"rename {copy}/d/b")
+    assert done[replaced - 1].startswith(f"sync {copy}/d/.pcopy-")  # its contents before its name
+    assert f"sync {copy}/d" in done[replaced:]  # and its name before the end
+    assert f"sync {tmp_path}" in done  # the name of the destination itself
+    last = {
+        directory: max(at for at, line in enumerate(done) if line == f"sync {directory}") for directory in (copy, copy / "d")
+    }
+    for directory, at in last.items():
+        names = [line for line in trace if re.search(rf'(linkat|symlinkat|renameat2?|mkdirat)\(.*<{directory}>, "', line)]
+        assert names
+        synced = [number for number, line in enumerate(trace) if re.match(rf"fsync\(\d+<{directory}>\)", line)]
+        assert max(trace.index(line) for line in names) < synced[-1], at
+
+
+def test_one_file_is_synced_with_the_directory_that_it_goes_into(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"1")
+    (tmp_path / "d").mkdir()
+    done = syncs_and_names(traced(tmp_path, "--fsync", tmp_path / "f", f"{tmp_path}/d/"))
+    assert [line.removeprefix(f"sync {tmp_path}") for line in done] == ["/d/f", "/d", ""]
+
+
+def test_a_large_file_is_synced_before_it_gets_its_name(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/large").write_bytes(b"x" * LARGE)
+    done = syncs_and_names(traced(tmp_path, "--fsync", tmp_path / "src", tmp_path / "dst"))
+    named = done.index(f"rename {tmp_path}/dst/large")
+    assert done[named - 1].startswith(f"sync {tmp_path}/dst/.pcopy-")
+
+
+def test_without_it_nothing_is_synced(tmp_path: Path) -> None:
+    source = make_tree(tmp_path / "src", {"a": b"1", "d": Dir({"b": b"2"})})
+    assert syncs_and_names(traced(tmp_path, source, tmp_path / "dst")) == []
+
+
+# ---- a power cut ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A loop-mounted ext4 image; its file is beside it, named image."""
+    if os.geteuid() or not shutil.which("mkfs.ext4"):
+        pytest.skip("needs root and mkfs.ext4")
+    image, place = tmp_path / "image", tmp_path / "disk"
+    with image.open("wb") as file:
+        file.truncate(300 << 20)
+    place.mkdir()
+    subprocess.run(["mkfs.ext4", "-q", "-F", image], check=True)
+    if subprocess.run(["mount", "-o", "loop", image, place], capture_output=True, check=False).returncode:
+        pytest.skip("no loop mounts here")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+def seen_after_a_cut(image: Path, work: Path) -> Path:
+    """What is on the disk at this moment, mounted at another place: its journal is replayed, its caches are gone."""
+    cut, place = work / "cut", work / "again"
+    subprocess.run(["cp", "--sparse=always", image, cut], check=True)
+    place.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-o", "loop", cut, place], check=True)
+    return place
+
+
+@as_root
+@JOBS
+@pytest.mark.parametrize("fsync", [[], ["--fsync"]], ids=["plain", "fsync"])
+def test_a_rerun_after_a_power_cut_makes_the_copy_whole(
+    tmp_path: Path, disk: Path, pcopy: Run, jobs: int, fsync: list[str]
+) -> None:
+    """The image is copied in the middle of the run, without a word to anybody, as a cut would leave it."""
+    files: dict[str | bytes, object] = {f"f{number}": os.urandom(3000 + number) for number in range(300)}
+    source = make_tree(
+        tmp_path / "src", {**{f"d{number}": Dir(files) for number in range(8)}, "large": File(os.urandom(LARGE))}
+    )
+    command = [sys.executable, "-m", "pcopy", "-q", "-j", str(jobs), *fsync, str(source), str(disk / "copy")]
+    run = subprocess.Popen(command)
+    while not (disk / "copy/d0").exists() and run.poll() is None:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    place = seen_after_a_cut(tmp_path / "image", tmp_path)
+    try:
+        assert run.wait(60) == 0
+        done = pcopy("-j", jobs, source, place / "copy")
+        assert done.returncode == 0, done.stderr
+        assert read_tree(place / "copy") == read_tree(source)
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+@as_root
+@JOBS
+def test_a_power_cut_after_the_exit_status_takes_nothing_away(tmp_path: Path, disk: Path, pcopy: Run, jobs: int) -> None:
+    source = make_tree(tmp_path / "src", {"d": Dir({f"f{number}": os.urandom(5000) for number in range(50)}), "l": Link("d")})
+    make_tree(disk / "copy", {"d": Dir({"f1": b"old"})})
+    subprocess.run(["sync", "-f", disk], check=True)
+    done = pcopy("-j", jobs, "--fsync", source, disk / "copy")
+    assert done.returncode == 0, done.stderr
+    place = seen_after_a_cut(tmp_path / "image", tmp_path)
+    try:
+        assert read_tree(place / "copy") == read_tree(source)
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+# ---- errors that pass -----------------------------------------------------------------------------------------------
+
+SHIM = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+static int left = -1;
+static int fails(const char *path) {
+    const char *name = strrchr(path, '/') ? strrchr(path, '/') + 1 : path;
+    if (strcmp(name, "flaky")) return 0;
+    if (left < 0) left = atoi(getenv("FLAKY_FAILS"));
+    return left > 0 && left-- > 0;
+}
+int openat64(int at, const char *path, int flags, ...) {
+    static int (*next)(int, const char *, int, ...);
+    va_list rest; va_start(rest, flags); int mode = va_arg(rest, int); va_end(rest);
+    if (!next) next = dlsym(RTLD_NEXT, "openat64");
+    if (!(flags & O_CREAT) && !(flags & O_WRONLY) && fails(path)) { errno = atoi(getenv("FLAKY_ERRNO")); return -1; }
+    return next(at, path, flags, mode);
+}
+int openat(int at, const char *path, int flags, ...) {
+    va_list rest; va_start(rest, flags); int mode = va_arg(rest, int); va_end(rest);
+    return openat64(at, path, flags, mode);
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library that makes the first opens of anything named flaky fail."""
+    if not shutil.which("gcc"):
+        pytest.skip("needs gcc")
+    work = tmp_path_factory.mktemp("shim")
+    (work / "shim.c").write_text(SHIM)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", work / "shim.so", work / "shim.c", "-ldl"], check=True)
+    return work / "shim.so"
+
+
+def flaky(shim: Path, fails: int, number: int = 5) -> dict[str, str]:
+    return {**os.environ, "LD_PRELOAD": str(shim), "FLAKY_FAILS": str(fails), "FLAKY_ERRNO": str(number)}
+
+
+@pytest.mark.parametrize("number", [5, 11, 110, 116], ids=["EIO", "EAGAIN", "ETIMEDOUT", "ESTALE"])
+def test_an_error_that_passes_is_no_failure(tmp_path: Path, pcopy: Run, shim: Path, number: int) -> None:
+    source = make_tree(tmp_path / "src", {"a": b"1", "d": Dir({"flaky": b"2", "g": b"3"})})
+    done = pcopy("-j", 1, source, tmp_path / "dst", env=flaky(shim, 3, number))
+    assert done.returncode == 0, done.stderr
+    assert read_tree(tmp_path / "dst") == read_tree(source)
+
+
+def test_a_directory_is_listed_again_after_an_error_that_passes(tmp_path: Path, pcopy: Run, shim: Path) -> None:
+    source = make_tree(tmp_path / "src", {"a": b"1", "flaky": Dir({"f": b"2", "g": Dir()})})
+    done = pcopy("-j", 1, source, tmp_path / "dst", env=flaky(shim, 2))
+    assert done.returncode == 0, done.stderr
+    assert read_tree(tmp_path / "dst") == read_tree(source)
+
+
+@pytest.mark.parametrize(("retries", "fails"), [(0, 2), (2, 99)])
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_an_error_that_stays_is_named_once_and_all_else_is_copied(
+    tmp_path: Path, pcopy: Run, shim: Path, retries: int, fails: int, kind: str
+) -> None:
+    source = make_tree(
+        tmp_path / "src", {"a": b"1", "d": Dir({"flaky": b"2" if kind == "file" else Dir({"x": b"2"}), "g": b"3"})}
+    )
+    done = pcopy("-j", 1, "--retries", retries, source, tmp_path / "dst", env=flaky(shim, fails))
+    assert done.returncode == 1
+    failure, last = done.stderr.splitlines()
+    assert failure.startswith(f"pcopy: {source}/d/flaky: ")
+    assert "Input/output error" in failure
+    assert last.endswith("1 failed")
+    wanted = {path: state for path, state in read_tree(source).items() if b"flaky" not in path}
+    assert read_tree(tmp_path / "dst") == wanted
+
+
+def test_an_error_that_does_not_pass_is_not_tried_again(tmp_path: Path, pcopy: Run, shim: Path) -> None:
+    source = make_tree(tmp_path / "src", {"flaky": b"2"})
+    done = pcopy("-j", 1, "--retries", 9, source, tmp_path / "dst", env=flaky(shim, 2, 13))
+    assert (done.returncode, done.stderr.count("Permission denied")) == (1, 1)
+    assert not (tmp_path / "dst/flaky").exists()
+
+
+def test_retries_below_zero_are_refused(tmp_path: Path, pcopy: Run) -> None:
+    done = pcopy("--retries", -1, tmp_path, tmp_path / "dst")
+    assert (done.returncode, (tmp_path / "dst").exists()) == (2, False)
