@@ -123,6 +123,12 @@ class Account:
             for name in names:
                 self.event("copied", unit, name)
 
+    def note_unchanged(self, unit: Entries, names: Sequence[str]) -> None:
+        self.outcome.tally.unchanged += len(names)
+        if self.verbose:
+            for name in names:
+                self.event("unchanged", unit, name)
+
     def spoil(self, unit: Unit) -> None:
         """The first name of an inode was not copied: no other may become a link to what is there under it."""
         first_of = unit.first_of if isinstance(unit, Entries) else unit.large.first_of if isinstance(unit, Seal) else None

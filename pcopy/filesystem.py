@@ -32,6 +32,7 @@ WRITE = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 PASS = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 NOFOLLOW = os.O_NOFOLLOW
 
+LOCAL = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "bcachefs", "zfs", "tmpfs", "ramfs"})
 PROC = os.path.isdir("/proc/self/fd")
 XATTRS = hasattr(os, "listxattr")
 FICLONE = 0x40049409  # linux/fs.h; ioctl_ficlone(2)
@@ -118,6 +119,21 @@ def read_directory(handle: int) -> ScandirIterator:
 
 def read_link(name: str, directory: int) -> str:
     return os.readlink(name, dir_fd=directory)
+
+
+def is_local(path: str) -> bool:
+    """Whether a path is on a file system whose times come from the clock of this machine (proc_pid_mountinfo(5))."""
+    path, best, kind = os.path.realpath(path) + "/", "", ""
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+            for line in lines:
+                before, _, after = line.partition(" - ")
+                place = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), before.split()[4]).rstrip("/") + "/"
+                if path.startswith(place) and len(place) >= len(best):  # of mounts on one place the last is seen
+                    best, kind = place, after.split()[0]
+    except OSError:
+        return False
+    return kind in LOCAL
 
 
 # ---- making and taking away -----------------------------------------------------------------------------------------

@@ -1,5 +1,8 @@
 """The plain file, in one function: what nearly all of a tree's entries are, so every call of Python's counts here.
 
+    copy        a new file
+    unchanged   a file that was copied by an earlier run
+
 With its steps spread over functions as in entry.py, a copy of 50,000 files of 8 KB on tmpfs took a tenth longer. The order
 is the same: contents, has the source changed, attributes, times. Whatever is not plain, or goes wrong, is undone and left
 to entry.py, which knows what to do about it and what to call it.
@@ -16,9 +19,11 @@ from pcopy import filesystem as fs
 from pcopy.contents import Contents
 from pcopy.handles import Pair
 from pcopy.metadata import Metadata
-from pcopy.options import Options, When
+from pcopy.options import Options, Overwrite, When
+from pcopy.work import Tree
 
 CLOSED = -1
+SHORTLY = 10**9  # nanoseconds: longer than the ticks in which kernels keep times
 
 
 class Plain:
@@ -30,6 +35,8 @@ class Plain:
         self.mask = 0o7777 if "mode" in options.preserve else 0o777 & ~metadata.umask
         self.links = "links" in options.preserve
         self.xattrs, self.times = "xattr" in options.preserve, "times" in options.preserve
+        self.follow = options.dereference
+        self.compares = options.overwrite in (Overwrite.CHANGED, Overwrite.OLDER)
         self.works = (
             not options.dry_run
             and not options.whole_files_only
@@ -93,6 +100,39 @@ class Plain:
             done += 1
             total += size
         return done, total
+
+    def unchanged(self, pair: Pair, names: Sequence[str], deadline: float, tree: Tree) -> int:
+        """How many files, from the first on, are what they were when they were copied. Stops at the deadline.
+
+        A source that was last changed before its copy has the attributes that were copied then: one look at each tells,
+        if both keep times by the same clock. What was changed shortly before is looked at in full by entry.py: it may have
+        been changed while it was copied.
+        """
+        done = 0
+        links, xattrs, follow = self.links, self.xattrs, self.follow
+        devices = (tree.source_inode[0], tree.destination_inode[0] if tree.one_clock and tree.destination_inode else None)
+        for name in names:
+            if done and time.monotonic() >= deadline:
+                break
+            try:
+                state = os.stat(name, dir_fd=pair.source, follow_symlinks=follow)
+                copy = os.stat(name, dir_fd=pair.destination, follow_symlinks=False)
+            except OSError:
+                break
+            if (
+                state.st_mtime_ns != copy.st_mtime_ns
+                or state.st_size != copy.st_size
+                or state.st_mode != copy.st_mode
+                or state.st_mode & 0o170000 != 0o100000  # S_IFREG
+                or state.st_uid != copy.st_uid
+                or state.st_gid != copy.st_gid
+                or (links and state.st_nlink > 1)
+                or copy.st_nlink > 1
+                or (xattrs and (state.st_ctime_ns + SHORTLY >= copy.st_ctime_ns or (state.st_dev, copy.st_dev) != devices))
+            ):
+                break
+            done += 1
+        return done
 
 
 def abandon(handle: int, place: str, directory: int) -> None:

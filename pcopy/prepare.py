@@ -96,7 +96,8 @@ def tree_of(landing: Landing, below: str | None, top: int | None) -> Tree:
     state = None if top is None else fs.look_if_there(below or ".", top)
     if state and stat.S_ISDIR(state.st_mode):  # else a dry run
         inode = (state.st_dev, state.st_ino)
-    return Tree(landing.source, landing.destination, (source.st_dev, source.st_ino), inode, depth=1 if below else 0)
+    one_clock = inode is not None and fs.is_local(landing.source) and fs.is_local(landing.destination)
+    return Tree(landing.source, landing.destination, (source.st_dev, source.st_ino), inode, 1 if below else 0, one_clock)
 
 
 def units_of(landing: Landing, tree: int, fresh: bool, share: float) -> Iterator[Unit]:

@@ -29,6 +29,7 @@ class Tree(NamedTuple):
     source_inode: Inode
     destination_inode: Inode | None  # None: a dry run into a directory that does not exist
     depth: int = 0  # below the directory that the run has locked
+    one_clock: bool = False  # source and destination keep times by the clock of this machine
 
 
 class Job(NamedTuple):

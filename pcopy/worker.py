@@ -23,7 +23,7 @@ from typing import Any
 from pcopy import filesystem as fs
 from pcopy.account import Account, unforeseen
 from pcopy.entry import TRIES, Fate, Result, SourceChanged, changed
-from pcopy.handles import Handles, Pair
+from pcopy.handles import ABSENT, Handles, Pair
 from pcopy.links import Linker
 from pcopy.work import (
     Entries,
@@ -143,10 +143,17 @@ class Slice(Account):
         pair = self.handles.pair(unit.tree, unit.path)
         names, deadline, plain = unit.names, self.deadline, self.copier.plain
         new, done, began_large = unit.fresh and unit.regular, 0, False
+        known = unit.regular and not unit.fresh and plain.compares and pair.destination != ABSENT
         while done < len(names):
             if new and plain.works and unit.first_of is None:
                 count, size = plain.copy(pair, names[done:], deadline)
                 self.note_files(unit, names[done : done + count], size)
+                done += count
+                if done == len(names) or (count and time.monotonic() >= deadline):
+                    break
+            elif known:
+                count = plain.unchanged(pair, names[done:], deadline, self.job.trees[unit.tree])
+                self.note_unchanged(unit, names[done : done + count])
                 done += count
                 if done == len(names) or (count and time.monotonic() >= deadline):
                     break

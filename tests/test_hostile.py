@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import pcopy
+import pcopy.filesystem
 from tests.test_destination import unprivileged
 from tests.trees import Dir, File, Hard, make_tree, read_tree
 
@@ -160,3 +161,10 @@ def test_verbose_tells_that_only_attributes_were_brought_up_to_date(tmp_path: Pa
         seen.clear()
         pcopy.copy(source, tmp_path / "dst", jobs=1, verbose=True, observer=Hears(), dry_run=dry_run)
         assert sorted(seen)[-2:] == [("unchanged", "g"), ("updated", "f")]
+
+
+def test_only_file_systems_of_this_machine_count_as_keeping_its_time(tmp_path: Path) -> None:
+    """A server's clock may be behind: then a changed source looks older than its copy."""
+    assert not pcopy.filesystem.is_local("/proc/self")
+    if os.access("/dev/shm", os.W_OK):
+        assert pcopy.filesystem.is_local("/dev/shm")
