@@ -17,11 +17,11 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterable
-from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from typing import NamedTuple
 
 from pcopy.account import given_up
-from pcopy.engines import Engine, dead_workers, end_workers
+from pcopy.engines import PATIENCE, Engine, NotStarted, end_workers, is_broken
 from pcopy.result import Observer, Progress, Report, Stop
 from pcopy.work import Entries, Failure, Finish, Group, Inode, Job, Link, Outcome, Place, Scan, Seal, Shared, Span, Unit
 from pcopy.worker import run
@@ -43,11 +43,11 @@ AHEAD = 100_000
 SLOW = 200e-6
 # Deaths in a row of the worker that holds a unit, until the unit is given up.
 DEATHS = 3
-# Seconds after which a silent pool is looked at.
-PATIENCE = 1.0
+# Executors in a row that cannot be started, until the run is given up.
+STARTS = 5
 FOREVER = threading.TIMEOUT_MAX
-
-
+# What the calls of an executor that broke end with: some learn it from the pipe to the workers.
+BROKEN = (BrokenExecutor, OSError, EOFError)
 WORKER_DIED = "a worker process was killed from outside; others did its work again"
 
 
@@ -74,6 +74,7 @@ class Coordinator:
         self.deaths: Counter[Unit] = Counter()
         self.suspects: deque[Unit] = deque()  # held by a worker when it died
         self.trial = False  # one of them is in flight
+        self.starts = 0  # in a row that failed
         self.batch = 1
         self.scans: deque[Scan] = deque()  # apart from the frontier while scanning runs ahead
         self.unscanned = 0  # directories
@@ -285,6 +286,14 @@ class Coordinator:
         """A unit that cannot be done becomes a failure, and the rest goes on."""
         self.absorb([unit], given_up(self.job, unit, reason))
 
+    def not_started(self, reason: str) -> None:
+        """No worker came up: nothing was tried, so no unit is to blame."""
+        self.starts += 1
+        if self.starts >= STARTS:
+            reason = f"workers cannot be started: {reason}; run with -j 1"
+            failure = Failure(self.job.trees[0].destination, "copy", None, reason, fatal=True)
+            self.absorb([], Outcome(failures=[failure]))
+
     def clean_up(self) -> list[Unit]:
         """Of what is left when a run stops: the large files under way, to be taken away again."""
         left: list[Unit] = [*self.frontier, *self.suspects]
@@ -302,8 +311,12 @@ def coordinate(coordinator: Coordinator, engine: Engine) -> None:
     try:
         begin(coordinator)
         while coordinator.has_work:
-            with engine.open() as executor:
-                drive(coordinator, executor)
+            try:
+                with engine.open() as executor:
+                    coordinator.starts = 0
+                    drive(coordinator, executor)
+            except NotStarted as error:
+                coordinator.not_started(str(error))
     finally:
         run(coordinator.job, coordinator.clean_up(), FOREVER)
 
@@ -328,7 +341,8 @@ def drive(coordinator: Coordinator, executor: Executor) -> None:
     except BaseException:  # the observer raised, or a signal handler
         coordinator.stop.signal = coordinator.stop.signal or signal.SIGINT
         coordinator.observer = Observer()
-        collect(coordinator, executor, running, FOREVER)
+        while running:
+            collect(coordinator, executor, running)
         raise
 
 
@@ -336,27 +350,25 @@ def submit(executor: Executor, job: Job, portion: Portion) -> Future[Outcome]:
     """A slice under way; if the executor broke a moment ago, one that says so."""
     try:
         return executor.submit(run, job, *portion)
-    except BrokenExecutor as error:
+    except (RuntimeError, *BROKEN) as error:  # or one that says it was shut down, while its thread takes note of it
         lost: Future[Outcome] = Future()
-        lost.set_exception(error)
+        lost.set_exception(BrokenExecutor(str(error)))
         return lost
 
 
-def collect(
-    coordinator: Coordinator, executor: Executor, running: dict[Future[Outcome], list[Unit]], patience: float = PATIENCE
-) -> bool:
+def collect(coordinator: Coordinator, executor: Executor, running: dict[Future[Outcome], list[Unit]]) -> bool:
     """Wait for a slice and take in what is done. True if the executor is broken; then nothing is running any more."""
-    everything = patience == FOREVER
-    done, _ = wait(running, patience, ALL_COMPLETED if everything else FIRST_COMPLETED)
-    if not done and dead_workers(executor):
+    done, _ = wait(running, PATIENCE, FIRST_COMPLETED)
+    broken = any(isinstance(future.exception(), BROKEN) for future in done)
+    if not done and is_broken(executor):
         end_workers(executor)  # the executor waits for the rest of a message: now it sees the end of it
-    broken = [future for future in done if isinstance(future.exception(), BrokenExecutor)]
+        broken = True
     if broken:
-        done, _ = wait(running)
+        done, _ = wait(running, PATIENCE)
     lost = []
-    for future in done:
-        units, error = running.pop(future), future.exception()
-        if isinstance(error, BrokenExecutor):
+    for future in list(running) if broken else done:
+        units, error = running.pop(future), future.exception() if future.done() else BrokenExecutor()
+        if isinstance(error, BROKEN):
             lost.append(units)
         elif error:
             for unit in units:
@@ -365,7 +377,7 @@ def collect(
             coordinator.absorb(units, future.result())
     if lost:
         coordinator.requeue(lost)
-    return bool(lost)
+    return broken
 
 
 def divide(unit: Unit, parts: int) -> list[Unit]:

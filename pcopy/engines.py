@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import BrokenExecutor, Executor, Future, wait
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -24,13 +24,19 @@ if TYPE_CHECKING:
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Objects between two looks for garbage: a slice makes many that live for one entry, and no cycles.
 GARBAGE = 50_000
-# Seconds for the workers of a broken pool to take away what they were writing.
+# Seconds for the workers of a pool to end, and of a broken one to take away what they were writing.
 GRACE = 0.5
+# Seconds after which a silent pool is looked at.
+PATIENCE = 1.0
 METHODS = ("fork", "forkserver", "spawn")
 
 
+class NotStarted(BrokenExecutor):
+    """An executor broke before it did anything: the text says why."""
+
+
 class Engine(Protocol):
-    """Opens an executor as often as it is asked to: again, when the last one broke."""
+    """Opens an executor as often as it is asked to: again, when the last one broke. Raises NotStarted."""
 
     name: str
     jobs: int
@@ -75,19 +81,68 @@ class Pool:
         import multiprocessing
 
         context = multiprocessing.get_context(self.start_method or safest_method())
-        executor = pool_class()(self.jobs, context, initializer=begin_worker)
         try:
+            executor = pool_class()(self.jobs, context, initializer=begin_worker)
+        except (ImportError, OSError) as error:  # no semaphores, no handles left
+            raise NotStarted(reason_of(error)) from error
+        try:
+            try_out(executor)
             yield executor
         except BaseException:
             end_workers(executor)
             raise
         finally:
-            if dead_workers(executor):  # SIGTERM can be lost on one that waits for a lock of the dead
-                end = time.monotonic() + GRACE
-                while time.monotonic() < end and living_workers(executor):
-                    time.sleep(0.005)
-                end_workers(executor)
-            executor.shutdown()
+            close(executor)
+
+
+def try_out(executor: Executor) -> None:
+    """See a worker work before it is given anything, so that no call is blamed if none can."""
+    try:
+        first = executor.submit(os.getpid)
+        while not wait([first], PATIENCE).done:
+            if is_broken(executor):
+                raise EOFError("they ended at once")
+        first.result()
+    except (RuntimeError, OSError, EOFError) as error:
+        raise NotStarted(reason_of(error)) from error
+
+
+def reason_of(error: Exception) -> str:
+    if isinstance(error, BrokenExecutor):
+        return "they died at once"
+    return getattr(error, "strerror", None) or str(error) or "their server died"
+
+
+def close(executor: Executor) -> None:
+    """End a pool of which all workers are idle or about to end.
+
+    Those that take longer are killed: while one waits for a lock that a killed one held, it can miss SIGTERM, and
+    ProcessPoolExecutor.shutdown would wait for it for ever.
+    """
+    processes, thread = workers_of(executor), thread_of(executor)
+    executor.shutdown(wait=False)
+    if thread and thread.is_alive():
+        thread.join(GRACE)
+    for process in processes:
+        process.kill()
+    if thread and thread.is_alive():
+        thread.join()
+    numbers = [process.pid for process in processes]
+    for process in processes:
+        process.join()
+        with contextlib.suppress(ValueError):  # a program that ignores SIGCHLD is never told of their end
+            process.close()  # and with it the pipe that ends a worker whose forkserver was killed, see end_with_parent
+    end = time.monotonic() + GRACE
+    while any(number and exists(number) for number in numbers) and time.monotonic() < end:
+        time.sleep(0.001)
+
+
+def exists(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+        return True
+    except OSError:
+        return False
 
 
 def pool_class() -> type[ProcessPoolExecutor]:
@@ -98,20 +153,26 @@ def pool_class() -> type[ProcessPoolExecutor]:
         """Starts its workers with the stopping signals blocked: until begin_worker, nothing of them is prepared for one.
 
         All of them at the first call, under every method: started one by one, as ProcessPoolExecutor does unless it
-        forks, they change a dict that its other thread may be reading when a worker dies.
+        forks, they change a dict that its other thread may be reading when a worker dies. Then this process closes its
+        copies of their ends of the pipes: when all of them are dead, nothing waits for the rest of a message.
         """
 
-        started = False
         _safe_to_dynamically_spawn_children = property(lambda self: False, lambda self, value: None)
 
         def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
             before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
             try:
-                with contextlib.nullcontext() if self.started else hidden_main():
-                    return super().submit(guarded, fn, *args, **kwargs)
+                return super().submit(guarded, fn, *args, **kwargs)
             finally:
-                self.started = True
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+        def _launch_processes(self) -> None:
+            pool: Any = super()
+            with hidden_main():
+                pool._launch_processes()
+            pool = self
+            pool._result_queue._writer.close()
+            pool._call_queue._reader.close()
 
     return QuietPool
 
@@ -150,13 +211,16 @@ def workers_of(executor: Executor) -> list[BaseProcess]:
     return list((getattr(executor, "_processes", None) or {}).values())
 
 
-def dead_workers(executor: Executor) -> bool:
+def thread_of(executor: Executor) -> threading.Thread | None:
+    """The one that a pool has for itself, once it was given something."""
+    thread: threading.Thread | None = getattr(executor, "_executor_manager_thread", None)
+    return thread
+
+
+def is_broken(executor: Executor) -> bool:
     """Whether a worker has ended. The executor sees it too, unless it waits for the rest of that worker's message."""
-    return any(process.exitcode is not None for process in workers_of(executor))
-
-
-def living_workers(executor: Executor) -> bool:
-    return any(process.exitcode is None for process in workers_of(executor))
+    thread = thread_of(executor)
+    return bool(thread and not thread.is_alive()) or any(process.exitcode is not None for process in workers_of(executor))
 
 
 def end_workers(executor: Executor) -> None:
@@ -194,23 +258,25 @@ def begin_worker() -> None:
 
 def guarded(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """A call in a worker. On SIGTERM it takes away what it was writing, and the process ends."""
-    Worker.in_slice = True
     try:
-        return fn(*args, **kwargs)
-    except Terminated:
+        Worker.in_slice = True
+        try:
+            return fn(*args, **kwargs)
+        finally:
+            Worker.in_slice = False
+            if Worker.ending:
+                os._exit(128 + signal.SIGTERM)
+    except Terminated:  # it came between the end of the call and the line that says so
         os._exit(128 + signal.SIGTERM)
-    finally:
-        Worker.in_slice = False
 
 
 def terminate(*_: object) -> None:
     """Sent by an executor that broke, and by service managers to all processes of a service at once."""
-    if Worker.ending:  # a broken executor sends it again, maybe while the first is being answered
-        return
-    Worker.ending = True
-    if Worker.in_slice:
+    if not Worker.in_slice:
+        os._exit(128 + signal.SIGTERM)
+    if not Worker.ending:  # a broken executor sends it again, maybe while the first is being answered
+        Worker.ending = True
         raise Terminated
-    os._exit(128 + signal.SIGTERM)
 
 
 def end_with_parent() -> None:
