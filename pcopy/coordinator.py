@@ -43,8 +43,9 @@ AHEAD = 100_000
 SLOW = 200e-6
 # Deaths in a row of the worker that holds a unit, until the unit is given up.
 DEATHS = 3
-# Executors in a row that cannot be started, until the run is given up.
-STARTS = 5
+# Executors in a row that cannot be started, until the run is given up, and the seconds between two of them: what they
+# lack may come back in a moment.
+STARTS, PAUSE = 8, 0.1
 FOREVER = threading.TIMEOUT_MAX
 # What the calls of an executor that broke end with: some learn it from the pipe to the workers.
 BROKEN = (BrokenExecutor, OSError, EOFError)
@@ -317,6 +318,7 @@ def coordinate(coordinator: Coordinator, engine: Engine) -> None:
                     drive(coordinator, executor)
             except NotStarted as error:
                 coordinator.not_started(str(error))
+                time.sleep(PAUSE)
     finally:
         run(coordinator.job, coordinator.clean_up(), FOREVER)
 

@@ -167,12 +167,12 @@ def pool_class() -> type[ProcessPoolExecutor]:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
         def _launch_processes(self) -> None:
-            pool: Any = super()
+            pool: Any = self
             with hidden_main():
-                pool._launch_processes()
-            pool = self
+                super()._launch_processes()  # type: ignore[misc]
             pool._result_queue._writer.close()
             pool._call_queue._reader.close()
+            pool._call_queue._start_thread()  # if it cannot be, this thread has to hear of it, not the pool's own
 
     return QuietPool
 
