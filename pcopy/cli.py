@@ -18,6 +18,8 @@ from pcopy.options import ALL_ATTRIBUTES, Overwrite, When
 if TYPE_CHECKING:
     from types import FrameType
 
+    from click.shell_completion import CompletionItem
+
     from pcopy.progress import Lines
     from pcopy.result import Report, Stop
 
@@ -38,8 +40,26 @@ destination unusable, another run holds it); 129, 130, 143 interrupted."""
 WHAT, HOW, SAY, MEASURE, OTHER = "What is copied", "How it is copied", "What is said", "Measuring", "Other"
 
 
-class Grouped(click.Command):
-    """Help with the options under headings."""
+class Command(click.Command):
+    """One that ends by :func:`leave` whatever happens, with its options under headings in the help."""
+
+    def main(self, *arguments: Any, **keywords: Any) -> NoReturn:
+        open_closed_streams()
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to stop: Click would end with status 1
+        try:
+            super().main(*arguments, **{**keywords, "standalone_mode": False})
+        except click.ClickException as error:
+            with contextlib.suppress(OSError, ValueError):
+                error.show()
+            leave(error.exit_code)
+        leave(ExitStatus.OK)
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        option = super().get_help_option(ctx)
+        if option:
+            option.callback = print_help
+        return option
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title in (WHAT, HOW, SAY, MEASURE, OTHER):
@@ -88,14 +108,44 @@ class WhatList(click.ParamType):  # type: ignore[type-arg]
             self.fail(f"{', '.join(sorted(unknown))}: must be among {', '.join(sorted(ALL_ATTRIBUTES))}", param, ctx)
         return names
 
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        before, comma, begun = incomplete.rpartition(",")
+        names = ALL_ATTRIBUTES - set(before.split(",")) if comma else ALL_ATTRIBUTES | {"all"}
+        return [CompletionItem(f"{before}{comma}{name}") for name in sorted(names) if name.startswith(begun)]
+
 
 def choice(kind: type[Overwrite] | type[When]) -> click.Choice[str]:
     return click.Choice([one.value for one in kind])
 
 
+def some_file(context: click.Context, param: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Let the shell complete it. Not click.Path, which would look at each and refuse some."""
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(begun.encode(errors="replace").decode(), type="file")]
+
+
+def some_tool(context: click.Context, param: click.Parameter, begun: str) -> list[str]:
+    from pcopy.comparison import PEERS
+
+    return [name for name in PEERS if name.startswith(begun)]
+
+
+def print_help(context: click.Context, param: click.Parameter, given: bool) -> None:
+    if given:
+        leave(ExitStatus.OK if emit(context.get_help()) else ExitStatus.FAILED)
+
+
+def print_version(context: click.Context, param: click.Parameter, given: bool) -> None:
+    if given:
+        leave(ExitStatus.OK if emit(f"pcopy {__version__}") else ExitStatus.FAILED)
+
+
 # fmt: off
-@click.command(cls=Grouped, epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.argument("paths", nargs=-1, metavar="SOURCE... DESTINATION")
+@click.command(cls=Command, epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.argument("paths", nargs=-1, metavar="SOURCE... DESTINATION", shell_complete=some_file)
 @click.option("-j", "--jobs", cls=Option, group=HOW, type=JobList(),
               help="Worker processes; 1 copies in this process.  [default: the processors that this process may use]")
 @click.option("--overwrite", cls=Option, group=WHAT, type=choice(Overwrite), default="changed", show_default=True,
@@ -128,12 +178,14 @@ def choice(kind: type[Overwrite] | type[When]) -> click.Choice[str]:
 @click.option("--compare", is_flag=True, cls=Option, group=MEASURE,
               help="Measure one process against many: pcopy --compare [SOURCE [DESTINATION]]. Without SOURCE it makes a "
                    "sample tree; -j 2,4,8 lists the pools to try.")
-@click.option("--against", cls=Option, group=MEASURE, multiple=True, metavar="TOOL",
+@click.option("--against", cls=Option, group=MEASURE, multiple=True, metavar="TOOL", shell_complete=some_tool,
               help="Also cp, rsync, rclone, fpsync, xcp or fcp; repeatable.  [default: none]")
 @click.option("--rounds", cls=Option, group=MEASURE, type=click.IntRange(min=1), default=5, show_default=True,
               help="Rounds that count, after one that warms up.")
-@click.option("--chart", cls=Option, group=MEASURE, metavar="FILE", help="Draw the result (.png, .svg, .pdf).  [default: none]")
-@click.version_option(__version__, message="%(prog)s %(version)s")
+@click.option("--chart", cls=Option, group=MEASURE, metavar="FILE", shell_complete=some_file,
+              help="Draw the result (.png, .svg, .pdf).  [default: none]")
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=print_version,
+              help="Show the version and exit.")
 @click.pass_context
 def main(context: click.Context, /, **given: Any) -> NoReturn:
     """Copy directory trees, faithfully and in parallel.
@@ -141,9 +193,6 @@ def main(context: click.Context, /, **given: Any) -> NoReturn:
     One SOURCE directory: DESTINATION becomes a copy of it; run the line again to bring it up to date. One SOURCE file:
     DESTINATION is its new name or the directory it goes into. Several: DESTINATION is the directory they go into.
     """
-    open_closed_streams()
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to stop: Click would end with status 1
     try:
         status = run_compare(context, given) if given["compare"] else run_copy(context, given)
     except UsageError as error:

@@ -137,6 +137,40 @@ def test_the_completion_script_of_the_shell_is_printed(pcopy: Run) -> None:
         assert subprocess.run(["bash", "-n"], input=done.stdout, text=True, check=False).returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("--against r", ["plain,rsync", "plain,rclone"]),
+        ("--preserve mo", ["plain,mode"]),
+        ("--preserve mode,ow", ["plain,mode,owner"]),
+        ("--no-preserve a", ["plain,all"]),
+        ("--no-preserve times,", [f"plain,times,{name}" for name in ("links", "mode", "owner", "xattr")]),
+        ("--overwrite n", ["plain,never"]),
+        ("pho", ["file,pho"]),
+        ("photos /mn", ["file,/mn"]),
+        ("caf\udce9", ["file,caf?"]),
+        ("--chart o", ["file,o"]),
+    ],
+)
+def test_the_shell_completes_values_and_paths(pcopy: Run, words: str, completed: list[str]) -> None:
+    program = "import sys; sys.argv[0] = 'pcopy'; from pcopy.cli import main; main()"
+    environment = {**os.environ, "_PCOPY_COMPLETE": "bash_complete", "COMP_WORDS": f"pcopy {words}"}
+    environment["COMP_CWORD"] = str(len(words.split()))
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == completed
+
+
+def test_paths_that_are_not_utf_8_and_cannot_be_read_reach_the_copy(tmp_path: Path, pcopy: Run) -> None:
+    name = os.fsdecode(NOT_UTF8)
+    (tmp_path / name).write_text("text")
+    (tmp_path / name).chmod(0)
+    done = pcopy("-j", 1, name, name + "2")
+    if os.geteuid() == 0:
+        assert (done.returncode, (tmp_path / (name + "2")).read_text()) == (0, "text")
+    assert done.returncode < 2  # an entry that failed, at most, and no wrong command line
+
+
 # ---- what is said ---------------------------------------------------------------------------------------------------
 
 
@@ -242,17 +276,32 @@ def test_refusals_escape_names_too(tmp_path: Path, pcopy: Run) -> None:
     assert line.isprintable()
 
 
-@pytest.mark.parametrize("options", [["--json"], ["--json", "-v"], ["--help"]], ids=str)
+@pytest.mark.parametrize(
+    "options", [["--json", "src", "dst"], ["--json", "-v", "src", "dst"], ["--help"], ["--version"]], ids=str
+)
 def test_a_reader_of_stdout_that_has_gone_is_no_trouble(tmp_path: Path, source: Path, pcopy: Run, options: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    done = pcopy(*options, "src", "dst", capture_output=False, stdout=writer, stderr=subprocess.PIPE)
+    done = pcopy(*options, capture_output=False, stdout=writer, stderr=subprocess.PIPE)
     os.close(writer)
     assert "Traceback" not in done.stderr
     assert "BrokenPipe" not in done.stderr
-    if "--help" not in options:
-        assert done.returncode == 0
+    assert done.returncode == 0
+    if "src" in options:
         assert read_tree(tmp_path / "dst") == read_tree(source)
+
+
+@pytest.mark.parametrize(
+    ("options", "status"), [(["--help"], 1), (["--version"], 1), (["-j", "1", "--json", "src", "dst"], 1), ([], 2)], ids=str
+)
+def test_a_stdout_that_is_full_is_named_in_one_line(source: Path, pcopy: Run, options: list[str], status: int) -> None:
+    with open("/dev/full", "w") as full:
+        done = pcopy(*options, capture_output=False, stdout=full, stderr=subprocess.PIPE)
+        nobody = pcopy(*options, capture_output=False, stdout=full, stderr=full)
+    assert (done.returncode, nobody.returncode) == (status, status)
+    if status == 1:
+        said = [line for line in done.stderr.splitlines() if not line.startswith("copied ")]
+        assert said == ["pcopy: standard output: No space left on device"]
 
 
 @pytest.mark.parametrize(("options", "jobs"), [([], 1), (["-v"], 1), (["-v"], 2), (["--progress"], 2)], ids=str)
@@ -282,6 +331,14 @@ def test_streams_that_were_closed_from_the_start_are_no_trouble(tmp_path: Path, 
 
 
 # ---- signals --------------------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_while_the_command_line_is_read_is_no_failure(tmp_path: Path) -> None:
+    """Status 1 would say that some entries failed."""
+    program = "import os; from pcopy import cli; cli.JobList.convert = lambda *given: os.kill(os.getpid(), 2); cli.main()"
+    command = [sys.executable, "-c", program, "-j", "2", "src", "dst"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 @pytest.fixture
