@@ -94,8 +94,10 @@ def copy(
     )
     if start_method not in (None, *METHODS):
         raise UsageError(f"start_method {start_method!r}: must be one of {', '.join(METHODS)}")
-    if options.reflink is When.ALWAYS and options.sparse is not When.AUTO:
-        raise UsageError("--reflink always shares the blocks as they are: leave --sparse at auto")
+    check_sharing(options.reflink, options.sparse)
+    check_kind("observer", observer, Observer)
+    check_kind("stop", stop, Stop)
+    check_kind("expected", expected, Report)
     found = look_at_sources(sources, options)
     there = look_at_destination(destination)
     top, landings = land(found, there)
@@ -168,8 +170,8 @@ def processors() -> int:
 def check_jobs(jobs: int | None) -> int:
     if jobs is None:
         return processors()
-    if not isinstance(jobs, int) or not 1 <= jobs <= 1024:
-        raise UsageError(f"jobs {jobs!r}: must be from 1 to 1024")
+    if not isinstance(jobs, int) or isinstance(jobs, bool) or not 1 <= jobs <= 1024:
+        raise UsageError(f"jobs {jobs!r}: must be a number from 1 to 1024")
     return jobs
 
 
@@ -177,6 +179,16 @@ def check_retries(retries: int) -> int:
     if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
         raise UsageError(f"retries {retries!r}: must be 0 or more")
     return retries
+
+
+def check_kind(name: str, value: object, kind: type[object]) -> None:
+    if value is not None and not isinstance(value, kind):
+        raise UsageError(f"{name} {value!r}: must be a pcopy.{kind.__name__}")
+
+
+def check_sharing(reflink: str, sparse: str) -> None:
+    if reflink == When.ALWAYS and sparse != When.AUTO:
+        raise UsageError("reflink 'always' shares the blocks as they are: leave sparse at 'auto'")
 
 
 def check_choice(name: str, kind: type[Choice], value: str) -> Choice:
@@ -203,7 +215,7 @@ def look_at_source(given: str, dereference: bool) -> Source:
     try:
         state = os.stat(given) if dereference or given.endswith("/") else os.lstat(given)
     except FileNotFoundError:
-        raise UsageError(f"{given or repr('')}: the source does not exist") from None
+        raise UsageError(f"{given or repr('')}: the source does not exist; check the spelling") from None
     except (OSError, ValueError) as error:
         raise UsageError(f"{given!r}: the source cannot be looked at: {getattr(error, 'strerror', None) or error}") from None
     return Source(given, absolute(given), stat.S_ISDIR(state.st_mode))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 from pcopy.comparison import Comparison
@@ -46,7 +47,7 @@ def draw(comparison: Comparison, path: str) -> None:
     )  # fmt: skip
     for at, one in enumerate(ran):
         axes.annotate(
-            f"{one.median:.2f} s  ({comparison.speed_up(one):.2f}x)" if comparison.base.seconds else f"{one.median:.2f} s",
+            f"{seconds(one.median)} s" + (f"  ({comparison.speed_up(one):.2f}x)" if comparison.base.seconds else ""),
             (max(one.seconds), at), xytext=(6, 0), textcoords="offset points", va="center",
         )  # fmt: skip
     axes.invert_yaxis()
@@ -59,3 +60,8 @@ def draw(comparison: Comparison, path: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
+
+
+def seconds(wall: float) -> str:
+    """With three significant figures, and never with an exponent: 0.00123, 12.3, 1234."""
+    return f"{wall:.{max(0, 2 - math.floor(math.log10(wall)))}f}"

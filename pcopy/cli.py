@@ -235,15 +235,17 @@ def run_compare(context: click.Context, given: dict[str, Any]) -> int:
     refuse(context, given, ("dry_run", "verbose", "quiet", "overwrite", "retries"), "does not go with --compare")
     if len(given["paths"]) > 2:
         raise click.UsageError("--compare takes one source and one destination at most", context)
+    from pcopy.api import check_sharing
     from pcopy.chart import check_chart, draw
     from pcopy.comparison import compare
     from pcopy.report import comparison_json, table
 
+    check_sharing(given["reflink"], given["sparse"])
     if given["chart"]:
         check_chart(given["chart"])
     with ended_by_signals(), steps(given) as step:
         comparison = compare(
-            *given["paths"], jobs=given["jobs"], against=list(dict.fromkeys(given["against"])), rounds=given["rounds"],
+            *given["paths"], jobs=given["jobs"], against=given["against"], rounds=given["rounds"],
             options=copy_options(given), step=step,
         )  # fmt: skip
     if given["chart"]:
@@ -390,13 +392,18 @@ def interruptible(stop: Stop) -> contextlib.AbstractContextManager[None]:
     return handled(ask)
 
 
-def ended_by_signals() -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
     """A comparison ends by an exception, which takes its directory away."""
 
     def end(number: int, frame: FrameType | None) -> None:
         for one in ASKING:  # cleaning up takes a moment, and must not be cut short
             signal.signal(one, signal.SIG_IGN)
-        say("interrupted: every copy is removed")
         raise SystemExit(ExitStatus.SIGNAL + number)
 
-    return handled(end)
+    try:
+        with handled(end):
+            yield
+    except SystemExit:
+        say("interrupted: every copy is removed")
+        raise

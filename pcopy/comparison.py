@@ -18,8 +18,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from pcopy.api import Path, check_jobs, processors
@@ -28,6 +29,7 @@ from pcopy.errors import ExitStatus, UsageError
 # Ratios nearer to 1 are taken for noise, as are those of which not all rounds agree on the side.
 NOISE = 0.05
 ROUNDS = 5
+ENOUGH = 4  # rounds: with three, noise alone falls on one side in one of four comparisons
 GRACE = 3.0  # seconds for a contender to end by itself
 # The sample tree: enough for about a second of one process.
 SAMPLE_FILES, SAMPLE_DIRECTORIES, SAMPLE_FILE = 4000, 250, 6000
@@ -88,16 +90,33 @@ class Comparison:
         return statistics.median(ratios(self.base.seconds, one.seconds))
 
     @property
-    def best_jobs(self) -> int:
-        """The fewest processes that are as fast as any, within the noise."""
+    def best_jobs(self) -> int | None:
+        """The fewest processes that are as fast as any, within the noise; None if that cannot be told."""
+        if self.untold:
+            return None
         return best_jobs({one.jobs: one.seconds for one in self.contenders if one.jobs and one.seconds})
 
     @property
-    def advice(self) -> str:
+    def pools(self) -> list[Contender]:
+        """Of more than one process; those that could be measured."""
+        return [one for one in self.contenders if one.jobs and one.jobs > 1 and one.seconds]
+
+    @property
+    def untold(self) -> str:
+        """Why nothing can be told from this, if that is so."""
         if not self.base.seconds:
             return "the single process failed: nothing to compare with"
-        best = self.best_jobs
-        pools = [one for one in self.contenders if one.jobs and one.jobs > 1 and one.seconds]
+        if not self.pools:
+            return "only one process was measured: nothing to compare with; list more, such as -j 2,4"
+        if self.rounds < ENOUGH:
+            return f"too few rounds to tell a difference from noise: give --rounds {ROUNDS}"
+        return ""
+
+    @property
+    def advice(self) -> str:
+        if self.untold:
+            return self.untold
+        best, pools = self.best_jobs, self.pools
         if best == 1 and not any(differ(self.base.seconds, one.seconds) for one in pools):
             return "no difference beyond the noise: -j 1 does as well here"
         if best == 1:
@@ -121,10 +140,11 @@ def ratios(base: Sequence[float], other: Sequence[float]) -> list[float]:
 def differ(base: Sequence[float], other: Sequence[float]) -> bool:
     """Whether two differ beyond the noise: by more than 5 % in the median, and every round on the same side.
 
-    With five rounds and no difference, all fall on one side by chance in one of 16 comparisons (sign test).
+    With five rounds and no difference, all fall on one side by chance in one of 16 comparisons (sign test). With fewer
+    than four rounds nobody can tell, and nothing is called a difference.
     """
     both = ratios(base, other)
-    return abs(statistics.median(both) - 1) > NOISE and (min(both) > 1 or max(both) < 1)
+    return len(both) >= ENOUGH and abs(statistics.median(both) - 1) > NOISE and (min(both) > 1 or max(both) < 1)
 
 
 def best_jobs(seconds: dict[int | None, list[float]]) -> int:
@@ -151,8 +171,8 @@ def compare(
     source: Path | None = None,
     destination: Path | None = None,
     *,
-    jobs: Sequence[int] | None = None,
-    against: Sequence[str] = (),
+    jobs: int | Iterable[int] | None = None,
+    against: str | Iterable[str] = (),
     rounds: int = ROUNDS,
     options: Sequence[str] = (),
     step: Callable[[str, int, int], None] | None = None,
@@ -166,14 +186,14 @@ def compare(
     :param rounds: rounds that count; one more warms up
     :param options: more arguments for each ``pcopy`` that runs
     :param step: called before each run with the contender's name, the number of the run, and how many there are
-    :raises UsageError: no such source, not enough room, a tool that is not installed
+    :raises UsageError: no such source, nothing in it, not enough room, a tool that is not installed
 
     Leaves nothing behind, whatever ends it.
     """
-    pools = sorted({check_jobs(count) for count in jobs or default_pools()} - {1})
-    if rounds < 1:
-        raise UsageError(f"rounds {rounds}: must be at least 1")
-    contenders = [pcopy_with(count, options) for count in [1, *pools]] + [peer(name) for name in against]
+    if not isinstance(rounds, int) or isinstance(rounds, bool) or rounds < 1:
+        raise UsageError(f"rounds {rounds!r}: must be a number, at least 1")
+    contenders = [pcopy_with(count, options) for count in [1, *check_pools(jobs)]]
+    contenders += [peer(name) for name in dict.fromkeys([against] if isinstance(against, str) else against)]
     with workplace(source, destination) as work:
         tree = os.path.join(work, "sample")
         if source is None:
@@ -182,14 +202,19 @@ def compare(
         else:
             tree = os.path.realpath(os.fsdecode(source))
         files, size, used, inodes = measure(tree)
+        if not files:
+            raise UsageError(f"{tree}: holds no files; a comparison needs a tree that takes a while to copy")
         check_room(work, inodes, used)
         comparison = Comparison(files, size, rounds, contenders)
         run_rounds(comparison, tree, work, step)
     return comparison
 
 
-def default_pools() -> list[int]:
-    return [max(2, processors()), 2 * max(2, processors())]
+def check_pools(jobs: int | Iterable[int] | None) -> list[int]:
+    """The numbers of processes to try beside the single one."""
+    if jobs is None:
+        jobs = (max(2, processors()), 2 * max(2, processors()))
+    return sorted({check_jobs(count) for count in (jobs if isinstance(jobs, Iterable) else [jobs])} - {1})
 
 
 def pcopy_with(jobs: int, options: Sequence[str]) -> Contender:
@@ -199,9 +224,9 @@ def pcopy_with(jobs: int, options: Sequence[str]) -> Contender:
 
 def peer(name: str) -> Contender:
     if name not in PEERS:
-        raise UsageError(f"--against {name}: must be one of {', '.join(PEERS)}")
+        raise UsageError(f"against {name!r}: must be one of {', '.join(PEERS)}")
     if not shutil.which(PEERS[name][0]):
-        raise UsageError(f"--against {name}: is not installed")
+        raise UsageError(f"against {name!r}: is not installed")
     return Contender(name, PEERS[name])
 
 
@@ -230,19 +255,21 @@ def run_once(one: Contender, tree: str, work: str) -> tuple[float, str]:
     names = {"{source}": tree, "{copy}": copy, "{scratch}": scratch, "{source}/": tree + "/", "{copy}/": copy + "/"}
     argv = [names.get(word, word) for word in one.command]
     started = time.perf_counter()
+    process = None
     try:
-        # In a session of its own: Ctrl-C is for us to pass on. In an empty directory: python -m imports from where it is.
-        process = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            cwd=scratch, start_new_session=True,
-        )  # fmt: skip
-    except OSError as error:
-        return 0.0, f"failed to start: {error.strerror}"
-    try:
-        output, _ = process.communicate()
-    except BaseException:
         with undisturbed():
-            end(process)
+            # In a session of its own: Ctrl-C is for us to pass on. In an empty directory: python -m imports from where it is.
+            process = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                cwd=scratch, start_new_session=True,
+            )  # fmt: skip
+        output, _ = process.communicate()
+    except BaseException as error:
+        if process:
+            with undisturbed():
+                end(process)
+        elif isinstance(error, OSError):
+            return 0.0, f"failed to start: {error.strerror}"
         raise
     wall = time.perf_counter() - started
     remove_tree(copy)
@@ -272,36 +299,53 @@ def workplace(source: Path | None, destination: Path | None) -> Iterator[str]:
     if source is not None:
         tree = os.path.realpath(os.fsdecode(source))
         if not os.path.isdir(tree):
-            what = "is not a directory; --compare copies a tree" if os.path.lexists(tree) else "the source does not exist"
+            missing = "the source does not exist; check the spelling"
+            what = "is not a directory; a comparison copies a tree" if os.path.lexists(tree) else missing
             raise UsageError(f"{os.fsdecode(source)}: {what}")
         base = os.path.dirname(tree) if os.access(os.path.dirname(tree), os.W_OK) else None
     if destination is not None:
         base = os.path.abspath(os.fsdecode(destination))
         if not os.path.isdir(base):
-            raise UsageError(f"{os.fsdecode(destination)}: is not a directory; --compare makes its copies in one that exists")
+            raise UsageError(f"{os.fsdecode(destination)}: is not a directory; the copies are made in one that exists")
     base = base or tempfile.gettempdir()
     if tree and os.path.commonpath([tree, os.path.realpath(base)]) == tree:
         given = base if destination is None else os.fsdecode(destination)
         raise UsageError(f"{given}: the copies would lie in the source {tree}; give another DESTINATION")
+    work = None
     try:
-        work = tempfile.mkdtemp(prefix="pcopy-compare-", dir=base)
-    except OSError as error:
-        raise UsageError(f"{base}: cannot make a directory in it: {error.strerror}; name another as DESTINATION") from None
-    try:
+        with undisturbed():
+            work = make_directory(base)
         yield work
     finally:
-        with undisturbed():
-            remove_tree(work)
+        if work:
+            with undisturbed():
+                remove_tree(work)
+
+
+def make_directory(base: str) -> str:
+    try:
+        return tempfile.mkdtemp(prefix="pcopy-compare-", dir=base)
+    except OSError as error:
+        raise UsageError(f"{base}: cannot make a directory in it: {error.strerror}; name another as DESTINATION") from None
+
+
+def act_on(arrived: list[int]) -> None:
+    for number in arrived[:1]:
+        signal.raise_signal(number)
 
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Signals that arrive meanwhile are seen afterwards."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
-    try:
+    """Signals that arrive meanwhile are acted on afterwards. They are not blocked, which who is started would inherit."""
+    arrived: list[int] = []
+    with contextlib.ExitStack() as afterwards:  # does all of it, also if a signal strikes in the middle
+        afterwards.callback(act_on, arrived)
+        if threading.current_thread() is threading.main_thread():  # no other is disturbed
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    afterwards.callback(signal.signal, number, signal.getsignal(number))
+                    signal.signal(number, lambda number, frame: arrived.append(number))
         yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def remove_tree(path: str) -> None:

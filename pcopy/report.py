@@ -10,12 +10,13 @@ from pcopy.work import Failure
 if TYPE_CHECKING:  # it is only used by comparisons, and takes long to import
     from pcopy.comparison import Comparison, Contender
 
-UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
+UNITS = ("", "kB", "MB", "GB", "TB", "PB")
 KEYS = (
     "files", "bytes", "directories", "symlinks", "hardlinks", "specials", "unchanged", "deleted", "failed", "vanished",
     "skipped",
 )  # fmt: skip
 BAR = 24  # columns of the longest bar in a table
+SPEED_UP = "speed-up: median of the ratios to -j 1 within each round, not the ratio of the medians"
 
 
 def shown(text: str) -> str:
@@ -37,7 +38,7 @@ def size(count: float) -> str:
     number, unit = float(count), 0
     while number >= 999.95 and unit < len(UNITS) - 1:
         number, unit = number / 1000, unit + 1
-    return f"{number:,.0f} {UNITS[unit]}" if not unit else f"{number:,.1f} {UNITS[unit]}"
+    return f"{number:,.1f} {UNITS[unit]}" if unit else plural(round(number), "byte")
 
 
 def plural(count: int, word: str) -> str:
@@ -98,7 +99,7 @@ def table(comparison: Comparison) -> str:
     for one, cells in zip(comparison.contenders, rows, strict=True):
         bar = "█" * max(1, round(BAR * one.median / longest)) if one.seconds else shown(one.trouble)
         lines.append(f"{line_of(cells, widths)}  {bar}")
-    return "\n".join([*lines, "", comparison.advice])
+    return "\n".join([*lines, "", SPEED_UP, comparison.advice])
 
 
 def row(one: Contender, comparison: Comparison) -> tuple[str, ...]:

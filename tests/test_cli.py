@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 import pcopy as library
+from pcopy.report import size
 from tests.conftest import Run
 from tests.trees import Dir, Hard, Link, make_tree, read_tree
 
@@ -27,7 +28,7 @@ KEYS = [
     *("files", "bytes", "directories", "symlinks", "hardlinks", "specials", "unchanged", "deleted", "failed", "vanished"),
     *("skipped", "seconds", "bytes_per_second", "files_per_second", "jobs", "engine", "errors", "warnings", "exit_status"),
 ]
-SIZE = r"[\d,.]+ (bytes|[kMGTP]B)"
+SIZE = r"[\d,.]+ (bytes?|[kMGTP]B)"
 LAST_LINE = re.compile(
     rf"(would copy|copied) [\d,]+ files?, {SIZE} in \d+\.\d\d s \({SIZE}/s, [\d,]+ files/s\); "
     r"[\d,]+ unchanged, [\d,]+ deleted, [\d,]+ failed(, [\d,]+ vanished)?(, [\d,]+ skipped)?"
@@ -100,7 +101,9 @@ def test_help_has_every_option_and_no_option_of_later_work(pcopy: Run) -> None:
         (["--preserve", "mode,colour", "src", "dst"], "colour"),
         (["--no-preserve", "colour", "src", "dst"], "colour"),
         (["--reflink", "perhaps", "src", "dst"], "perhaps"),
-        (["--reflink", "always", "--sparse", "always", "src", "dst"], "--sparse"),
+        (["--reflink", "always", "--sparse", "always", "src", "dst"], "leave sparse at 'auto'"),
+        (["--compare", "--reflink", "always", "--sparse", "always", "src"], "leave sparse at 'auto'"),
+        (["missing", "dst"], "missing: the source does not exist; check the spelling"),
         (["--against", "cp", "src", "dst"], "--compare"),
         (["--rounds", "3", "src", "dst"], "--compare"),
         (["--chart", "out.png", "src", "dst"], "--compare"),
@@ -207,6 +210,19 @@ def test_json_has_the_documented_keys_and_they_add_up(source: Path, pcopy: Run, 
     assert report["files_per_second"] == pytest.approx(31 / report["seconds"], rel=0.01)
     again = json.loads(pcopy("-j", jobs, "--json", "src", "dst").stdout)
     assert [again[key] for key in ("files", "bytes", "directories", "unchanged")] == [0, 0, 2, 33]
+
+
+def test_one_byte_is_one_byte(tmp_path: Path, pcopy: Run) -> None:
+    make_tree(tmp_path / "src", {"a": "x"})
+    assert "copied 1 file, 1 byte in " in pcopy("src", "dst").stderr
+    assert [size(count) for count in (0, 0.6, 1, 2, 999, 1000)] == [
+        "0 bytes",
+        "1 byte",
+        "1 byte",
+        "2 bytes",
+        "999 bytes",
+        "1.0 kB",
+    ]
 
 
 def break_one(destination: Path, name: bytes) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import statistics
@@ -24,6 +25,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pcopy import chart
 from pcopy.comparison import Comparison, Contender, best_jobs, compare, differ, order_of_round, ratios
 from pcopy.errors import UsageError
 from pcopy.report import comparison_json, table
@@ -121,6 +123,11 @@ def of(base: list[float], **others: list[float]) -> Comparison:
     return Comparison(100, 2_000_000, len(base) or 1, contenders)
 
 
+def several(*walls: float) -> list[float]:
+    """As many rounds as it takes to tell something, of these."""
+    return [*walls] * 5
+
+
 # ---- statistics -----------------------------------------------------------------------------------------------------
 
 walls = st.floats(0.01, 100.0)
@@ -162,18 +169,21 @@ def test_what_differs_does_so_in_every_round_and_by_more_than_five_percent(both:
     base, other = both
     one_side = all(a > b for a, b in zip(base, other, strict=True)) or all(a < b for a, b in zip(base, other, strict=True))
     middle = statistics.median(a / b for a, b in zip(base, other, strict=True))
-    assert differ(base, other) == (one_side and (middle > 1.05 or middle < 0.95))
+    assert differ(base, other) == (len(base) >= 4 and one_side and (middle > 1.05 or middle < 0.95))
     assert not differ(base, base)
 
 
 @pytest.mark.parametrize(
     ("base", "other", "expected"),
     [
-        ([2.0, 2.0, 2.0], [1.0, 1.0, 1.0], True),
-        ([1.0, 1.0, 1.0], [2.0, 2.0, 2.0], True),
-        ([1.0, 1.0, 1.0], [0.97, 0.97, 0.97], False),  # by 3 % only
-        ([1.0, 1.0, 1.0], [0.5, 0.5, 1.1], False),  # not in each round
-        ([1.0, 1.0, 1.0], [0.5, 0.5, 1.0], False),  # a tie is on no side
+        (several(2.0), several(1.0), True),
+        (several(1.0), several(2.0), True),
+        (several(1.0), several(0.97), False),  # by 3 % only
+        ([1.0] * 4, [0.5, 0.5, 0.5, 1.1], False),  # not in each round
+        ([1.0] * 4, [0.5, 0.5, 0.5, 1.0], False),  # a tie is on no side
+        ([2.0] * 4, [1.0] * 4, True),
+        ([2.0] * 3, [1.0] * 3, False),  # too few to tell
+        ([2.0], [1.0], False),
     ],
 )
 def test_by_hand_what_differs(base: list[float], other: list[float], expected: bool) -> None:
@@ -183,14 +193,14 @@ def test_by_hand_what_differs(base: list[float], other: list[float], expected: b
 @pytest.mark.parametrize(
     ("seconds", "best"),
     [
-        ({1: [2.0, 2.0], 2: [1.0, 1.0]}, 2),
-        ({1: [1.0, 1.0], 2: [2.0, 2.0]}, 1),
-        ({1: [2.0, 2.0], 2: [1.0, 1.0], 4: [0.98, 0.98]}, 2),  # as good, with fewer
-        ({1: [2.0, 2.0], 2: [1.0, 1.0], 4: [0.5, 0.5]}, 4),
-        ({1: [2.0, 2.0], 8: [1.0, 1.0], 4: [0.99, 1.01]}, 4),
-        ({1: [1.0, 1.0], None: [0.1, 0.1]}, 1),  # other tools have no jobs
-        # The fastest median has one bad round, and so beats nobody; but two do beat one.
-        ({1: [1.0, 1.0, 1.0], 2: [0.5, 0.5, 0.5], 4: [0.4, 0.4, 1.1]}, 2),
+        ({1: several(2.0), 2: several(1.0)}, 2),
+        ({1: several(1.0), 2: several(2.0)}, 1),
+        ({1: several(2.0), 2: several(1.0), 4: several(0.98)}, 2),  # as good, with fewer
+        ({1: several(2.0), 2: several(1.0), 4: several(0.5)}, 4),
+        ({1: several(2.0, 2.0), 8: several(1.0, 1.0), 4: several(0.99, 1.01)}, 4),
+        ({1: several(1.0), None: several(0.1)}, 1),  # other tools have no jobs
+        # The fastest median has bad rounds, and so beats nobody; but two do beat one.
+        ({1: several(1.0, 1.0, 1.0), 2: several(0.5, 0.5, 0.5), 4: several(0.4, 0.4, 1.1)}, 2),
     ],
 )
 def test_by_hand_the_best_number_of_jobs(seconds: dict[int | None, list[float]], best: int) -> None:
@@ -216,14 +226,19 @@ def test_speed_up_is_the_median_of_ratios_not_the_ratio_of_medians() -> None:
 @pytest.mark.parametrize(
     ("comparison", "words"),
     [
-        (of([3.0, 3.0], j2=[2.0, 2.0], j4=[3.0, 3.0]), "choose -j 2: 1.50 times as fast"),
-        (of([3.0, 3.0], j2=[2.0, 2.0], j4=[1.0, 1.0]), "choose -j 4: 3.00 times as fast"),
-        (of([1.0, 1.0], j2=[0.99, 1.02]), "no difference beyond the noise"),
-        (of([1.0, 1.0], j2=[0.5, 1.02]), "no difference beyond the noise"),
-        (of([1.0, 1.0], j2=[1.01, 0.99], cp=[0.1, 0.1]), "no difference beyond the noise"),
-        (of([1.0, 1.0], j2=[1.5, 1.4]), "choose -j 1: more processes are slower"),
-        (of([1.0, 1.0, 1.0], j2=[0.5, 0.5, 0.5], j4=[0.4, 0.4, 1.1]), "choose -j 2: 2.00 times as fast"),
-        (of([1.0, 1.0], j2=[], j4=[0.5, 0.5]), "choose -j 4"),
+        (of(several(3.0), j2=several(2.0), j4=several(3.0)), "choose -j 2: 1.50 times as fast"),
+        (of(several(3.0), j2=several(2.0), j4=several(1.0)), "choose -j 4: 3.00 times as fast"),
+        (of(several(1.0, 1.0), j2=several(0.99, 1.02)), "no difference beyond the noise"),
+        (of(several(1.0, 1.0), j2=several(0.5, 1.02)), "no difference beyond the noise"),
+        (of(several(1.0, 1.0), j2=several(1.01, 0.99), cp=several(0.1, 0.1)), "no difference beyond the noise"),
+        (of(several(1.0, 1.0), j2=several(1.5, 1.4)), "choose -j 1: more processes are slower"),
+        (of(several(1.0, 1.0), j2=several(0.5, 0.5), j4=several(0.4, 1.1)), "choose -j 2: 2.00 times as fast"),
+        (of(several(1.0), j2=[], j4=several(0.5)), "choose -j 4"),
+        (of([3.0], j2=[1.0]), "too few rounds to tell a difference from noise: give --rounds 5"),
+        (of([3.0] * 3, j2=[1.0] * 3), "too few rounds"),
+        (of(several(3.0)), "only one process was measured"),
+        (of(several(3.0), cp=several(1.0)), "only one process was measured"),
+        (of(several(3.0), j2=[]), "only one process was measured"),
         (of([], j2=[1.0]), "the single process failed"),
         (of([], j2=[]), "the single process failed"),
     ],
@@ -238,7 +253,11 @@ def test_by_hand_the_advice(comparison: Comparison, words: str) -> None:
 def test_the_advice_names_the_best_number_of_jobs(seconds: dict[int | None, list[float]]) -> None:
     base = seconds.pop(1, next(iter(seconds.values())))
     comparison = of(base, **{f"j{jobs}": walls for jobs, walls in seconds.items()})
-    assert f"-j {comparison.best_jobs}" in comparison.advice
+    if len(base) >= 4 and seconds:
+        assert f"-j {comparison.best_jobs}" in comparison.advice
+    else:
+        assert comparison.best_jobs is None
+        assert not re.search("choose|difference beyond", comparison.advice)
 
 
 # ---- the table ------------------------------------------------------------------------------------------------------
@@ -267,6 +286,14 @@ def test_every_bar_is_seen_and_none_is_too_long(medians: list[float]) -> None:
     for bar, median in zip(bars, [1.0, *medians], strict=True):
         exact = longest * median / max(1.0, *medians)
         assert bar == pytest.approx(max(1.0, exact), abs=0.51)
+
+
+def test_the_table_says_how_the_speed_up_can_contradict_the_medians() -> None:
+    comparison = of([1.0, 4.0, 10.0], j2=[1.0, 1.0, 8.0])
+    assert "4.00x" not in table(comparison)  # the ratio of the medians
+    assert "1.25x" in table(comparison)
+    assert "median of the ratios to -j 1 within each round" in table(comparison)
+    assert all(len(line) <= 100 for line in table(comparison).splitlines())
 
 
 def test_what_a_tool_said_cannot_drive_the_terminal() -> None:
@@ -324,7 +351,7 @@ def test_without_paths_it_makes_a_sample_and_removes_it(pcopy: Run, tmp_path: Pa
         assert "files, " in lines[0]
         assert "1 round after a warm-up" in lines[0]
         assert [line.split("  ")[0] for line in lines if "█" in line] == ["pcopy -j 1", "pcopy -j 2"]
-        assert lines[-1].startswith(("choose -j ", "no difference beyond the noise"))
+        assert lines[-1].startswith("too few rounds")
         assert os.listdir(place) == []
     assert os.listdir(tmp_path) == []
 
@@ -356,10 +383,10 @@ def test_what_lies_in_the_current_directory_is_not_run(source: Path, place: Path
 
 
 def test_json_gives_every_figure(pcopy: Run, source: Path, place: Path) -> None:
-    done = pcopy("--compare", "-j", 2, "--rounds", 2, "--json", source, place)
+    done = pcopy("--compare", "-j", 2, "--rounds", 4, "--json", source, place)
     assert (done.returncode, done.stderr) == (0, "")
     whole = json.loads(done.stdout)
-    assert (whole["files"], whole["bytes"], whole["rounds"], whole["exit_status"]) == (21, 20004, 2, 0)
+    assert (whole["files"], whole["bytes"], whole["rounds"], whole["exit_status"]) == (21, 20004, 4, 0)
     assert whole["best_jobs"] in (1, 2)
     assert f"-j {whole['best_jobs']}" in whole["advice"]
     base = whole["contenders"][0]["seconds"]
@@ -380,6 +407,19 @@ def check_figures(one: dict[str, Any], base: list[float]) -> None:
     assert one["command"]
 
 
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ({"jobs": 2}, ["pcopy -j 1", "pcopy -j 2"]),
+        ({"jobs": (1, 3)}, ["pcopy -j 1", "pcopy -j 3"]),
+        ({"jobs": 1, "against": "cp"}, ["pcopy -j 1", "cp"]),
+        ({"jobs": 1, "against": ["cp", "cp"]}, ["pcopy -j 1", "cp"]),
+    ],
+)
+def test_one_number_and_one_tool_need_no_list(source: Path, place: Path, given: dict[str, Any], names: list[str]) -> None:
+    assert [one.name for one in compare(source, place, rounds=1, **given).contenders] == names
+
+
 def test_the_library_compares_as_the_command_line_does(source: Path, place: Path) -> None:
     comparison = compare(os.fsencode(source), place, jobs=[2], rounds=1)
     assert [one.name for one in comparison.contenders] == ["pcopy -j 1", "pcopy -j 2"]
@@ -387,7 +427,11 @@ def test_the_library_compares_as_the_command_line_does(source: Path, place: Path
     assert not any(place.iterdir())
 
 
-@pytest.mark.parametrize("wrong", [{"rounds": 0}, {"jobs": [0]}, {"against": ["tar"]}])
+@pytest.mark.parametrize("wrong", [
+        {"rounds": 0}, {"rounds": "5"}, {"rounds": True}, {"against": ["tar"]}, {"against": "tar"},
+        {"jobs": [0]}, {"jobs": 0}, {"jobs": True}, {"jobs": [True]}, {"jobs": 2.5}, {"jobs": "4"},
+    ], ids=str,
+)  # fmt: skip
 def test_the_library_refuses_by_an_exception(source: Path, place: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         compare(source, place, **wrong)
@@ -488,6 +532,22 @@ def test_the_chart_is_a_picture(pcopy: Run, source: Path, tmp_path: Path, fake: 
     assert "rsync" not in words
 
 
+@pytest.mark.parametrize(
+    ("wall", "text"),
+    [
+        (0.00123, "0.00123"),
+        (0.0456, "0.0456"),
+        (0.5, "0.500"),
+        (1.0, "1.00"),
+        (12.34, "12.3"),
+        (123.4, "123"),
+        (1234.0, "1234"),
+    ],
+)
+def test_the_seconds_on_the_chart_have_three_significant_figures(wall: float, text: str) -> None:
+    assert chart.seconds(wall) == text
+
+
 def test_without_matplotlib_the_extra_is_named_before_anything_is_measured(
     pcopy: Run, source: Path, place: Path, tmp_path: Path, witness: Mapping[str, str]
 ) -> None:
@@ -557,6 +617,20 @@ def test_a_source_that_holds_the_directory_for_temporary_files_is_refused(
     assert os.listdir(source / "d") == ["e"]
 
 
+@pytest.mark.parametrize("entries", [{}, {"d": Dir({"e": Dir()})}], ids=["nothing", "directories"])
+def test_a_source_without_files_is_refused(
+    pcopy: Run, tmp_path: Path, place: Path, witness: Mapping[str, str], entries: dict[str, object]
+) -> None:
+    source = make_tree(tmp_path / "empty", entries)
+    assert_refused(pcopy(*QUICK, "--against", "rsync", source, place, env=witness), str(source), "no files")
+    assert not any(place.iterdir())
+
+
+def test_copies_that_contradict_themselves_are_refused(pcopy: Run, source: Path, witness: Mapping[str, str]) -> None:
+    words = ("--reflink", "always", "--sparse", "never")
+    assert_refused(pcopy(*QUICK, "--against", "rsync", *words, source, env=witness), "leave sparse at 'auto'")
+
+
 def test_what_makes_no_sense_is_refused(pcopy: Run, source: Path, place: Path) -> None:
     for words in (
         ("-j", "0"), ("-j", "2,x"), ("--rounds", "0"), ("--dry-run",), ("--overwrite", "always"), ("--verbose",), ("more",),
@@ -584,7 +658,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     [
         {"large": b"x" * (2 << 20)},
         {f"f{number}": b"" for number in range(100)},
-        {f"d{number}": Dir() for number in range(100)},
+        {"f": b"", **{f"d{number}": Dir() for number in range(100)}},
     ],
     ids=["bytes", "files", "directories"],
 )
