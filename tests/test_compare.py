@@ -709,6 +709,15 @@ def started(
     return process
 
 
+def assert_nothing_left(place: Path) -> None:
+    assert os.listdir(place) == []
+    deadline = time.monotonic() + 5
+    while still_running(str(place)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert still_running(str(place)) == []
+    assert os.listdir(place) == []
+
+
 def assert_ended(process: subprocess.Popen[str], place: Path, number: int) -> None:
     """It said so, it left nothing, and no process of it is left that could still write something."""
     try:
@@ -716,12 +725,7 @@ def assert_ended(process: subprocess.Popen[str], place: Path, number: int) -> No
         assert process.returncode == 128 + number, stderr
         assert "interrupted" in stderr
         assert "Traceback" not in stderr
-        assert os.listdir(place) == []
-        deadline = time.monotonic() + 5
-        while still_running(str(place)) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert still_running(str(place)) == []
-        assert os.listdir(place) == []
+        assert_nothing_left(place)
     finally:
         for one in still_running(str(place)):
             with contextlib.suppress(ProcessLookupError):
@@ -778,6 +782,48 @@ def test_another_tool_is_ended_with_all_that_it_has_started(source: Path, place:
     time.sleep(after)
     os.kill(process.pid, signal.SIGTERM)
     assert_ended(process, place, signal.SIGTERM)
+
+
+INTERRUPTED = """
+import os, signal, subprocess, tempfile
+def then_interrupted(function):
+    def both(*given, **named):
+        result = function(*given, **named)
+        if "rsync" in given[1:2][0] if given else "pcopy-compare-" in named["prefix"]:
+            os.kill(os.getpid(), signal.SIGINT)
+        return result
+    return both
+{what} = then_interrupted({what})
+from pcopy.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("what", ["subprocess.Popen.__init__", "tempfile.mkdtemp"])
+def test_a_signal_at_the_worst_moment_leaves_nothing_behind(source: Path, place: Path, fake: Fake, what: str) -> None:
+    """When a contender or the directory is there, and nobody has been told of it yet."""
+    env = fake("rsync", "#!/bin/sh\nexec sleep 30\n")
+    words = ["--compare", "-j", "1", "--rounds", "1", "--against", "rsync", str(source), str(place)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED.format(what=what), *words], env={**env, MARK: str(place)}, text=True,
+        start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert_ended(process, place, signal.SIGINT)
+
+
+@pytest.mark.parametrize("after", [0.04 * count for count in range(16)])
+def test_a_signal_at_any_moment_leaves_nothing_behind(busy_source: Path, place: Path, after: float) -> None:
+    """From before it has read its command line on."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pcopy", *map(str, LONG), str(busy_source), str(place)], env={**os.environ, MARK: str(place)},
+        text=True, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    time.sleep(after)
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    told = "interrupted" in stderr
+    assert process.returncode == (128 + signal.SIGINT if told else -signal.SIGINT), stderr
+    assert_nothing_left(place)
 
 
 def test_a_signal_while_the_sample_is_made_leaves_nothing_behind(place: Path) -> None:
