@@ -23,6 +23,7 @@ DRY_RUN = {"copied": "would copy", "linked": "would link"}
 INTERVAL = 0.1
 STEPS = 1000
 ALMOST = 0.99  # what is shown at most before the end
+TREMBLE = 0.1  # by how much an estimate may fall without the bar going back
 NARROW = 90  # columns below which figures are short
 WINDOW = 5.0  # seconds over which the rate is taken
 FIGURES = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
@@ -102,7 +103,7 @@ class Bars(Lines):
         self.drawn = now
         self.history = [*[one for one in self.history if one[0] > now - WINDOW], (now, progress.bytes)]
         part = progress.fraction()
-        self.shown = max(self.shown, min(part, ALMOST))  # an estimate may fall, a bar may not
+        self.shown = next_shown(self.shown, part)
         columns = terminal_width()
         self.bar.n = int(self.shown * STEPS)
         self.bar.desc = figures(progress, self.rate(), self.left(now, part), columns < NARROW)
@@ -137,6 +138,12 @@ class Bars(Lines):
             self.write_lines()
             self.name.close()
             self.bar.close()
+
+
+def next_shown(shown: float, part: float) -> float:
+    """An estimate may tremble, a bar may not. But if it was far too high the bar goes back: to stand still says nothing."""
+    part = min(part, ALMOST)
+    return part if part < shown - TREMBLE else max(shown, part)
 
 
 def terminal_width() -> int:

@@ -20,7 +20,7 @@ class Progress:
     bytes: int = 0
     growing: bool = True  # directories are left to be read, so more will be found
     current: str = ""
-    share: float = 0.0  # of what is not in large files: guessed from the shape of the tree
+    share: float = 0.0  # of the tree that is copied, or open if it is large: guessed from the shape of the tree
     small_bytes: int = 0
     large_found: int = 0
     large_done: int = 0
@@ -32,7 +32,8 @@ class Progress:
 
         Nothing is read for it that the copy does not read anyway. While directories are left to be read, each shares
         out its part of the whole evenly among its entries, so the part done is guessed although the total is not known
-        (Knuth, "Estimating the efficiency of backtrack programs", 1975). Large files are weighed by their bytes.
+        (Knuth, "Estimating the efficiency of backtrack programs", 1975). Large files are weighed by their bytes; a few
+        tell little of what is not found yet, which is taken to be at most as much again.
         """
         small = self.small_bytes + FILE_COST * self.done
         if self.expected:
@@ -40,7 +41,8 @@ class Progress:
             return min(1.0, (small + self.large_done) / max(1, size + FILE_COST * entries))
         seen = (self.done + self.large_open) / self.found if self.found else 1.0  # the others are taken to be like these
         if self.growing:
-            total = small / min(1.0, max(self.share, 1e-9)) + self.large_found
+            share = min(1.0, max(self.share, 1e-9))
+            total = self.large_found + max(small / share, self.large_found * min(1.0, 1.0 / share - 1.0))
         else:
             total = (small + self.large_found) / max(min(seen, 1.0), 1e-9)
         return min(1.0, (small + self.large_done) / total) if total else 0.0

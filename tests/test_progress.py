@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import pty
 import random
 import re
+import shutil
 import struct
 import sys
 import tempfile
 import termios
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 import pcopy as library
-from pcopy.progress import figures, fit, short
-from pcopy.result import Progress
+from pcopy.progress import ALMOST, TREMBLE, figures, fit, next_shown, short
+from pcopy.result import FILE_COST, Progress
 from tests.trees import Dir, File, make_tree, read_tree
 
 WIDTHS = pytest.mark.parametrize("columns", [60, 100])
@@ -294,6 +296,74 @@ def test_a_guess_from_the_shape_of_the_tree_never_falls_nor_reaches_the_end_earl
     assert progress.share == pytest.approx(1)
 
 
+@pytest.mark.parametrize(
+    ("parts", "shown"),
+    [
+        ([0.1, 0.2, 0.19, 0.3], [0.1, 0.2, 0.2, 0.3]),  # it trembles
+        ([0.5, 0.97, 0.05, 0.06], [0.5, 0.97, 0.05, 0.06]),  # it was wrong
+        ([0.9, 1.0, 1.0], [0.9, 0.99, 0.99]),  # the end is not shown before it is there
+    ],
+)
+def test_a_bar_does_not_tremble_but_goes_back_when_it_was_far_off(parts: list[float], shown: list[float]) -> None:
+    assert list(itertools.accumulate(parts, next_shown, initial=0.0))[1:] == shown
+
+
+def test_large_files_found_first_do_not_look_like_all_there_is() -> None:
+    alone = Progress(found=1, large_found=1 << 30, large_open=1, large_done=1 << 30, share=0.01, growing=True)
+    assert alone.fraction() == pytest.approx(0.5)
+    nearly = Progress(found=1, large_found=1 << 30, large_open=1, large_done=1 << 30, share=0.9, growing=True)
+    assert nearly.fraction() == pytest.approx(0.9)
+
+
+def one_large_directory(top: Path) -> None:
+    for one in range(200):
+        (top / f"d{one}").mkdir(parents=True)
+        (top / f"d{one}/f").write_bytes(b"x" * 500)
+    (top / "large").mkdir()
+    for number in range(5000):
+        (top / f"large/f{number}").write_bytes(b"x" * 2000)
+
+
+def three_large_files(top: Path) -> None:
+    top.mkdir()
+    for number in range(3):
+        (top / f"f{number}").write_bytes(os.urandom(1 << 20) * 60)
+
+
+def one_large_file_and_many_small(top: Path) -> None:
+    for one in range(20):
+        (top / f"d{one}").mkdir(parents=True)
+        for number in range(150):
+            (top / f"d{one}/f{number}").write_bytes(b"x" * 2000)
+    (top / "large").write_bytes(os.urandom(1 << 20) * 150)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize(
+    ("make", "error_of_guess"), [(one_large_directory, 1.0), (three_large_files, 0.05), (one_large_file_and_many_small, 0.3)]
+)
+def test_the_bar_is_near_the_truth(memory: Path, make: Callable[[Path], None], error_of_guess: float, jobs: int) -> None:
+    """As soon as the total is known; until then, as near as can be guessed. The bar never ends before the copy."""
+    source, copy = memory / f"{make.__name__}-{jobs}", memory / "copy"
+    make(source)
+    listener = Listener()
+    report = library.copy(source, copy, jobs=jobs, observer=listener, sparse="always")
+    shutil.rmtree(source)
+    shutil.rmtree(copy)
+    whole = report.bytes + FILE_COST * report.files
+    truth = [(size + FILE_COST * done) / whole for done, _, size, _ in listener.history]
+    growing = [one[3] for one in listener.history]
+    shown = list(itertools.accumulate(listener.parts, next_shown, initial=0.0))[1:]
+    assert max(listener.parts) <= 1
+    assert listener.parts[-1] == pytest.approx(1)
+    for bar, part, true, guessed in zip(shown, listener.parts, truth, growing, strict=True):
+        assert part == pytest.approx(true, abs=error_of_guess if guessed else 0.05)
+        assert bar <= ALMOST
+        assert guessed or bar == pytest.approx(true, abs=TREMBLE + 0.05)
+    falls = sum(after < before for before, after in itertools.pairwise(shown))
+    assert falls <= (make is one_large_directory)
+
+
 # ---- figures --------------------------------------------------------------------------------------------------------
 
 
@@ -360,6 +430,7 @@ class Listener(library.Observer):
     def __init__(self) -> None:
         self.parts: list[float] = []
         self.done: list[int] = []
+        self.history: list[tuple[int, int, int, bool]] = []
         self.totals: set[tuple[int, int] | None] = set()
         self.events: list[tuple[str, str]] = []
         self.failures: list[library.Failure] = []
@@ -368,7 +439,7 @@ class Listener(library.Observer):
         self.parts.append(progress.fraction())
         self.done.append(progress.done)
         self.totals.add(progress.expected)
-        self.last = (progress.done, progress.found, progress.bytes, progress.growing)
+        self.history.append((progress.done, progress.found, progress.bytes, progress.growing))
 
     def event(self, what: str, path: str) -> None:
         self.events.append((what, path))
@@ -389,7 +460,7 @@ def test_an_observer_is_told_progress_up_to_the_end(small: Path, tmp_path: Path,
     listener = kind()
     report = library.copy(small, tmp_path / "dst", jobs=jobs, observer=listener)
     assert report.ok, report.errors
-    assert listener.last == (FILES, FILES, report.bytes, False)
+    assert listener.history[-1] == (FILES, FILES, report.bytes, False)
     assert listener.done == sorted(listener.done)
     assert listener.parts[-1] == pytest.approx(1)
     assert all(0 <= part <= 1 for part in listener.parts)
