@@ -15,8 +15,8 @@ KEYS = (
     "files", "bytes", "directories", "symlinks", "hardlinks", "specials", "unchanged", "deleted", "failed", "vanished",
     "skipped",
 )  # fmt: skip
-BAR = 24  # columns of the longest bar in a table
-SPEED_UP = "speed-up: median of the ratios to -j 1 within each round, not the ratio of the medians"
+BAR = 16  # columns of the longest bar in a table
+SPEED_UP = "speed-up: median of each round's ratio to -j 1, not the ratio of the medians"
 
 
 def shown(text: str) -> str:
