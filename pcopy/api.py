@@ -74,8 +74,8 @@ def copy(
     :returns: what was done. Entries that failed are in ``report.errors``; they raise nothing.
     :raises UsageError: the request makes no sense as it stands; nothing was touched
 
-    No output of its own. Safe in a program with threads: workers are then started by ``forkserver``, which like
-    ``spawn`` needs the usual ``if __name__ == "__main__":`` in a script.
+    No output of its own. Safe in a program with threads: workers are then started by ``forkserver``. They never import the
+    program's main module.
     """
     options = Options(
         jobs=check_jobs(jobs),
