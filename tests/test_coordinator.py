@@ -6,20 +6,25 @@ coordinator's decisions and compare the trees.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import pickle
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, Executor, Future
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pcopy.coordinator import DEATHS, SMALLEST_SPAN, Coordinator, divide
+from pcopy.api import copy
+from pcopy.coordinator import DEATHS, SMALLEST_SPAN, STARTS, Coordinator, divide
+from pcopy.engines import Engine, InPlace, NotStarted
 from pcopy.options import Options
 from pcopy.result import Observer, Report, Stop
 from pcopy.work import (
@@ -472,6 +477,77 @@ def test_a_large_file_that_is_given_up_leaves_no_gate_shut(unit: Unit, tmp_path:
     # Whoever gave up, the temporary file has to go, and the directory is finished after that.
     assert seen == [Seal(large("d"), discard=True), finish("d")]
     assert coordinator.report.errors[0].path.endswith("/src/d/big")
+
+
+# ---- executors that break ----
+
+
+class Fragile(InPlace):
+    """Breaks at its second call, in a given way."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error, self.calls = error, 0
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.calls += 1
+        if self.calls > 1:
+            raise self.error
+        return super().submit(fn, *args, **kwargs)
+
+
+class Attempts:
+    """An engine that gives these executors one after the other; an exception is raised in place of one."""
+
+    name, jobs = "attempts", 2
+
+    def __init__(self, *attempts: Executor | Exception) -> None:
+        self.attempts = iter(attempts)
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Executor]:
+        attempt = next(self.attempts)
+        if isinstance(attempt, Exception):
+            raise attempt
+        yield attempt
+
+
+def coordinated(top: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Report:
+    monkeypatch.setattr("pcopy.coordinator.FIRST", 0.0)
+    monkeypatch.setattr("pcopy.coordinator.LONG", 0.0)
+    monkeypatch.setattr("pcopy.coordinator.SHORT", 0.0)
+    monkeypatch.setattr("pcopy.coordinator.PAUSE", 0.0)
+    make_tree(top / "src", {f"d{number}": Dir({"f": str(number)}) for number in range(20)})
+    monkeypatch.setattr("pcopy.api.engine_for", lambda options: engine)
+    return copy(top / "src", top / "dst", jobs=2)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [BrokenExecutor(), RuntimeError("after shutdown"), EOFError(), ConnectionRefusedError(), BrokenPipeError()],
+    ids=repr,
+)
+def test_an_executor_that_breaks_when_it_is_given_something_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    report = coordinated(tmp_path, Attempts(Fragile(error), Fragile(error), InPlace()), monkeypatch)
+    assert report.ok, report.errors
+    assert len(report.warnings) == 1
+    assert read_tree(tmp_path / "dst") == read_tree(tmp_path / "src")
+
+
+def test_a_start_that_fails_for_a_while_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fails = [NotStarted("no room")] * (STARTS - 1)
+    engine = Attempts(*fails, Fragile(BrokenExecutor()), *fails, InPlace())
+    report = coordinated(tmp_path, engine, monkeypatch)
+    assert report.ok, report.errors
+    assert read_tree(tmp_path / "dst") == read_tree(tmp_path / "src")
+
+
+def test_starts_that_fail_in_a_row_end_the_run_and_blame_no_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = coordinated(tmp_path, Attempts(*[NotStarted("no room")] * STARTS), monkeypatch)
+    (failure,) = report.errors
+    assert failure.reason == "workers cannot be started: no room; run with -j 1"
+    assert (report.exit_status, report.failed) == (3, 0)
 
 
 # ---- what passes between processes ----

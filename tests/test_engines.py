@@ -11,11 +11,12 @@ import operator
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,10 @@ import pytest
 
 import pcopy
 from pcopy.engines import Engine, Pool, Serial
-from tests.trees import Dir, File, Hard, Holes, Link, make_tree, read_tree
+from pcopy.work import Job, Outcome
+from pcopy.worker import run
+from tests.conftest import as_root
+from tests.trees import WHEN, Dir, File, Hard, Holes, Link, make_tree, read_tree
 
 ROOT = Path(__file__).parent.parent
 METHODS = ("fork", "forkserver", "spawn")
@@ -93,11 +97,13 @@ def wait_until(true: Callable[[], object], seconds: float) -> bool:
 class Script:
     """A Python program in a process group of its own, with a mark on all its processes."""
 
-    def __init__(self, command: list[str], where: Path, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, command: list[str], where: Path, environment: dict[str, str] | None = None, before: Sequence[str] = ()
+    ) -> None:
         self.mark = uuid.uuid4().hex
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
         self.process = subprocess.Popen(
-            [sys.executable, *command],
+            [*before, sys.executable, *command],
             cwd=where,
             env={**os.environ, "PYTHONPATH": path, MARK: self.mark, **(environment or {})},
             stdin=subprocess.DEVNULL,
@@ -305,6 +311,165 @@ def test_a_killed_worker_is_replaced(
     assert not workers()
 
 
+def local_of_pool(name: str) -> Any:
+    """In a worker: what ProcessPoolExecutor passed to it under this name."""
+    frame = sys._getframe()
+    while name not in frame.f_locals:
+        assert frame.f_back, f"workers have no {name} any more"
+        frame = frame.f_back
+    return frame.f_locals[name]
+
+
+def die_in_a_message(job: Job, *portion: Any) -> Outcome:
+    """A slice, but the first worker that is asked for one is killed when half of its answer is in the pipe."""
+    try:
+        os.mkdir(job.trees[0].destination + ".died")
+    except FileExistsError:
+        return run(job, *portion)
+    os.write(local_of_pool("result_queue")._writer.fileno(), struct.pack("!i", 1000) + b"half of")
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_worker_killed_in_the_middle_of_its_message_hangs_nobody(
+    tree: Path, target: Path, method: str, straight_to_the_pool: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pcopy.coordinator.run", die_in_a_message)
+    report = within_time(lambda: pcopy.copy(tree, target, jobs=JOBS, start_method=method))  # type: ignore[arg-type]
+    assert report.ok, report.errors
+    assert len(report.warnings) == 1
+    assert read_tree(target) == read_tree(tree)
+    assert not workers()
+
+
+def within_time(call: Callable[[], Any]) -> Any:
+    """The result of a call that must not take for ever. Who waits for a thread can still be interrupted."""
+
+    def give_up(*_: object) -> None:
+        raise TimeoutError("hangs")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(HANG)
+    try:
+        return call()
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def keep_the_lock() -> None:
+    """Leave the calls locked for all workers, as one does that is killed while it waits for a call."""
+    local_of_pool("call_queue")._rlock.acquire()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_workers_stuck_in_a_lock_of_the_dead_do_not_keep_a_pool_from_ending(method: str) -> None:
+    def end_one() -> None:
+        with Pool(1, method).open() as executor:  # a second one would have the lock now and then
+            executor.submit(keep_the_lock).result(HANG)
+
+    within_time(end_one)
+    assert not workers()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_worker_killed_as_its_pool_ends_hangs_nobody(method: str) -> None:
+    def end_some() -> None:
+        for number in range(5):
+            with Pool(JOBS, method).open():
+                os.kill(workers()[number % JOBS], signal.SIGKILL)
+
+    within_time(end_some)
+    assert not workers()
+
+
+# ---- workers that do not come up ----
+
+NO_INTERPRETER = """
+import multiprocessing, sys
+multiprocessing.set_executable("/nonexistent")
+"""
+DEAD_AT_ONCE = """
+import os, signal, pcopy.engines
+pcopy.engines.begin_worker = lambda: os.kill(os.getpid(), signal.SIGKILL)
+"""
+LIMITED = """
+import os, pcopy.engines
+pcopy.engines.safest_method = lambda: os.environ["METHOD"]
+"""
+
+
+def not_started(script: Script, target: Path) -> None:
+    """It ends with status 3, one line says why, no entry is blamed, and nothing half is left."""
+    status, out, err = script.ended()
+    assert (status, out) == (3, ""), err
+    (line,) = (line for line in err.splitlines() if "workers cannot be started: " in line)
+    assert line.endswith("; run with -j 1")
+    assert "pcopy/" not in err  # no traceback of ours; helpers of multiprocessing that do not come up have theirs
+    assert "0 failed" in err.splitlines()[-1]
+    assert temporary_names(target) == []
+    assert wait_until(lambda: not script.others(), 2.0)
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_a_run_whose_workers_have_no_interpreter_says_so(start: Start, tree: Path, target: Path, method: str) -> None:
+    environment = {"METHOD": method, "PYTHONWARNINGS": "ignore"}  # multiprocessing warns of its own helper
+    not_started(start(NO_INTERPRETER + LIMITED + STRAIGHT_TO_THE_POOL, "-j2", tree, target, environment=environment), target)
+
+
+def test_a_run_whose_workers_are_killed_as_they_start_says_so(start: Start, tree: Path, target: Path) -> None:
+    not_started(start(DEAD_AT_ONCE + STRAIGHT_TO_THE_POOL, "-j2", tree, target), target)
+
+
+@as_root
+@pytest.mark.parametrize("room", [1, 3, JOBS + 1, JOBS + 2], ids=lambda room: f"room for {room}")
+def test_a_run_that_may_not_start_processes_says_so(tree: Path, tmp_path: Path, room: int) -> None:
+    """As a user that no other process has, because the limit counts all of one's processes and threads."""
+    if not (shutil.which("setpriv") and shutil.which("prlimit")):
+        pytest.skip("needs setpriv and prlimit")
+    file, user = tmp_path / "script.py", 1_900_000_000 + os.getpid() * 8 + room
+    file.write_text(LIMITED + STRAIGHT_TO_THE_POOL)
+    rights = "-all,+dac_override,+dac_read_search"
+    script = Script(
+        [str(file), f"-j{JOBS}", str(tree), str(tmp_path / "dst")],
+        tmp_path,
+        {"METHOD": "fork"},
+        ["setpriv", f"--reuid={user}", "--clear-groups", f"--inh-caps={rights}", f"--ambient-caps={rights}",
+         "prlimit", f"--nproc={room}"],
+    )  # fmt: skip
+    try:
+        not_started(script, tmp_path / "dst")
+    finally:
+        script.clean_up()
+
+
+def servers(top: int) -> list[int]:
+    """The processes that multiprocessing keeps for itself."""
+    words = ("multiprocessing.forkserver", "resource_tracker")
+    return [one for one, parent in parents().items() if parent == top and any(word in command_of(one) for word in words)]
+
+
+@pytest.mark.parametrize("which", ["multiprocessing.forkserver", "resource_tracker"])
+def test_a_killed_server_of_multiprocessing_is_replaced(start: Start, tmp_path: Path, target: Path, which: str) -> None:
+    """Workers of a killed forkserver are orphans: they end, too, before others take their place."""
+    source = make_tree(tmp_path / "src", many_files(4, 50) | {"big": Holes(400 << 20), "big too": Holes(400 << 20)})
+    script = start(BUSY, "forkserver", source, target)
+    assert wait_until(lambda: busy(script) and temporary_names(target), HANG)
+    lost = workers(script.process.pid)
+    (server,) = (one for one in servers(script.process.pid) if which in command_of(one))
+    os.kill(server, signal.SIGKILL)
+    status, out, err = script.ended()
+    assert (status, out) == (0, ""), err
+    assert "pcopy/" not in err
+    if which != "resource_tracker":
+        assert not set(lost) & set(parents())
+    assert read_tree(target) == read_tree(source)
+    assert wait_until(lambda: not script.others(), 2.0)
+
+
+# ---- files that kill ----
+
 SHIM = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -411,6 +576,48 @@ def test_an_entry_that_raises_something_unforeseen_is_a_named_failure(
     wanted, made = read_tree(source), read_tree(tmp_path / "dst")
     assert made.pop(b"d2/f7", None) is not None if replaced else True
     assert made == {path: state for path, state in wanted.items() if not path.endswith(b"/f7")}
+
+
+# ---- deep trees ----
+
+
+def make_chain(top: Path, levels: int) -> None:
+    """Directories in each other, with a file in each, so deep that no path leads there."""
+    top.mkdir()
+    handle = os.open(top, os.O_RDONLY)
+    for _ in range(levels):
+        os.close(os.open("f", os.O_WRONLY | os.O_CREAT, 0o644, dir_fd=handle))
+        os.mkdir("directory", dir_fd=handle)
+        os.utime("directory", ns=(WHEN, WHEN), dir_fd=handle)
+        above, handle = handle, os.open("directory", os.O_RDONLY, dir_fd=handle)
+        os.close(above)
+    os.close(handle)
+
+
+def read_chain(top: Path) -> list[tuple[list[str], int]]:
+    """What is in each of its directories, and when that was changed."""
+    found, handle = [], os.open(top, os.O_RDONLY)
+    while True:
+        found.append((sorted(os.listdir(handle)), os.fstat(handle).st_mtime_ns))
+        try:
+            below = os.open("directory", os.O_RDONLY, dir_fd=handle)
+        except FileNotFoundError:
+            return found
+        finally:
+            os.close(handle)
+        handle = below
+
+
+def test_a_chain_of_directories_is_no_work_for_minutes(tmp_path: Path, straight_to_the_pool: None) -> None:
+    """Each slice has to go to its directory from the top: with slices of a fixed length that takes all of them."""
+    make_chain(tmp_path / "src", 3000)
+    try:
+        report = within_time(lambda: pcopy.copy(tmp_path / "src", tmp_path / "dst", jobs=8))
+        assert report.ok, report.errors
+        assert (report.files, report.directories) == (3000, 3001)
+        assert read_chain(tmp_path / "dst") == read_chain(tmp_path / "src")
+    finally:
+        subprocess.run(["rm", "-rf", "src", "dst"], cwd=tmp_path, check=True)  # too deep for shutil
 
 
 # ---- the end of the coordinator ----
