@@ -1,6 +1,16 @@
-"""``python -m pcopy``."""
+"""``python -m pcopy``, and what the console script calls."""
 
-from pcopy.cli import main
+import signal
+
+
+def main() -> None:
+    """Until there is something to stop, Ctrl-C ends the process as it ends any other: without a traceback from an import."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from pcopy.cli import main
+
+    main()
+
 
 if __name__ == "__main__":
     main()

@@ -120,7 +120,7 @@ def test_a_face_does_not_reach_around_the_library(name: str) -> None:
 
 def test_the_package_imports_nothing_of_its_own_until_it_is_used() -> None:
     imported = set(at_import((HOUSE / "__init__.py").read_text("utf-8")))
-    assert imported == {"__future__", "typing"}
+    assert imported == {"__future__"}
 
 
 def test_every_public_name_is_there() -> None:
