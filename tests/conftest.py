@@ -9,10 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+# The default is quick; HYPOTHESIS_PROFILE=soak goes on for hours (tests/README.md).
+settings.register_profile("quick", deadline=None, suppress_health_check=list(HealthCheck))
+settings.register_profile("soak", settings.get_profile("quick"), max_examples=5000, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
 @pytest.fixture
