@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import pcopy
@@ -51,8 +51,10 @@ figures: Counter[str] = Counter()
 
 
 def quick(examples: int) -> settings:
-    """Few examples, unless a longer setting was asked for."""
-    return settings.get_profile("soak") if SOAK else settings(max_examples=examples)
+    """Few examples, unless a longer setting was asked for; to make a failing one small takes longer than a test may."""
+    if SOAK:
+        return settings.get_profile("soak")
+    return settings(max_examples=examples, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -267,7 +269,7 @@ class Editor:
                 os.unlink(path)
                 write(path, text)
                 os.chmod(path, stat.S_IMODE(state.st_mode) & ~0o6000)
-                os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+                self.tick(path)
         elif paths:
             self.attribute(what, paths[one % len(paths)], entry)
 

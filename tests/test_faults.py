@@ -1,0 +1,765 @@
+"""What the world does to a run, for real: full and read-only disks, read errors, sources that change, hostile trees, kills.
+
+Errors that no small file system gives come from a library put before the C library (LD_PRELOAD), compiled here. A rule of it
+is ``call:what:times:needle``: the next so many calls of that name on a path that holds the needle do ``what``, which is the
+number of an error, or one of the deeds below. Each writes a byte to a log, which is how the tests count them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import pty
+import random
+import re
+import resource
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+import pcopy as library
+from tests.comparer import differences
+from tests.conftest import Run, as_root
+from tests.test_destination import loop_mounted, messages, mounted, unprivileged
+from tests.test_engines import Script, wait_until
+from tests.trees import WHEN, Dir, Fifo, File, Hard, Holes, Link, make_tree
+
+JOBS = pytest.mark.parametrize("jobs", [1, 3])
+LARGE = 33 << 20  # bytes: such a file is copied in spans
+EACH = 1 << 20  # times: at each call
+
+# ---- the library that makes calls fail ------------------------------------------------------------------------------
+
+SWAP, GROW, SHRINK, REWRITE, PAUSE = -1, -2, -3, -4, -5
+
+SHIM = r"""
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/sendfile.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define BLOCK (1 << 20)
+
+static void place(char *path, int file) {
+    char link[64];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", file);
+    ssize_t size = readlink(link, path, 8191);
+    path[size > 0 ? size : 0] = 0;
+}
+
+static void below(char *path, int directory, const char *name) {
+    if (name[0] == '/') { snprintf(path, 8192, "%s", name); return; }
+    if (directory == AT_FDCWD) path[0] = 0; else place(path, directory);
+    size_t size = strlen(path);
+    snprintf(path + size, 8192 - size, "/%s", name);
+}
+
+static void change(const char *path, int flags, long at, const char *text, size_t size) {
+    int file = syscall(SYS_openat, AT_FDCWD, path, O_WRONLY | flags);
+    if (file < 0) return;
+    if (!text) syscall(SYS_ftruncate, file, at);
+    else for (size_t done = 0; done < size; done += BLOCK) {
+        size_t part = size - done < BLOCK ? size - done : BLOCK;
+        syscall(SYS_pwrite64, file, text, part, at + done);
+    }
+    close(file);
+}
+
+static int did(int what, const char *path) {
+    char other[8200];
+    static char block[BLOCK];
+    struct stat state;
+    memset(block, 'B', sizeof block);
+    snprintf(other, sizeof other, "%s.swap", path);
+    switch (what) {
+    case -1: syscall(SYS_rename, other, path); return 0;
+    case -2: change(path, O_APPEND, 0, block, 4096); return 0;
+    case -3: change(path, 0, 10, NULL, 0); return 0;
+    case -4: if (!stat(path, &state)) change(path, 0, 0, block, state.st_size); return 0;
+    case -5: usleep(2000); return 0;
+    }
+    errno = what;
+    return 1;
+}
+
+/* A needle that ends in a dollar sign is the end of the path. */
+static int holds(const char *path, const char *needle) {
+    size_t size = strlen(needle) - 1, length = strlen(path);
+    if (needle[size] != '$') return strstr(path, needle) != NULL;
+    return length >= size && !strncmp(path + length - size, needle, size);
+}
+
+/* 1 if the call is to fail, with errno set. */
+static int fails(const char *call, const char *path) {
+    static const char *rules;
+    static int log = -1;
+    if (!rules) {
+        rules = getenv("FAULTS") ? getenv("FAULTS") : "";
+        if (*rules) log = syscall(SYS_openat, AT_FDCWD, getenv("FAULT_LOG"), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+    }
+    for (const char *rule = rules; rule && *rule; rule = strchr(rule, '|') ? strchr(rule, '|') + 1 : NULL) {
+        char name[32], needle[256];
+        int what, times;
+        struct stat state;
+        if (sscanf(rule, "%31[^:]:%d:%d:%255[^|]", name, &what, &times, needle) != 4) continue;
+        if (strcmp(name, call) || !holds(path, needle)) continue;
+        if (fstat(log, &state) || state.st_size >= times) continue;
+        syscall(SYS_write, log, "x", 1);
+        return did(what, path);
+    }
+    return 0;
+}
+
+static int fails_on(const char *call, int file) {
+    char path[8192];
+    int before = errno;
+    place(path, file);
+    errno = before;
+    return fails(call, path);
+}
+
+static int fails_at(const char *call, int directory, const char *name) {
+    char path[8192];
+    int before = errno;
+    below(path, directory, name);
+    errno = before;
+    return fails(call, path);
+}
+
+#define NEXT(type, name, ...) type (*next)(__VA_ARGS__) = (type (*)(__VA_ARGS__))dlsym(RTLD_NEXT, name)
+
+#define OPENAT(call) int call(int directory, const char *path, int flags, ...) { \
+    NEXT(int, #call, int, const char *, int, ...); \
+    va_list rest; va_start(rest, flags); mode_t mode = flags & O_CREAT ? va_arg(rest, mode_t) : 0; va_end(rest); \
+    return fails_at(flags & O_CREAT ? "create" : "open", directory, path) ? -1 : next(directory, path, flags, mode); }
+OPENAT(openat)
+OPENAT(openat64)
+
+ssize_t read(int file, void *to, size_t size) {
+    NEXT(ssize_t, "read", int, void *, size_t);
+    return fails_on("read", file) ? -1 : next(file, to, size);
+}
+ssize_t write(int file, const void *from, size_t size) {
+    NEXT(ssize_t, "write", int, const void *, size_t);
+    return fails_on("write", file) ? -1 : next(file, from, size);
+}
+/* "range" before the bytes are copied, "ranged" afterwards; the path is that of the source. "into": of the copy. */
+ssize_t copy_file_range(int source, off64_t *from, int target, off64_t *to, size_t size, unsigned flags) {
+    NEXT(ssize_t, "copy_file_range", int, off64_t *, int, off64_t *, size_t, unsigned);
+    if (fails_on("range", source) || fails_on("into", target)) return -1;
+    ssize_t done = next(source, from, target, to, size, flags);
+    fails_on("ranged", source);
+    return done;
+}
+#define SENDFILE(call, kind) ssize_t call(int target, int source, kind *from, size_t size) { \
+    NEXT(ssize_t, #call, int, int, kind *, size_t); \
+    return fails_on("range", source) || fails_on("into", target) ? -1 : next(target, source, from, size); }
+SENDFILE(sendfile, off_t)
+SENDFILE(sendfile64, off64_t)
+
+#define READDIR(call, kind) struct kind *call(DIR *directory) { \
+    NEXT(struct kind *, #call, DIR *); \
+    if (telldir(directory) && fails_on("list", dirfd(directory))) return NULL; \
+    return next(directory); }
+READDIR(readdir, dirent)
+READDIR(readdir64, dirent64)
+
+int mkdirat(int directory, const char *path, mode_t mode) {
+    NEXT(int, "mkdirat", int, const char *, mode_t);
+    return fails_at("mkdir", directory, path) ? -1 : next(directory, path, mode);
+}
+int fchmod(int file, mode_t mode) {
+    NEXT(int, "fchmod", int, mode_t);
+    return fails_on("chmod", file) ? -1 : next(file, mode);
+}
+int close(int file) {
+    NEXT(int, "close", int);
+    if (fails_on("close", file)) { int why = errno; next(file); errno = why; return -1; }
+    return next(file);
+}
+"""
+
+
+class Faults:
+    """Runs the command line with calls that fail, and counts them."""
+
+    def __init__(self, shim: Path, where: Path) -> None:
+        self.shim, self.where, self.log = shim, where, where / "faults"
+
+    def environment(self, *rules: tuple[str, int, int, str]) -> dict[str, str]:
+        text = "|".join(f"{call}:{what}:{times}:{needle}" for call, what, times, needle in rules)
+        self.log.unlink(missing_ok=True)
+        return {"LD_PRELOAD": str(self.shim), "FAULTS": text, "FAULT_LOG": str(self.log)}
+
+    def run(self, *arguments: object, rules: list[tuple[str, int, int, str]]) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "pcopy", *map(str, arguments)],
+            env={**os.environ, **self.environment(*rules)},
+            capture_output=True, text=True, errors="surrogateescape", timeout=60, check=False, cwd=self.where,
+        )  # fmt: skip
+        assert self.count, "the fault did not happen"
+        return done
+
+    @property
+    def count(self) -> int:
+        return self.log.stat().st_size if self.log.exists() else 0
+
+
+@pytest.fixture(scope="session")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    compiler = shutil.which("gcc")
+    if not compiler:
+        pytest.skip("needs gcc")
+    where = tmp_path_factory.mktemp("shim")
+    (where / "shim.c").write_text(SHIM)
+    words = [compiler, "-shared", "-fPIC", "-o", str(where / "shim.so"), str(where / "shim.c"), "-ldl"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return where / "shim.so"
+
+
+@pytest.fixture
+def faults(shim: Path, tmp_path: Path) -> Faults:
+    return Faults(shim, tmp_path)
+
+
+# ---- what a run leaves ----------------------------------------------------------------------------------------------
+
+
+def many(directories: int = 6, files: int = 30, size: int = 20_000) -> dict[str | bytes, object]:
+    rng = random.Random(directories * files)
+    return {
+        f"d{one}": Dir({f"f{number}": rng.randbytes(size) for number in range(files)}, mtime_ns=WHEN + one)
+        for one in range(directories)
+    }
+
+
+def temporary(top: Path) -> list[Path]:
+    return [path for path in top.rglob("*") if re.fullmatch(r"\.pcopy-[0-9a-f]{8}-\d+-[0-9a-f]{16}", path.name)]
+
+
+def assert_whole(source: Path, copy: Path, before: dict[str, bytes] | None = None) -> None:
+    """Each file is the source's, byte for byte, or what was there before; and all that was there before still is."""
+    assert temporary(copy) == []
+    for path in copy.rglob("*"):
+        name = str(path.relative_to(copy))
+        if path.is_file() and not path.is_symlink():
+            text = path.read_bytes()
+            known = (before or {}).get(name)
+            assert text == known or text == (source / name).read_bytes(), name
+    for name in before or {}:
+        assert (copy / name).exists(), name
+
+
+def assert_stopped(done: subprocess.CompletedProcess[str], reason: str) -> None:
+    """Status 3, and one line besides the last."""
+    lines = messages(done)
+    assert done.returncode == 3, done.stderr[-3000:]
+    assert len(lines) == 2, done.stderr[-3000:]
+    assert reason in lines[0]
+    assert lines[1].startswith("stopped early: ")
+
+
+# ---- nothing more can be written ------------------------------------------------------------------------------------
+
+OLD = {"d1/f0": b"an older day", "extra": b"mine"}
+
+
+def an_older_day() -> dict[str | bytes, object]:
+    return {"d1": Dir({"f0": File(OLD["d1/f0"], mtime_ns=WHEN - 1)}), "extra": File(OLD["extra"])}
+
+
+@JOBS
+@pytest.mark.parametrize("call", ["into", "create", "mkdir", "close"])
+@pytest.mark.parametrize("number", [errno.EDQUOT, errno.ENOSPC], ids=["quota", "space"])
+def test_a_quota_that_is_used_up_stops_the_run(faults: Faults, tmp_path: Path, jobs: int, call: str, number: int) -> None:
+    """Whatever call says so: the last one does on network file systems."""
+    source = make_tree(tmp_path / "src", many())
+    copy = make_tree(tmp_path / "dst", an_older_day())
+    needle = "/dst/d3" if call == "mkdir" else "/dst/d3/f" if call != "create" else "/dst/d3/"
+    done = faults.run("-j", jobs, source, copy, rules=[(call, number, EACH, needle)])
+    assert_stopped(done, os.strerror(number))
+    assert "free some space and run the same line again" in done.stderr
+    assert_whole(source, copy, OLD)
+    assert library.copy(source, copy, jobs=1).ok
+    assert differences(source, copy, extra=True) == []
+
+
+def limit_files() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+
+@JOBS
+def test_a_file_larger_than_the_limit_stops_the_run_and_the_signal_does_not_end_it(
+    tmp_path: Path, pcopy: Run, jobs: int
+) -> None:
+    source = make_tree(tmp_path / "src", {**many(), "d2": Dir({"large": b"x" * 150_000, "small": b"1"})})
+    copy = make_tree(tmp_path / "dst", an_older_day())
+    done = pcopy("-j", jobs, source, copy, preexec_fn=limit_files)
+    assert_stopped(done, "File too large")
+    assert "large" in done.stderr
+    assert_whole(source, copy, OLD)
+
+
+@JOBS
+def test_a_disk_that_becomes_read_only_stops_the_run(faults: Faults, tmp_path: Path, jobs: int) -> None:
+    """As ext4 does when it finds an error in itself."""
+    source = make_tree(tmp_path / "src", many())
+    copy = make_tree(tmp_path / "dst", an_older_day())
+    rules = [(call, errno.EROFS, EACH, "/dst/d3") for call in ("create", "mkdir", "into", "chmod")]
+    done = faults.run("-j", jobs, source, copy, rules=rules)
+    assert_stopped(done, "Read-only file system (mount the destination read-write)")
+    assert_whole(source, copy, OLD)
+
+
+@as_root
+@JOBS
+def test_a_small_disk_with_an_older_copy_keeps_it(tmp_path: Path, pcopy: Run, jobs: int) -> None:
+    """A real ext4, and files to be replaced: the old ones are whole until the new ones are."""
+    source = make_tree(tmp_path / "src", many(files=60, size=100_000))
+    with loop_mounted(tmp_path, "ext4", "-q") as disk:
+        older: dict[str | bytes, object] = {f"f{number}": File(b"old" * 1000, mtime_ns=7) for number in range(60)}
+        before = {f"d{one}/f{number}": b"old" * 1000 for one in range(6) for number in range(60)}
+        make_tree(disk / "copy", {f"d{one}": Dir(older) for one in range(6)})
+        assert_stopped(pcopy("-j", jobs, source, disk / "copy"), "No space left on device")
+        assert_whole(source, disk / "copy", before)
+
+
+SLOWLY = ("create", PAUSE, EACH, "/dst/")
+
+
+@pytest.fixture
+def start(faults: Faults, tmp_path: Path) -> Iterator[Callable[..., Script]]:
+    """A copy under way, slow enough to be disturbed; whatever is left of it is ended."""
+    scripts: list[Script] = []
+
+    def begin(*arguments: object, rules: list[tuple[str, int, int, str]] | None = None) -> Script:
+        environment = faults.environment(*([SLOWLY] if rules is None else rules))
+        scripts.append(Script(["-m", "pcopy", *map(str, arguments)], tmp_path, environment))
+        return scripts[-1]
+
+    yield begin
+    for script in scripts:
+        script.clean_up()
+
+
+def is_under_way(faults: Faults, script: Script) -> bool:
+    """Whether it has made some files, or is done already."""
+    return faults.count > 3 or script.process.poll() is not None
+
+
+def is_alone(script: Script) -> bool:
+    return not script.others()
+
+
+def files_in(top: Path) -> int:
+    return sum(len(names) for _, _, names in os.walk(top))
+
+
+@as_root
+@JOBS
+def test_a_destination_that_is_unmounted_stops_the_run(start: Callable[..., Script], tmp_path: Path, jobs: int) -> None:
+    """A cable is pulled: nothing is written into the directory that lay below, and nothing is said of each file."""
+    source = make_tree(tmp_path / "src", many(20, 40, 100))
+    with mounted(tmp_path / "dst", "-t", "tmpfs", "none") as disk:
+        script = start("-j", jobs, source, disk)
+        assert wait_until(lambda: files_in(disk) > 50, 30)
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+        status, out, err = script.ended()
+        subprocess.run(["mount", "-t", "tmpfs", "none", str(disk)], check=True)  # for who takes it away
+    assert_stopped(subprocess.CompletedProcess([], status, out, err), "")
+    assert os.listdir(tmp_path / "dst") == []
+
+
+@JOBS
+@pytest.mark.parametrize("how", ["removed", "moved away", "replaced"])
+def test_a_destination_that_goes_away_stops_the_run(start: Callable[..., Script], tmp_path: Path, jobs: int, how: str) -> None:
+    source = make_tree(tmp_path / "src", many(20, 40, 100))
+    copy = make_tree(tmp_path / "dst", {})
+    script = start("-j", jobs, source, copy)
+    assert wait_until(lambda: files_in(copy) > 50, 30)
+    copy.rename(tmp_path / "away")
+    if how == "removed":
+        while (tmp_path / "away").exists():
+            shutil.rmtree(tmp_path / "away", ignore_errors=True)
+    if how == "replaced":
+        copy.mkdir()
+    status, out, err = script.ended()
+    assert_stopped(subprocess.CompletedProcess([], status, out, err), "")
+    assert not copy.exists() or os.listdir(copy) == []
+    if how != "removed":
+        assert_whole(source, tmp_path / "away")
+
+
+# ---- what cannot be read --------------------------------------------------------------------------------------------
+
+
+@JOBS
+@pytest.mark.parametrize("size", [20_000, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("old", [False, True], ids=["new", "replaced"])
+def test_a_file_with_a_read_error_is_named_and_all_else_is_copied(
+    faults: Faults, tmp_path: Path, jobs: int, size: int, old: bool
+) -> None:
+    source = make_tree(tmp_path / "src", {**many(3), "d1": Dir({"bad": b"x" * size, "good": b"1"}), "bad": File(b"2" * 300)})
+    copy = tmp_path / "dst"
+    if old:
+        make_tree(copy, {"d1": Dir({"bad": b"old"}), "bad": b"old"})
+    rules = [(call, errno.EIO, EACH, "/src/" + name) for call in ("range", "read") for name in ("d1/bad", "bad")]
+    done = faults.run("-j", jobs, "--json", source, copy, rules=rules)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    report = json.loads(done.stdout)
+    assert sorted({error["path"] for error in report["errors"]}) == [f"{source}/bad", f"{source}/d1/bad"]
+    assert {error["errno"] for error in report["errors"]} == {errno.EIO}
+    assert (report["failed"], report["vanished"]) == (2, 0)
+    found = differences(source, copy)
+    if old:
+        assert ((copy / "bad").read_bytes(), (copy / "d1/bad").read_bytes()) == (b"old", b"old")
+        assert {line.partition(":")[0] for line in found} == {"b'bad'", "b'd1/bad'"}
+    else:
+        assert found == ["b'bad': is missing", "b'd1/bad': is missing"]
+    assert temporary(copy) == []
+
+
+@JOBS
+@pytest.mark.parametrize("old", [False, True], ids=["new", "there"])
+def test_a_directory_whose_listing_fails_halfway_is_named_and_never_taken_for_a_shorter_one(
+    faults: Faults, tmp_path: Path, jobs: int, old: bool
+) -> None:
+    bad: dict[str | bytes, object] = {f"f{number}": b"1" for number in range(50)}
+    source = make_tree(tmp_path / "src", {**many(3), "bad": Dir(bad), "d1": Dir({"bad": Dir({"x": b"1"}), "good": b"1"})})
+    copy = make_tree(tmp_path / "dst", {"bad": Dir({"f1": b"kept", "old": b"kept"})} if old else {})
+    rules = [("list", errno.EIO, EACH, "/src/bad"), ("list", errno.EIO, EACH, "/src/d1/bad")]
+    done = faults.run("-j", jobs, "--json", source, copy, rules=rules)
+    assert done.returncode == 1, done.stderr
+    report = json.loads(done.stdout)
+    assert sorted(error["path"] for error in report["errors"]) == [f"{source}/bad", f"{source}/d1/bad"]
+    assert all(error["reason"].startswith("Input/output error") for error in report["errors"])
+    assert report["vanished"] == 0
+    if old:
+        assert {path.name: path.read_bytes() for path in (copy / "bad").iterdir()} == {"f1": b"kept", "old": b"kept"}
+    else:
+        assert differences(source, copy) == ["b'bad': is missing", "b'd1/bad': is missing"]
+
+
+@JOBS
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES, errno.ETIMEDOUT], ids=errno.errorcode.get)
+def test_what_cannot_be_opened_is_never_taken_for_vanished(faults: Faults, tmp_path: Path, jobs: int, number: int) -> None:
+    source = make_tree(tmp_path / "src", {**many(2), "bad": b"1", "shut": Dir({"x": b"1"})})
+    rules = [("open", number, EACH, "/src/bad"), ("open", number, EACH, "/src/shut")]
+    done = faults.run("-j", jobs, "--json", source, tmp_path / "dst", rules=rules)
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["failed"], report["vanished"]) == (1, 2, 0), done.stderr
+    assert differences(source, tmp_path / "dst") == ["b'bad': is missing", "b'shut': is missing"]
+
+
+# ---- sources that change --------------------------------------------------------------------------------------------
+
+
+@JOBS
+@pytest.mark.parametrize("size", [20_000, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("what", [GROW, SHRINK, REWRITE], ids=["grows", "shrinks", "is rewritten"])
+@pytest.mark.parametrize("times", [1, EACH], ids=["once", "always"])
+def test_a_source_that_changes_while_it_is_read_is_never_a_mixture(
+    faults: Faults, tmp_path: Path, jobs: int, size: int, what: int, times: int
+) -> None:
+    """Its first bytes are read, then it changes. The copy is one version or the other, or it is not there and is named."""
+    source = make_tree(tmp_path / "src", {"d": Dir({"busy": b"A" * size, "quiet": b"1"})})
+    done = faults.run("-j", jobs, "--json", source, tmp_path / "dst", rules=[("ranged", what, times, "/src/d/busy")])
+    assert json.loads(done.stdout)["exit_status"] == done.returncode
+    copy = tmp_path / "dst/d/busy"
+    if done.returncode:
+        assert (done.returncode, times) == (1, EACH)
+        assert "d/busy" in done.stderr
+        assert not copy.exists()
+    else:
+        assert copy.read_bytes() == (source / "d/busy").read_bytes()
+        assert differences(source / "d", tmp_path / "dst/d") == []
+    assert temporary(tmp_path / "dst") == []
+    assert (tmp_path / "dst/d/quiet").read_bytes() == b"1"
+
+
+@JOBS
+@pytest.mark.parametrize("kind", ["link", "link to a secret", "fifo", "file"])
+@pytest.mark.parametrize("old", [False, True], ids=["new", "replaced"])
+def test_what_takes_the_place_of_a_file_before_it_is_opened_is_not_read_through(
+    faults: Faults, tmp_path: Path, jobs: int, kind: str, old: bool
+) -> None:
+    """The name is swapped between the look at it and the opening of it."""
+    (tmp_path / "secret").write_bytes(b"secret")
+    entry = {"link": Link("other"), "link to a secret": Link(str(tmp_path / "secret")), "fifo": Fifo(), "file": b"another"}[
+        kind
+    ]
+    source = make_tree(tmp_path / "src", {"d": Dir({"victim": b"one", "victim.swap": entry, "other": b"2"})})
+    if old:
+        make_tree(tmp_path / "dst", {"d": Dir({"victim": b"an older day"})})
+    done = faults.run("-j", jobs, "--json", source, tmp_path / "dst", rules=[("open", SWAP, 1, "/src/d/victim$")])
+    assert not os.path.lexists(source / "d/victim.swap")
+    report = json.loads(done.stdout)
+    assert "Traceback" not in done.stderr
+    found = [line for line in differences(source / "d", tmp_path / "dst/d", extra=True) if line.startswith("b'victim'")]
+    if done.returncode:
+        assert (done.returncode, {error["path"] for error in report["errors"]}) == (1, {f"{source}/d/victim"})
+        assert (tmp_path / "dst/d/victim").read_bytes() == b"an older day" if old else found == ["b'victim': is missing"]
+    else:
+        assert found == []
+
+
+# ---- hostile destinations -------------------------------------------------------------------------------------------
+
+
+@JOBS
+def test_links_planted_at_every_level_are_replaced_and_not_followed(tmp_path: Path, jobs: int) -> None:
+    out = make_tree(tmp_path / "out", {"f": b"mine", "d": Dir({"f": b"mine", "d": Dir({"f": b"mine"})})})
+    subprocess.run(["cp", "-a", out, tmp_path / "as it was"], check=True)
+    deep: dict[str | bytes, object] = {"f": b"new", "l": Link("f"), "p": Fifo(), "h": Hard("f")}
+    source = make_tree(
+        tmp_path / "src", {**deep, "big": Holes(LARGE, {0: b"new"}), "d": Dir({**deep, "d": Dir({**deep, "d": Dir(deep)})})}
+    )
+    for level in range(4):
+        copy = tmp_path / f"dst{level}"
+        planted: dict[str | bytes, object] = {name: Link(str(out / "f")) for name in ("f", "l", "p", "h")}
+        if level < 3:
+            planted["d"] = Link(str(out / "d") if level else "/")
+        for _ in range(level):
+            planted = {"d": Dir(planted)}
+        make_tree(copy, {**planted, "big": Link(str(out / "f"))})
+        report = library.copy(source, copy, jobs=jobs)
+        assert report.ok, report.errors
+        assert differences(source, copy) == []
+        assert differences(tmp_path / "as it was", out) == []
+
+
+RACE = """
+import os, sys
+here, out = sys.argv[1:]
+print("ready", flush=True)
+while True:
+    for name in ("d0", "d1", "d2", "d3"):
+        try:
+            os.rename(f"{here}/{name}", f"{here}/.aside")
+            os.symlink(out, f"{here}/{name}")
+            os.unlink(f"{here}/{name}")
+            os.rename(f"{here}/.aside", f"{here}/{name}")
+        except OSError:
+            try:
+                os.rename(f"{here}/.aside", f"{here}/{name}")
+            except OSError:
+                pass
+"""
+
+
+def test_a_directory_that_is_swapped_for_a_link_all_the_time_does_not_lead_out(tmp_path: Path) -> None:
+    source = make_tree(tmp_path / "src", many(4, 30, 10))
+    out = make_tree(tmp_path / "out", {})
+    copy = make_tree(tmp_path / "dst", {})
+    racer = subprocess.Popen([sys.executable, "-c", RACE, copy, out], stdout=subprocess.PIPE)
+    try:
+        assert racer.stdout and racer.stdout.readline() == b"ready\n"
+        for number in range(16):
+            report = library.copy(source, copy, jobs=1, overwrite="always", atomic=bool(number % 2))
+            assert report.exit_status in (0, 1, 3)
+            assert os.listdir(out) == []
+            for path in list(copy.iterdir()) if number % 5 == 0 else ():
+                shutil.rmtree(path, ignore_errors=True)
+    finally:
+        racer.kill()
+        racer.communicate()
+    assert out.stat().st_mtime_ns == WHEN
+    shutil.rmtree(copy)
+    assert library.copy(source, copy, jobs=1).ok
+
+
+@as_root
+@JOBS
+def test_nobody_else_can_read_or_run_a_file_before_it_is_done(tmp_path: Path, jobs: int) -> None:
+    """Every state that a new file passes through: mode 0600 until the owner is right, special bits only after that."""
+    if not shutil.which("strace"):
+        pytest.skip("needs strace")
+    modes = enumerate((0o4755, 0o2755, 0o666, 0o6777))
+    files: dict[str | bytes, object] = {f"f{number}": File(b"text", mode, owner=(12, 34)) for number, mode in modes}
+    source = make_tree(tmp_path / "src", {**files, "d": Dir({**files, "l": Link("f0")}), "big": Holes(LARGE)})
+    os.chown(source / "big", 12, 34)
+    os.chmod(source / "big", 0o4755)
+    make_tree(tmp_path / "dst", {"f1": b"old", "d": Dir({"f0": b"old"})})
+    log = tmp_path / "strace"
+    calls = "openat,fchown,fchmod,fchmodat,chmod,fchownat,chown"
+    words = ["strace", "-f", "-qq", "-y", "-o", log, "-e", f"trace={calls}", sys.executable, "-m", "pcopy", "-j", str(jobs)]
+    done = subprocess.run([*words, source, tmp_path / "dst"], capture_output=True, text=True, timeout=60, check=False)
+    if not log.exists() or not log.stat().st_size:
+        pytest.skip("strace may not trace here")
+    assert done.returncode == 0, done.stderr
+    owned: set[str] = set()
+    made = 0
+    for line in log.read_text(errors="replace").splitlines():
+        call = line.split(maxsplit=1)[1]
+        target = re.search(r"<([^>]*/dst/[^>]*)>", call)
+        if call.startswith("openat") and "O_CREAT" in call and "/dst" in call:
+            assert re.search(r"O_EXCL.*, 0600\)", call), call
+            made += 1
+        elif target and re.match(r"f?chown", call):
+            owned.add(target[1])
+        elif target and call.startswith("fchmod("):
+            mode = int(call.rpartition(", ")[2].split(")")[0], 8)
+            assert mode & 0o6077 == 0 or target[1] in owned or stat.S_ISDIR(os.lstat(target[1]).st_mode), call
+    assert made >= 9
+    assert differences(source, tmp_path / "dst") == []
+
+
+@as_root
+@JOBS
+def test_special_bits_are_dropped_and_said_where_the_owner_cannot_be_set(tmp_path: Path, jobs: int) -> None:
+    files: dict[str | bytes, object] = {f"f{number}": File(b"1", 0o6755, owner=(12, 34)) for number in range(5)}
+    source = make_tree(tmp_path / "src", {**files, "d": Dir(files)})
+    done = unprivileged("-j", jobs, source, tmp_path / "dst")
+    assert done.returncode == 0, done.stderr
+    assert [line for line in messages(done) if "set-uid and set-gid bits: could not be preserved on 10" in line]
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "dst").rglob("f*")}
+    assert modes == {0o755}
+
+
+# ---- hostile names --------------------------------------------------------------------------------------------------
+
+NAMES = [
+    b"\x1b[2J\x1b[H", b"\x1b]0;owned\x07", b"a\nb", b"a\rb", b"\x7f\x08", b"\xc2\x9b31m", b"\xff\xfe", b"\xe2\x80\xaemoc.exe",
+    b"tab\there", b"\x01\x02", b"x" * 255, b"\xed\xb2\x80", b"pcopy: f: copied 9 files", b"%s%n", b"\\n",
+]  # fmt: skip
+
+
+def on_a_terminal(*arguments: object) -> tuple[int, bytes]:
+    """The status of a run, and all that it wrote to the terminal that was its stdout and stderr."""
+    child, terminal = pty.fork()
+    if not child:
+        os.execv(sys.executable, [sys.executable, "-m", "pcopy", *map(str, arguments)])
+    text = b""
+    with contextlib.suppress(OSError), open(terminal, "rb", buffering=0) as stream:
+        while block := stream.read(1 << 16):
+            text += block
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), text
+
+
+@JOBS
+@pytest.mark.parametrize("options", [["-v", "--no-progress"], ["-v", "--progress"]], ids=["lines", "bars"])
+def test_no_name_reaches_a_terminal_as_it_is(tmp_path: Path, jobs: int, options: list[str]) -> None:
+    """Copied, and failed because a full directory is in the way. What tqdm writes moves the cursor and no more."""
+    entries: dict[str | bytes, object] = {name: os.fsdecode(name).encode("utf-8", "replace") for name in NAMES}
+    source = make_tree(tmp_path / "src", {**entries, "d": Dir(entries), **many(2, 100, 10)})
+    make_tree(tmp_path / "dst", {"d": Dir({name: Dir({"mine": b"1"}) for name in NAMES})})
+    status, text = on_a_terminal("-j", jobs, *options, source, tmp_path / "dst")
+    assert status == 1
+    text = re.sub(rb"\x1b\[A|\r|\n", b"", text) if "--progress" in options else re.sub(rb"\r\n", b"", text)
+    seen = text.decode("utf-8")
+    assert [hex(ord(one)) for one in seen if not one.isprintable()] == []
+    assert "\\x1b[2J" in seen
+
+
+@JOBS
+def test_names_come_back_from_json_without_loss(tmp_path: Path, pcopy: Run, jobs: int) -> None:
+    entries: dict[str | bytes, object] = dict.fromkeys(NAMES, b"1")
+    source = make_tree(tmp_path / "src", {"d": Dir(entries)})
+    make_tree(tmp_path / "dst", {"d": Dir({name: Dir({"mine": b"1"}) for name in NAMES})})
+    done = pcopy("-j", jobs, "--json", "-q", source, tmp_path / "dst")
+    assert done.returncode == 1
+    (line,) = done.stdout.splitlines()
+    assert line.isascii()
+    assert {os.path.basename(os.fsencode(error["path"])) for error in json.loads(line)["errors"]} == set(NAMES)
+
+
+# ---- two runs at once, and runs that are killed ---------------------------------------------------------------------
+
+
+@JOBS
+def test_a_second_run_stops_and_a_killed_one_does_not_lock_it_out(
+    start: Callable[..., Script], tmp_path: Path, pcopy: Run, jobs: int
+) -> None:
+    source = make_tree(tmp_path / "src", many(20, 40, 100))
+    copy = make_tree(tmp_path / "dst", {})
+    first = start("-j", jobs, source, copy)
+    assert wait_until(lambda: files_in(copy) > 20, 30)
+    second = pcopy("-j", jobs, source, copy)
+    assert_stopped(second, "another run is copying into it")
+    first.process.kill()
+    first.process.wait()
+    assert wait_until(lambda: not first.others(), 2.0)
+    third = pcopy("-j", jobs, source, copy)
+    assert third.returncode == 0, third.stderr
+    assert differences(source, copy) == []
+
+
+BIG = Holes(LARGE, {at << 20: b"x" * 5000 for at in range(33)})
+MINE: dict[str | bytes, object] = {
+    ".pcopy-foo": b"mine", ".pcopy-0123ABCD-0-0123456789abcdef": b"mine", ".pcopy-0123abcd-0-0123456789abcdef.bak": b"mine",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_coordinator_killed_at_any_moment_leaves_no_process_and_a_rerun_heals(
+    start: Callable[..., Script], faults: Faults, tmp_path: Path, pcopy: Run, seed: int
+) -> None:
+    """Files that are new, files that replace others, a large one; killed some time after the first of them appears."""
+    rng = random.Random(seed)
+    source = make_tree(tmp_path / "src", {**many(6, 40, 5000), "big": BIG})
+    old: dict[str | bytes, object] = {f"f{number}": File(b"old", mtime_ns=5) for number in range(0, 40, 2)}
+    copy = make_tree(tmp_path / "dst", {**MINE, "d1": Dir({**old, **MINE}), "d2": Dir(old)})
+    for _ in range(3):
+        script = start("-j", 3 if seed % 3 else 1, *(["--atomic"] if seed % 2 else []), source, copy)
+        assert wait_until(partial(is_under_way, faults, script), 30)
+        time.sleep(rng.uniform(0, 0.15))
+        script.process.kill()
+        script.process.wait()
+        assert wait_until(partial(is_alone, script), 2.0), script.others()
+    done = pcopy("-j", 2, source, copy)
+    assert done.returncode == 0, done.stderr
+    assert differences(source, copy, extra=True) == []
+    assert temporary(copy) == []
+    assert {path.name for path in copy.iterdir()} == {*map(str, MINE), "big", *(f"d{one}" for one in range(6))}
+    assert {name for name in os.listdir(copy / "d1") if name.startswith(".")} == set(MINE)
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_signal_at_any_moment_leaves_whole_files_and_a_line(
+    start: Callable[..., Script], faults: Faults, tmp_path: Path, jobs: int, number: signal.Signals
+) -> None:
+    rng = random.Random(jobs * 100 + number)
+    source = make_tree(tmp_path / "src", {**many(6, 40, 5000), "big": BIG})
+    copy = make_tree(tmp_path / "dst", {"d1": Dir({f"f{n}": File(b"old", mtime_ns=5) for n in range(40)})})
+    before = {f"d1/f{n}": b"old" for n in range(40)}
+    there = 0
+    for _ in range(3):
+        script = start("-j", jobs, source, copy)
+        assert wait_until(partial(is_under_way, faults, script), 30)
+        time.sleep(rng.uniform(0, 0.1))
+        os.kill(script.process.pid, number)
+        status, out, err = script.ended()
+        if status == 0:
+            break  # it was done before the signal came
+        assert (status, out) == (128 + number, ""), err
+        *others, last = err.splitlines()
+        assert others == []
+        assert re.fullmatch(r"interrupted: copied [\d,]+ files?, .*; run the same line again to go on", last), err
+        assert wait_until(partial(is_alone, script), 2.0)
+        assert_whole(source, copy, before)
+        assert files_in(copy) >= there
+        there = files_in(copy)
+    assert library.copy(source, copy, jobs=1).ok
+    assert differences(source, copy) == []
