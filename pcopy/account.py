@@ -53,7 +53,7 @@ class Account:
             self.outcome.tally.vanished += 1
             self.event("vanished", unit, name)
         else:
-            self.fail(fs.failure(self.full(unit.tree, unit.path, name), error))
+            self.fail(self.failure_of(self.full(unit.tree, unit.path, name), error))
 
     def try_again(self, unit: Retried, number: int | None) -> bool:
         """Leave a unit over if the error may pass. What comes after it waits, as for any unit that somebody else has."""
@@ -62,6 +62,15 @@ class Account:
             self.waiting.append(unit._replace(failed=unit.failed + 1))
             self.open.update(unit.holds)
         return again
+
+    def failure_of(self, path: str, error: OSError) -> Failure:
+        """What failed, and whether that is because the destination is gone: then nothing else can be written either."""
+        if error.errno in fs.PERHAPS_GONE:
+            for tree in self.job.trees:
+                if tree.destination_inode and fs.is_gone(tree.destination, tree.destination_inode):
+                    reason = "is not the directory any more that it was when the run began: bring it back, run the line again"
+                    return Failure(tree.destination, "open", error.errno, reason, fatal=True)
+        return fs.failure(path, error)
 
     def vanished(self, pair: Pair, name: str) -> bool:
         try:
@@ -84,7 +93,7 @@ class Account:
                     outcome.tally.vanished += 1
                     self.event("vanished", unit, name)
                 else:
-                    self.fail(failure._replace(path=self.full(unit.tree, unit.path, name)))
+                    self.fail(failure if failure.fatal else failure._replace(path=self.full(unit.tree, unit.path, name)))
             if isinstance(unit, Scan) and unit.fresh and failure.errno:
                 self.take_away(unit)
         elif isinstance(unit, Span):

@@ -43,7 +43,9 @@ UNABLE = frozenset({errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno
 TOO_LARGE = frozenset({errno.E2BIG, errno.ERANGE, errno.ENOSPC})
 LARGEST_ATTRIBUTE = 64 << 10  # bytes (XATTR_SIZE_MAX, xattr(7))
 # Nothing else can be written to the destination either.
-FATAL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+FATAL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
+# The destination may be gone: unmounted, moved away, removed, replaced.
+PERHAPS_GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.EIO})
 # It may go better at another time: a network or a disk that recovers.
 PASSING = frozenset({errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT})
 ADVICE = {
@@ -51,6 +53,7 @@ ADVICE = {
     errno.EILSEQ: "the destination's file system does not allow this name",
     errno.ENOSPC: "free some space and run the same line again: it continues",
     errno.EDQUOT: "free some space and run the same line again: it continues",
+    errno.EFBIG: "the destination's file system, or a limit (ulimit -f), does not allow so large a file",
     errno.EROFS: "mount the destination read-write",
 }
 
@@ -101,6 +104,15 @@ def open_top(path: str, inode: tuple[int, int]) -> int:
         os.close(handle)
         raise OSError(errno.ESTALE, "replaced by another directory during the run", path)
     return handle
+
+
+def is_gone(path: str, inode: tuple[int, int]) -> bool:
+    """Whether a path does not lead to the directory any more that it led to when the run began, or nobody can tell."""
+    try:
+        state = os.stat(path)
+    except OSError:
+        return True
+    return (state.st_dev, state.st_ino) != inode
 
 
 def open_directory(name: str, parent: int, follow: bool = False) -> int:

@@ -101,7 +101,7 @@ class Slice(Account):
             try:
                 DO[type(unit)](self, unit)
             except OSError as error:
-                self.fail_unit(unit, fs.failure(self.source_path(unit), error))
+                self.fail_unit(unit, self.failure_of(self.source_path(unit), error))
             except Exception as error:  # a fault in pcopy itself: it must not take the other entries with it
                 self.fail_unit(unit, unforeseen(self.source_path(unit), error))
             if time.monotonic() >= self.deadline or self.stuck:
@@ -250,7 +250,7 @@ class Slice(Account):
             finally:
                 fs.close_written(target)
         except OSError as error:
-            self.fail_unit(unit._replace(start=position), fs.failure(self.source_path(unit), error))
+            self.fail_unit(unit._replace(start=position), self.failure_of(self.source_path(unit), error))
             position = unit.stop
         finally:
             os.close(source)
