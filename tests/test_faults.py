@@ -344,7 +344,8 @@ def test_a_small_disk_with_an_older_copy_keeps_it(tmp_path: Path, pcopy: Run, jo
         assert_whole(source, disk / "copy", before)
 
 
-SLOWLY = ("create", PAUSE, EACH, "/dst/")
+# Before a file is made, and while it has its temporary name.
+SLOWLY = [("create", PAUSE, EACH, "/dst/"), ("chmod", PAUSE, EACH, "/.pcopy-")]
 
 
 @pytest.fixture
@@ -353,7 +354,7 @@ def start(faults: Faults, tmp_path: Path) -> Iterator[Callable[..., Script]]:
     scripts: list[Script] = []
 
     def begin(*arguments: object, rules: list[tuple[str, int, int, str]] | None = None) -> Script:
-        environment = faults.environment(*([SLOWLY] if rules is None else rules))
+        environment = faults.environment(*(SLOWLY if rules is None else rules))
         scripts.append(Script(["-m", "pcopy", *map(str, arguments)], tmp_path, environment))
         return scripts[-1]
 
@@ -748,8 +749,7 @@ def test_a_signal_at_any_moment_leaves_whole_files_and_a_line(
         script = start("-j", jobs, source, copy)
         assert wait_until(partial(is_under_way, faults, script), 30)
         time.sleep(rng.uniform(0, 0.1))
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(script.process.pid, number)
+        script.process.send_signal(number)
         status, out, err = script.ended()
         if status == 0:
             break  # it was done before the signal came
