@@ -52,7 +52,7 @@ import ctypes, importlib, os, pkgutil, sys
 import pcopy
 modules = [f"pcopy.{module.name}" for module in pkgutil.iter_modules(pcopy.__path__) if module.name != "__main__"]
 multi = ["connection", "popen_fork", "queues", "reduction", "resource_tracker", "synchronize", "util"]
-modules += ["concurrent.futures.process", "_blake2", "difflib", "encodings.ascii", "hashlib", "json"]
+modules += ["concurrent.futures.process", "_blake2", "difflib", "encodings.ascii", "hashlib", "json", "locale"]
 modules += [f"multiprocessing.{name}" for name in multi]
 for name in modules:
     importlib.import_module(name)
