@@ -107,7 +107,7 @@ def copy(
     observer, stop = observer or Observer(), stop or Stop()
     with contextlib.ExitStack() as stack:
         try:
-            job, units = prepare(top, landings, options, report, stack)
+            job, units, handle = prepare(top, landings, options, report, stack)
         except OSError as error:
             give_up(report, top, error, observer)
         else:
@@ -118,14 +118,15 @@ def copy(
             coordinator.progress.found += sum(len(landing.names) for landing in landings)
             with stopped_by_ctrl_c(stop):
                 coordinate(coordinator, engine_for(options))
-            if options.fsync and not options.dry_run and not report.stopped:
+            if options.fsync and not options.dry_run and handle is not None and not report.stopped:
                 try:
-                    make_lasting(top)
+                    make_lasting(handle, top)
                 except OSError as error:
-                    report.errors.append(fs.failure(top, error))
+                    note(report, fs.failure(top, error), observer)
     report.signal = stop.signal
     report.seconds = time.monotonic() - started
-    report.reconcile(top)
+    if mismatch := report.reconcile(top):
+        observer.failure(mismatch)
     return report
 
 
@@ -218,7 +219,11 @@ def look_at_source(given: str, dereference: bool) -> Source:
         raise UsageError(f"{given or repr('')}: the source does not exist; check the spelling") from None
     except (OSError, ValueError) as error:
         raise UsageError(f"{given!r}: the source cannot be looked at: {getattr(error, 'strerror', None) or error}") from None
-    return Source(given, absolute(given), stat.S_ISDIR(state.st_mode))
+    return Source(given, absolute(given), stat.S_ISDIR(state.st_mode), is_special(state.st_mode))
+
+
+def is_special(mode: int) -> bool:
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode))
 
 
 def look_at_destination(destination: Path) -> Destination:
@@ -231,7 +236,11 @@ def look_at_destination(destination: Path) -> Destination:
         path = os.path.realpath(path)
     if os.path.islink(path) and not os.path.exists(path) and given.endswith("/"):
         raise UsageError(f"{given}: is a symbolic link to nothing; remove it or give another destination")
-    return Destination(given, path, os.path.lexists(path), is_directory, os.path.isdir(os.path.dirname(path)))
+    special, parent = False, os.path.dirname(path)
+    with contextlib.suppress(OSError):
+        special = is_special(os.lstat(path).st_mode)
+    below_file = os.path.lexists(parent) and not os.path.isdir(parent)
+    return Destination(given, path, os.path.lexists(path), is_directory, os.path.isdir(parent), below_file, special)
 
 
 def absolute(path: str) -> str:
@@ -252,8 +261,11 @@ def refuse_overlap(sources: Sequence[Source], destination: Destination, landings
             what = "are the same directory" if same else "the destination lies in the source, which would never end"
             raise UsageError(f"{source.given} and {destination.given}: {what}; give another destination")
     for landing in landings:
+        with contextlib.suppress(OSError):
+            if not landing.names and os.path.samestat(os.stat(landing.source), os.lstat(landing.destination)):
+                raise UsageError(f"{landing.source}: is the destination itself; give another")
         for name in landing.names:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 target = os.lstat(os.path.join(landing.destination, landing.rename or name))
                 if os.path.samestat(os.lstat(os.path.join(landing.source, name)), target):
                     raise UsageError(f"{os.path.join(landing.source, name)}: is the destination itself")
@@ -263,19 +275,23 @@ def states_above(path: str) -> Iterator[os.stat_result]:
     """Of a path, if it exists, and of all the directories above it."""
     path = os.path.realpath(path)
     while True:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        with contextlib.suppress(OSError):  # what cannot be looked at is no source, which could be
             yield os.stat(path)
         if path == os.path.dirname(path):
             return
         path = os.path.dirname(path)
 
 
+def note(report: Report, failure: Failure, observer: Observer) -> None:
+    report.errors.append(failure)
+    observer.failure(failure)
+
+
 def give_up(report: Report, top: str, error: OSError, observer: Observer) -> None:
     """The destination cannot be used: nothing was copied."""
     failure = fs.failure(top, error)._replace(operation="prepare the destination", fatal=True)
-    report.errors.append(failure)
+    note(report, failure, observer)
     report.stopped = True
-    observer.failure(failure)
 
 
 __all__ = ["Failure", "copy"]

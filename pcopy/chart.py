@@ -25,7 +25,7 @@ def check_chart(path: str) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise UsageError("--chart needs matplotlib: pip install 'pcopy[chart]'") from None
+        raise UsageError("--chart needs matplotlib, pcopy's extra 'chart': pip install matplotlib") from None
 
 
 def draw(comparison: Comparison, path: str) -> None:

@@ -238,7 +238,7 @@ def run_compare(context: click.Context, given: dict[str, Any]) -> int:
     from pcopy.api import check_sharing
     from pcopy.chart import check_chart, draw
     from pcopy.comparison import compare
-    from pcopy.report import comparison_json, table
+    from pcopy.report import comparison_json, shown, table
 
     check_sharing(given["reflink"], given["sparse"])
     if given["chart"]:
@@ -248,9 +248,13 @@ def run_compare(context: click.Context, given: dict[str, Any]) -> int:
             *given["paths"], jobs=given["jobs"], against=given["against"], rounds=given["rounds"],
             options=copy_options(given), step=step,
         )  # fmt: skip
-    if given["chart"]:
-        draw(comparison, given["chart"])
     written = emit(comparison_json(comparison) if given["as_json"] else table(comparison))
+    if given["chart"]:
+        try:
+            draw(comparison, given["chart"])
+        except OSError as error:
+            say(f"pcopy: --chart {shown(given['chart'])}: {error.strerror or error}: name another file")
+            written = False
     return comparison.exit_status if written else comparison.exit_status or ExitStatus.FAILED
 
 

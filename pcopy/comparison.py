@@ -296,6 +296,8 @@ def end(process: subprocess.Popen[bytes]) -> None:
 def workplace(source: Path | None, destination: Path | None) -> Iterator[str]:
     """A fresh directory for the copies, removed at the end, on Ctrl-C and SIGTERM too."""
     base = tree = None
+    if "" in (source, destination) or b"" in (source, destination):
+        raise UsageError("'': is no path; a variable that is not set?")
     if source is not None:
         tree = os.path.realpath(os.fsdecode(source))
         if not os.path.isdir(tree):
@@ -416,11 +418,10 @@ def check_room(work: str, entries: int, used: int) -> None:
     """One copy at a time has to fit, with a tenth to spare."""
     room = os.statvfs(work)
     free = room.f_bavail * room.f_frsize
-    if used * 1.1 > free:
-        raise UsageError(
-            f"{os.path.dirname(work)}: {used / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free; name another DESTINATION"
-        )
-    if room.f_files and entries * 1.1 > room.f_favail:
-        raise UsageError(
-            f"{os.path.dirname(work)}: {entries:,} inodes are needed, {room.f_favail:,} are free; name another DESTINATION"
-        )
+    needed, inodes = used * 11 // 10, entries * 11 // 10
+    if needed > free:
+        megabytes = f"{needed / 1e6:,.1f} MB are needed, {free / 1e6:,.1f} MB are free"
+        raise UsageError(f"{os.path.dirname(work)}: {megabytes}; name another DESTINATION")
+    if room.f_files and inodes > room.f_favail:
+        counts = f"{inodes:,} inodes are needed, {room.f_favail:,} are free"
+        raise UsageError(f"{os.path.dirname(work)}: {counts}; name another DESTINATION")

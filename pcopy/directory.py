@@ -51,7 +51,7 @@ class Directories:
         if any((state.st_dev, state.st_ino) == one.destination_inode for one in self.job.trees):
             raise OSError(errno.ELOOP, "this is the destination")
         if self.options.dereference:
-            self.refuse_loop(unit, state)
+            self.refuse_loop(unit, pair.source, state)
         self.sort_entries(pair, listing)
         if not unit.fresh and pair.destination != ABSENT:
             self.look_at_copy(pair, listing)
@@ -77,7 +77,7 @@ class Directories:
             parent.close()
         elif unit.fresh and destination != ABSENT:
             self.metadata.learn(destination, pair)  # what it got when it was made, its own entries will get
-        return self.handles.keep(pair), state
+        return self.handles.hold(pair), state
 
     def open_copy(self, name: str, parent: int, fresh: bool) -> tuple[int, int | None]:
         """Open the copy of a directory, and tell its mode. One of ours that we may not use we may use until it is finished."""
@@ -112,14 +112,21 @@ class Directories:
         finally:
             os.close(handle)
 
-    def refuse_loop(self, unit: Scan, state: os.stat_result) -> None:
-        """Where links are followed, a directory can lie below itself."""
-        path = unit.path
-        while path:
-            path = path.rpartition("/")[0]
-            above = os.fstat(self.handles.pair(unit.tree, path).source)
+    def refuse_loop(self, unit: Scan, source: int, state: os.stat_result) -> None:
+        """Where links are followed, a directory can lie below itself, or in the destination."""
+        if not unit.path:
+            return
+        names = unit.path.split("/")
+        for count in range(len(names)):  # from the top, so that each is opened below the one before
+            above = os.fstat(self.handles.passing(unit.tree, "/".join(names[:count])).source)
             if os.path.samestat(above, state):
                 raise OSError(errno.ELOOP, "a symbolic link leads to a directory above it")
+        ours = {tree.destination_inode for tree in self.job.trees}
+        for inode in fs.inodes_above(source):
+            if inode == self.job.trees[unit.tree].source_inode:
+                return
+            if inode in ours:
+                raise OSError(errno.ELOOP, "a symbolic link leads into the destination")
 
     def sort_entries(self, pair: Pair, listing: Listing) -> None:
         follow = self.options.dereference

@@ -28,6 +28,8 @@ GARBAGE = 50_000
 GRACE = 0.5
 # Seconds after which a silent pool is looked at.
 PATIENCE = 1.0
+# Two threads that hide the main module would put back each other's.
+ONE_AT_A_TIME = threading.Lock()
 METHODS = ("fork", "forkserver", "spawn")
 
 
@@ -183,12 +185,13 @@ def hidden_main() -> Iterator[None]:
 
     Under spawn and forkserver a child imports it first thing, if it finds a file for it.
     """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = type(sys)("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+    with ONE_AT_A_TIME:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = type(sys)("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
 
 
 def safest_method() -> str:
@@ -294,5 +297,7 @@ def end_with_parent() -> None:
         signal.signal(signal.SIGIO, signal.SIG_DFL)
         fcntl.fcntl(parent.sentinel, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, fcntl.fcntl(parent.sentinel, fcntl.F_GETFL) | os.O_ASYNC)
-        if select.select([parent.sentinel], [], [], 0)[0]:
+        pipe = select.poll()  # select(2) knows no handles above 1023
+        pipe.register(parent.sentinel, select.POLLIN)
+        if pipe.poll(0):
             os._exit(1)

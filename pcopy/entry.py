@@ -83,7 +83,7 @@ class Copier:
         if state.st_nlink > 1 and self.keep_links and not first:
             return shared(state)
         copy = None if pair.destination == ABSENT else fs.look_if_there(target, pair.destination)
-        if copy and new:  # the scan did not see it: a killed worker's, or somebody else's
+        if copy and new and not self.options.whole_files_only:  # the scan did not see it: a killed worker's, or somebody else's
             self.clear(pair, name, target, new)
             copy = fs.look_if_there(target, pair.destination)
         if copy:
@@ -163,13 +163,14 @@ class Copier:
     def refresh(self, pair: Pair, name: str, target: str, state: os.stat_result, copy: os.stat_result) -> Result | None:
         """Bring the attributes of an unchanged entry up to date. None if it has to be copied anew for that.
 
-        It has to when the copy has names that the source has not: they may belong to a snapshot of another day.
+        It has to when the copy has other names: they may belong to a snapshot of another day, or to another source file.
         """
         if os.path.samestat(state, copy) or not self.metadata.differs(pair, name, target, state, copy):
             return Result(Fate.UNCHANGED)
-        if copy.st_nlink > state.st_nlink:
+        if copy.st_nlink > 1 and not stat.S_ISDIR(copy.st_mode):
             return None
         if not self.options.dry_run:
+            written = self.open_to_sync(target, pair.destination, state)
             source = fs.hold(name, pair.source, self.follow)
             try:
                 handle = fs.hold(target, pair.destination)
@@ -179,16 +180,18 @@ class Copier:
                     os.close(handle)
             finally:
                 os.close(source)
-            if self.options.fsync and stat.S_ISREG(state.st_mode):
-                self.sync_by_name(target, pair.destination)
+            if written != CLOSED:
+                try:
+                    fs.sync(written)
+                finally:
+                    os.close(written)
         return Result(Fate.UNCHANGED, updated=True)
 
-    def sync_by_name(self, name: str, directory: int) -> None:
-        handle = fs.open_to_read(name, directory)
-        try:
-            fs.sync(handle)
-        finally:
-            os.close(handle)
+    def open_to_sync(self, name: str, directory: int, state: os.stat_result) -> int:
+        """A handle of a regular file, from before its new mode can forbid it; none if there is nothing to sync."""
+        if not self.options.fsync or not stat.S_ISREG(state.st_mode):
+            return CLOSED
+        return fs.open_to_read(name, directory)
 
     # ---- making ----
 

@@ -12,7 +12,7 @@ import fcntl
 import os
 import re
 import stat
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -113,6 +113,20 @@ def is_gone(path: str, inode: tuple[int, int]) -> bool:
     except OSError:
         return True
     return (state.st_dev, state.st_ino) != inode
+
+
+def inodes_above(directory: int) -> Iterator[tuple[int, int]]:
+    """Of all directories above an open one, up to the root."""
+    handle = os.open("..", PASS, dir_fd=directory)
+    try:
+        below, state = None, os.fstat(handle)
+        while below is None or not os.path.samestat(below, state):
+            yield state.st_dev, state.st_ino
+            above = os.open("..", PASS, dir_fd=handle)
+            os.close(handle)
+            handle, below, state = above, state, os.fstat(above)
+    finally:
+        os.close(handle)
 
 
 def open_directory(name: str, parent: int, follow: bool = False) -> int:
@@ -282,6 +296,14 @@ def read_attribute(target: Target, name: str) -> bytes | None:
         if error.errno in UNABLE:
             return None
         raise
+
+
+def has_attributes(name: str, directory: int, follow: bool = False) -> bool:
+    """Whether an entry has extended attributes, or cannot be asked."""
+    try:
+        return XATTRS and bool(os.listxattr(f"/proc/self/fd/{directory}/{name}", follow_symlinks=follow))
+    except OSError:
+        return True
 
 
 def attributes_by_name(name: str, directory: int, follow: bool = False) -> dict[str, bytes]:

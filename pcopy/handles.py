@@ -36,13 +36,17 @@ class Pair:
 
 
 class Handles:
-    """A cache of pairs for one slice; a context manager that closes them."""
+    """A cache of pairs for one slice; a context manager that closes them.
+
+    What was given out since :meth:`begin` stays open, however many others are opened meanwhile.
+    """
 
     def __init__(self, job: Job) -> None:
         self.trees = job.trees
         self.follow = job.options.dereference
         self.dry_run = job.options.dry_run
         self.pairs: OrderedDict[tuple[int, str], Pair] = OrderedDict()
+        self.used: set[tuple[int, str]] = set()
 
     def __enter__(self) -> Handles:
         return self
@@ -51,8 +55,17 @@ class Handles:
         for pair in self.pairs.values():
             pair.close()
 
+    def begin(self) -> None:
+        """Another unit is at hand: what was given out for the last one may be closed."""
+        self.used.clear()
+
     def pair(self, tree: int, path: str) -> Pair:
-        """The handles of a directory, opened if need be."""
+        """The handles of a directory, opened if need be. They stay open until the next unit begins."""
+        self.used.add((tree, path))
+        return self.passing(tree, path)
+
+    def passing(self, tree: int, path: str) -> Pair:
+        """As :meth:`pair`, for a look: the next call may close them."""
         found = self.pairs.get((tree, path))
         if found:
             self.pairs.move_to_end((tree, path))
@@ -62,7 +75,7 @@ class Handles:
         known = path  # the deepest ancestor that is open; a loop, because paths can be deeper than Python's stack
         while known and (tree, known) not in self.pairs:
             known = known.rpartition("/")[0]
-        parent = self.pair(tree, known)
+        parent = self.passing(tree, known)
         for name in path[len(known) :].strip("/").split("/"):
             parent = self.keep(self.below(parent, name))
         return parent
@@ -104,11 +117,17 @@ class Handles:
             pair = self.keep(Pair(tree, path, source, destination, pair.depth, readable=True))
         return pair
 
+    def hold(self, pair: Pair) -> Pair:
+        """Take over a pair that the unit at hand works with."""
+        self.used.add((pair.tree, pair.path))
+        return self.keep(pair)
+
     def keep(self, pair: Pair) -> Pair:
         known = self.pairs.pop((pair.tree, pair.path), None)
         if known:
             known.close()
         self.pairs[pair.tree, pair.path] = pair
-        if len(self.pairs) > KEPT:
-            self.pairs.popitem(last=False)[1].close()
+        if len(self.pairs) > KEPT + len(self.used):
+            oldest = next(key for key in self.pairs if key not in self.used)
+            self.pairs.pop(oldest).close()
         return pair

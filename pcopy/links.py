@@ -68,6 +68,9 @@ class Linker:
             return Fate.HARDLINK
         target = unit.rename or unit.name
         fate = self.copier.fate_of(pair, unit.name, target, state, copy)
-        if made and os.path.samestat(copy, made) and (fate is Fate.UNCHANGED or not self.options.dry_run):
-            return Fate.UNCHANGED
+        if made and os.path.samestat(copy, made):
+            if not self.options.dry_run:
+                return Fate.UNCHANGED
+            if fate is Fate.UNCHANGED and self.copier.refresh(pair, unit.name, target, state, copy):
+                return Fate.UNCHANGED
         return Fate.SKIPPED if fate is Fate.SKIPPED else Fate.HARDLINK

@@ -35,7 +35,6 @@ class Metadata:
         self.keep_owner, self.keep_mode = "owner" in keep, "mode" in keep
         self.keep_times, self.keep_xattrs = "times" in keep, "xattr" in keep
         self.umask, self.follow = umask, options.dereference
-        self.new = NEW & ~umask
         self.unprivileged = os.geteuid() != 0
         self.refused: set[tuple[int, int]] = set()  # owners that we may not set: not tried again in this slice
         self.lost: dict[str, int] = {}
@@ -55,8 +54,6 @@ class Metadata:
             if names or pair.inherits:
                 self.copy_attributes(source, target, names)
         mode = None if stat.S_ISLNK(state.st_mode) else self.mode_of(state.st_mode, owned)
-        if mode == self.new and not pair.inherits:
-            mode = None
         self.set_mode_and_times(target, mode, state.st_atime_ns, state.st_mtime_ns)
 
     def set_mode_and_times(self, target: Target, mode: int | None, atime_ns: int, mtime_ns: int) -> None:

@@ -20,6 +20,7 @@ class Source(NamedTuple):
     given: str
     path: str  # absolute
     is_directory: bool
+    is_special: bool = False
 
     @property
     def name(self) -> str:
@@ -34,6 +35,8 @@ class Destination(NamedTuple):
     exists: bool
     is_directory: bool
     parent_exists: bool
+    below_file: bool = False  # what should be its directory is something else
+    is_special: bool = False  # a device, FIFO or socket
 
 
 class Landing(NamedTuple):
@@ -51,7 +54,10 @@ def land(sources: Sequence[Source], destination: Destination) -> tuple[str, list
         raise UsageError("no source was given")
     if not destination.parent_exists:
         parent = os.path.dirname(destination.path)
-        raise UsageError(f"{destination.given}: {parent} does not exist; make it first (mkdir -p)")
+        what = "is not a directory" if destination.below_file else "does not exist; make it first (mkdir -p)"
+        raise UsageError(f"{destination.given}: {parent} {what}")
+    if destination.is_special and not (len(sources) == 1 and sources[0].is_special):
+        raise UsageError(f"{destination.given}: is a device, FIFO or socket and would be replaced; remove it first")
     if len(sources) == 1:
         return land_one(sources[0], destination)
     refuse_file(destination, "several sources need a directory to go into")

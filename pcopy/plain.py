@@ -104,9 +104,9 @@ class Plain:
     def unchanged(self, pair: Pair, names: Sequence[str], deadline: float, tree: Tree) -> int:
         """How many files, from the first on, are what they were when they were copied. Stops at the deadline.
 
-        A source that was last changed before its copy has the attributes that were copied then: one look at each tells,
-        if both keep times by the same clock. What was changed shortly before is looked at in full by entry.py: it may have
-        been changed while it was copied.
+        A source without extended attributes that was last changed before its copy is not compared further, if both keep
+        times by the same clock. What has attributes may have been copied by a tool that leaves them out, and what was changed
+        shortly before may have been changed while it was copied: entry.py looks at these in full.
         """
         done = 0
         links, xattrs, follow = self.links, self.xattrs, self.follow
@@ -128,7 +128,14 @@ class Plain:
                 or state.st_gid != copy.st_gid
                 or (links and state.st_nlink > 1)
                 or copy.st_nlink > 1
-                or (xattrs and (state.st_ctime_ns + SHORTLY >= copy.st_ctime_ns or (state.st_dev, copy.st_dev) != devices))
+                or (
+                    xattrs
+                    and (
+                        state.st_ctime_ns + SHORTLY >= copy.st_ctime_ns
+                        or (state.st_dev, copy.st_dev) != devices
+                        or fs.has_attributes(name, pair.source, follow)
+                    )
+                )
             ):
                 break
             done += 1

@@ -18,8 +18,11 @@ from pcopy.worker import BATCH
 
 def prepare(
     top: str, landings: Sequence[Landing], options: Options, report: Report, stack: contextlib.ExitStack
-) -> tuple[Job, list[Unit]]:
-    """Make and lock what the run writes into, and say with which units it begins. Raises OSError."""
+) -> tuple[Job, list[Unit], int | None]:
+    """Make and lock what the run writes into, and say with which units it begins. Raises OSError.
+
+    The last that is returned is a handle of it, open as long as the stack.
+    """
     token = os.urandom(4).hex()
     exclusive = not (len(landings) == 1 and landings[0].names)
     becomes_a_copy = any(landing.destination == top and not landing.names for landing in landings)
@@ -47,7 +50,7 @@ def prepare(
             continue
         trees.append(tree_of(landing, below, handle))
         units += units_of(landing, len(trees) - 1, is_new, 1.0 / len(landings))
-    return Job(options, tuple(trees), token, current_umask()), units
+    return Job(options, tuple(trees), token, current_umask()), units, handle
 
 
 def make_top(path: str, options: Options, mode: int) -> bool:
@@ -80,14 +83,15 @@ def make_landing(name: str, top: int | None, options: Options) -> bool | None:
     return True
 
 
-def make_lasting(top: str) -> None:
+def make_lasting(top: int, path: str) -> None:
     """Wait until the destination's own name, and those of single files in it, are on stable storage. Raises OSError."""
-    for path in (top, os.path.dirname(top)):
-        handle = os.open(path, fs.DIRECTORY)
+    fs.sync(top)
+    with contextlib.suppress(PermissionError):  # then somebody else made the name
+        above = os.open(os.path.dirname(path), fs.DIRECTORY)
         try:
-            fs.sync(handle)
+            fs.sync(above)
         finally:
-            os.close(handle)
+            os.close(above)
 
 
 def tree_of(landing: Landing, below: str | None, top: int | None) -> Tree:

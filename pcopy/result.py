@@ -120,8 +120,10 @@ class Report(Tally):
         for kind, count in outcome.lost.items():
             self.lost[kind] = self.lost.get(kind, 0) + count
 
-    def reconcile(self, path: str) -> None:
-        """A run that came to its end has to account for every entry that it found."""
-        if self.found != self.accounted and not self.stopped and not self.signal:
-            reason = f"found {self.found:,} entries, but can account for {self.accounted:,}: run the same line again"
-            self.errors.append(Failure(path, "reconcile", None, reason))
+    def reconcile(self, path: str) -> Failure | None:
+        """A run that came to its end has to account for every entry that it found. What is noted if it cannot."""
+        if self.found == self.accounted or self.stopped or self.signal:
+            return None
+        reason = f"found {self.found:,} entries, but can account for {self.accounted:,}: run the same line again"
+        self.errors.append(Failure(path, "reconcile", None, reason))
+        return self.errors[-1]

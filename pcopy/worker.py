@@ -98,6 +98,7 @@ class Slice(Account):
     def go(self) -> None:
         while self.stack:  # the time is looked at last: a slice without any still makes progress
             unit = self.stack.pop()
+            self.handles.begin()
             try:
                 DO[type(unit)](self, unit)
             except OSError as error:

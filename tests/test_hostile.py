@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +14,9 @@ import pytest
 
 import pcopy
 import pcopy.filesystem
+from tests.conftest import Run
 from tests.test_destination import unprivileged
-from tests.trees import Dir, File, Hard, make_tree, read_tree
+from tests.trees import Dir, Fifo, File, Hard, Socket, make_tree, read_tree
 
 JOBS = pytest.mark.parametrize("jobs", [1, 3])
 
@@ -168,3 +172,167 @@ def test_only_file_systems_of_this_machine_count_as_keeping_its_time(tmp_path: P
     assert not pcopy.filesystem.is_local("/proc/self")
     if os.access("/dev/shm", os.W_OK):
         assert pcopy.filesystem.is_local("/dev/shm")
+
+
+# ---- handles: what is in use stays open -----------------------------------------------------------------------------
+
+
+def two_chains(top: Path, levels: int, name: str) -> Path:
+    """A file at every level of one chain of directories, and a hard link to it at the opposite level of another."""
+    handles: dict[str, list[int]] = {}
+    for chain in ("A", "B"):
+        (top / chain).mkdir(parents=True)
+        handles[chain] = [os.open(top / chain, os.O_RDONLY)]
+        for _ in range(levels):
+            os.mkdir("d", dir_fd=handles[chain][-1])
+            handles[chain].append(os.open("d", os.O_RDONLY, dir_fd=handles[chain][-1]))
+    for level in range(levels):
+        first, other = name.format("a", level), name.format("b", levels - 1 - level)
+        with open(os.open(first, os.O_CREAT | os.O_WRONLY, dir_fd=handles["A"][level]), "w") as file:
+            file.write(f"{level:05}")
+        os.link(first, other, src_dir_fd=handles["A"][level], dst_dir_fd=handles["B"][levels - 1 - level])
+    for handle in handles["A"] + handles["B"]:
+        os.close(handle)
+    return top
+
+
+@JOBS
+@pytest.mark.parametrize("name", ["f", "{}{}"], ids=["one name", "many names"])
+@pytest.mark.parametrize("levels", [53, 56, 90, 120])
+def test_hard_links_far_from_each_other_in_deep_trees_are_made(tmp_path: Path, jobs: int, name: str, levels: int) -> None:
+    source = two_chains(tmp_path / "src", levels, name)
+    report = pcopy.copy(source, tmp_path / "dst", jobs=jobs)
+    assert (report.errors, report.vanished, report.hardlinks) == ([], 0, levels)
+    assert read_tree(tmp_path / "dst") == read_tree(source)
+    for path in source.rglob("*"):
+        if path.is_file() and path.stat().st_nlink == 2 and "A" in path.relative_to(source).parts:
+            path.write_text("new" + path.read_text())
+    report = pcopy.copy(source, tmp_path / "dst", jobs=jobs)
+    assert (report.errors, report.vanished) == ([], 0)
+    assert read_tree(tmp_path / "dst") == read_tree(source)
+
+
+@JOBS
+def test_deep_trees_are_copied_where_links_are_followed(tmp_path: Path, jobs: int) -> None:
+    bottom = tmp_path / "src" / "/".join(["d"] * 130)
+    bottom.mkdir(parents=True)
+    (bottom / "f").write_bytes(b"1")
+    report = pcopy.copy(tmp_path / "src", tmp_path / "dst", jobs=jobs, dereference=True)
+    assert (report.errors, report.directories, report.files) == ([], 131, 1)
+
+
+@JOBS
+def test_a_link_into_the_destination_is_not_followed_for_ever(tmp_path: Path, jobs: int) -> None:
+    source = make_tree(tmp_path / "src", {"m": Dir({"f": b"1"})})
+    make_tree(tmp_path / "dst", {"m": Dir()})
+    (source / "m/x").symlink_to(tmp_path / "dst/m")
+    report = pcopy.copy(source, tmp_path / "dst", jobs=jobs, dereference=True)
+    assert [(one.path, one.reason) for one in report.errors] == [
+        (str(source / "m/x"), "a symbolic link leads into the destination")
+    ]
+    assert (tmp_path / "dst/m/f").read_bytes() == b"1"
+
+
+@JOBS
+def test_where_links_are_followed_a_source_may_lie_in_the_destination(tmp_path: Path, jobs: int) -> None:
+    source = make_tree(tmp_path / "dst/src", {"d": Dir({"e": Dir({"f": b"1"})})})
+    report = pcopy.copy(source, tmp_path / "dst", jobs=jobs, dereference=True)
+    assert (report.errors, (tmp_path / "dst/d/e/f").read_bytes()) == ([], b"1")
+
+
+# ---- reruns ---------------------------------------------------------------------------------------------------------
+
+
+@JOBS
+def test_a_name_that_left_its_hard_link_does_not_change_through_the_others(tmp_path: Path, jobs: int) -> None:
+    source = make_tree(tmp_path / "src", {"a": b"x", "c": Hard("a"), "z": Dir()})
+    assert pcopy.copy(source, tmp_path / "dst", jobs=jobs).ok
+    state = (source / "c").stat()
+    (source / "c").unlink()
+    (source / "c").write_bytes(b"x")
+    os.utime(source / "c", ns=(state.st_atime_ns, state.st_mtime_ns))
+    os.link(source / "a", source / "z/b")
+    os.chmod(source / "a", 0o600)
+    report = pcopy.copy(source, tmp_path / "dst", jobs=jobs)
+    assert report.ok, report.errors
+    for name in ("a", "c", "z/b"):
+        assert (tmp_path / "dst" / name).stat().st_mode == (source / name).stat().st_mode, name
+
+
+@JOBS
+def test_attributes_that_another_tool_left_out_are_brought_over(tmp_path: Path, jobs: int) -> None:
+    source = make_tree(tmp_path / "src", {"f": File(b"1", xattrs={"user.x": b"1"})})
+    for path in (source / "f", source):
+        os.utime(path, ns=(1, 1))
+    time.sleep(1.1)  # a source that was changed long before its copy
+    assert pcopy.copy(source, tmp_path / "dst", jobs=jobs, preserve={"mode", "owner", "times", "links"}).ok
+    assert pcopy.copy(source, tmp_path / "dst", jobs=jobs).ok
+    assert os.getxattr(tmp_path / "dst/f", "user.x") == b"1"
+
+
+def test_what_appears_in_the_destination_meanwhile_is_kept_if_nothing_is_to_be_replaced(tmp_path: Path) -> None:
+    source = make_tree(tmp_path / "src", {f"f{number:03}": b"1" for number in range(300)})
+
+    class Plants(pcopy.Observer):
+        def progress(self, progress: pcopy.Progress) -> None:
+            for path in source.iterdir():
+                with contextlib.suppress(FileExistsError), (tmp_path / "dst" / path.name).open("xb") as file:
+                    file.write(b"mine")
+
+    report = pcopy.copy(source, tmp_path / "dst", jobs=2, overwrite="never", observer=Plants())
+    assert report.ok, report.errors
+    kept = sum(path.read_bytes() == b"mine" for path in (tmp_path / "dst").iterdir())
+    assert kept == report.skipped
+
+
+# ---- what was named as the destination ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["fifo", "socket"])
+def test_a_special_file_named_as_the_destination_is_not_replaced(tmp_path: Path, pcopy: Run, kind: str) -> None:
+    source = make_tree(tmp_path / "src", {"f": b"1"})
+    make_tree(tmp_path / "there", {"one": Fifo() if kind == "fifo" else Socket()})
+    before = read_tree(tmp_path / "there")
+    for given in (source / "f", source):
+        done = pcopy(given, tmp_path / "there/one")
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert read_tree(tmp_path / "there") == before
+    make_tree(tmp_path / "other", {"one": Fifo()})
+    if kind == "fifo":
+        assert pcopy(tmp_path / "other/one", tmp_path / "there/one").returncode == 0
+
+
+@pytest.mark.parametrize("name", ["x" * 300, f"{'x' * 300}/", f"src/{'x' * 300}", f"{'x' * 300}/y", "src/f/y"])
+@pytest.mark.parametrize("given", [["src"], ["src/f"], ["src", "src/f"]], ids=len)
+def test_a_destination_that_cannot_be_made_is_one_line(tmp_path: Path, pcopy: Run, name: str, given: list[str]) -> None:
+    source = make_tree(tmp_path / "src", {"f": b"1"})
+    before = read_tree(source)
+    done = pcopy(*given, name)
+    assert done.returncode in (1, 2, 3)
+    assert done.stderr.startswith("pcopy: ")
+    assert "Traceback" not in done.stderr
+    assert read_tree(source) == before
+
+
+def test_a_source_that_is_its_own_copy_is_refused_before_anything_is_made(tmp_path: Path, pcopy: Run) -> None:
+    make_tree(tmp_path / "dst", {"b": Dir({"f": b"1"})})
+    make_tree(tmp_path / "x", {"f": b"1"})
+    before = read_tree(tmp_path / "dst")
+    assert pcopy("dst/b", "x", "dst").returncode == 2
+    assert read_tree(tmp_path / "dst") == before
+
+
+def test_a_process_with_many_open_files_can_have_a_pool(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 4096:
+        pytest.skip("no more than 1,024 open files here")
+    source = make_tree(tmp_path / "src", {f"d{number}": Dir({"f": b"1"}) for number in range(1500)})
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4096, hard))
+    handles = [os.open("/", os.O_RDONLY) for _ in range(1100)]
+    try:
+        report = pcopy.copy(source, tmp_path / "dst", jobs=2)
+        assert (report.errors, report.warnings) == ([], [])
+    finally:
+        for handle in handles:
+            os.close(handle)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
