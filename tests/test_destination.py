@@ -210,7 +210,7 @@ def test_running_the_line_again_lands_in_the_same_place(here: Path, pcopy: Run) 
         (["src", "one/"], "is not a directory"),
         (["one", "two/"], "has to be a directory"),
         (["one", "src", "two"], "need a directory"),
-        (["src", "one/below"], "does not exist"),
+        (["src", "one/below"], "one is not a directory"),
         (["src", "src/new"], "give another destination"),
         (["src", "src/d"], "give another destination"),
         (["src/", "./src/d/new"], "give another destination"),
