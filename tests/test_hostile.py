@@ -271,7 +271,7 @@ def test_attributes_that_another_tool_left_out_are_brought_over(tmp_path: Path, 
 
 
 def test_what_appears_in_the_destination_meanwhile_is_kept_if_nothing_is_to_be_replaced(tmp_path: Path) -> None:
-    source = make_tree(tmp_path / "src", {f"f{number:03}": b"1" for number in range(300)})
+    source = make_tree(tmp_path / "src", {f"f{number:04}": b"1" for number in range(3000)})
 
     class Plants(pcopy.Observer):
         def progress(self, progress: pcopy.Progress) -> None:
@@ -282,7 +282,7 @@ def test_what_appears_in_the_destination_meanwhile_is_kept_if_nothing_is_to_be_r
     report = pcopy.copy(source, tmp_path / "dst", jobs=2, overwrite="never", observer=Plants())
     assert report.ok, report.errors
     kept = sum(path.read_bytes() == b"mine" for path in (tmp_path / "dst").iterdir())
-    assert kept == report.skipped
+    assert kept == report.skipped > 0
 
 
 # ---- what was named as the destination ------------------------------------------------------------------------------
@@ -330,7 +330,7 @@ def test_a_process_with_many_open_files_can_have_a_pool(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (4096, hard))
     handles = [os.open("/", os.O_RDONLY) for _ in range(1100)]
     try:
-        report = pcopy.copy(source, tmp_path / "dst", jobs=2)
+        report = pcopy.copy(source, tmp_path / "dst", jobs=2, start_method="fork")  # the others' workers have few handles
         assert (report.errors, report.warnings) == ([], [])
     finally:
         for handle in handles:
