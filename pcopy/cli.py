@@ -50,8 +50,9 @@ class Command(click.Command):
         try:
             super().main(*arguments, **{**keywords, "standalone_mode": False})
         except click.ClickException as error:
-            with contextlib.suppress(OSError, ValueError):
-                error.show()
+            from pcopy.report import shown
+
+            say(f"pcopy: {shown(' '.join(error.format_message().split()))} (see pcopy --help)")
             leave(error.exit_code)
         leave(ExitStatus.OK)
 
@@ -165,7 +166,7 @@ def print_version(context: click.Context, param: click.Parameter, given: bool) -
               help="New files too appear only whole, for destinations that others read meanwhile.  [default: those replaced]")
 @click.option("--fsync", cls=Option, group=HOW, is_flag=True,
               help="Wait until all that was copied is on stable storage.  [default: the system writes it when it likes]")
-@click.option("--retries", cls=Option, group=HOW, type=click.IntRange(min=0), default=2, show_default=True,
+@click.option("--retries", cls=Option, group=HOW, metavar="N", type=click.IntRange(min=0), default=2, show_default=True,
               help="Tries more for errors that may pass (EIO, ESTALE, EAGAIN, ETIMEDOUT).")
 @click.option("-n", "--dry-run", cls=Option, group=WHAT, is_flag=True,
               help="Say what would be done; touch nothing.  [default: do it]")
@@ -180,7 +181,7 @@ def print_version(context: click.Context, param: click.Parameter, given: bool) -
                    "sample tree; -j 2,4,8 lists the pools to try.")
 @click.option("--against", cls=Option, group=MEASURE, multiple=True, metavar="TOOL", shell_complete=some_tool,
               help="Also cp, rsync, rclone, fpsync, xcp or fcp; repeatable.  [default: none]")
-@click.option("--rounds", cls=Option, group=MEASURE, type=click.IntRange(min=1), default=5, show_default=True,
+@click.option("--rounds", cls=Option, group=MEASURE, metavar="N", type=click.IntRange(min=1), default=5, show_default=True,
               help="Rounds that count, after one that warms up.")
 @click.option("--chart", cls=Option, group=MEASURE, metavar="FILE", shell_complete=some_file,
               help="Draw the result (.png, .svg, .pdf).  [default: none]")

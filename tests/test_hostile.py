@@ -336,3 +336,11 @@ def test_a_process_with_many_open_files_can_have_a_pool(tmp_path: Path) -> None:
         for handle in handles:
             os.close(handle)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("words", [["-j", "0", "a", "b"], ["--nope"], [], ["--overwrite", "x", "a", "b"], ["-j"]], ids=str)
+def test_a_wrong_command_line_is_one_line(tmp_path: Path, pcopy: Run, words: list[str]) -> None:
+    done = pcopy(*words)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert done.stderr.startswith("pcopy: ")
+    assert done.stderr.endswith("(see pcopy --help)\n")
