@@ -95,7 +95,7 @@ class Directories:
                 raise
             mode = self.make_accessible(name, parent)
             handle = fs.open_directory(name, parent)
-        if fresh and mode is None:
+        if fresh and mode is None and not self.job.umask & ALL_OF_OWNER:
             return handle, mode
         state = os.fstat(handle)
         mode = stat.S_IMODE(state.st_mode) if mode is None else mode

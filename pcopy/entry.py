@@ -18,7 +18,7 @@ from typing import NamedTuple
 from pcopy import filesystem as fs
 from pcopy.contents import Contents, has_holes
 from pcopy.handles import ABSENT, Pair
-from pcopy.metadata import Metadata
+from pcopy.metadata import NEW, Metadata
 from pcopy.options import Overwrite
 from pcopy.plain import CLOSED, Plain, abandon
 from pcopy.work import Inode, Job, Large, Version
@@ -317,6 +317,7 @@ class Copier:
     def begin(self, handle: int, place: str, state: os.stat_result) -> Result:
         """Leave a large file to whoever has time: its length set, its bytes to be copied."""
         fs.set_length(handle, state.st_size)
+        fs.set_mode(handle, NEW)  # which the umask may have narrowed: others have to open it
         fs.close_written(handle)
         return Result(Fate.LARGE, state.st_size, version=version_of(state), temporary=place, holes=has_holes(state))
 

@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterator, Sequence
 
 from pcopy import filesystem as fs
+from pcopy.directory import ALL_OF_OWNER
 from pcopy.options import Options, Overwrite
 from pcopy.paths import Landing
 from pcopy.result import Report
@@ -29,6 +30,8 @@ def prepare(
     fresh = make_top(top, options, mode=0o700 if becomes_a_copy else 0o777)
     handle = None
     if not options.dry_run:
+        if becomes_a_copy:
+            make_accessible(top)
         check_usable(top)
         handle, alone = stack.enter_context(locked(top, exclusive, report))
         keep = {landing.rename or name for landing in landings for name in landing.names}
@@ -64,6 +67,13 @@ def make_top(path: str, options: Options, mode: int) -> bool:
         if not os.path.isdir(path):
             raise
         return False
+
+
+def make_accessible(top: str) -> None:
+    """A directory of our own that we may not use we may use until it gets its source's mode."""
+    state, user = os.stat(top), os.geteuid()
+    if user and state.st_uid == user and ~state.st_mode & ALL_OF_OWNER:
+        os.chmod(top, stat.S_IMODE(state.st_mode) | ALL_OF_OWNER)
 
 
 def make_landing(name: str, top: int | None, options: Options) -> bool | None:

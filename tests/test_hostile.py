@@ -16,7 +16,7 @@ import pcopy
 import pcopy.filesystem
 from tests.conftest import Run
 from tests.test_destination import unprivileged
-from tests.trees import Dir, Fifo, File, Hard, Socket, make_tree, read_tree
+from tests.trees import Dir, Fifo, File, Hard, Holes, Socket, make_tree, read_tree
 
 JOBS = pytest.mark.parametrize("jobs", [1, 3])
 
@@ -344,3 +344,26 @@ def test_a_wrong_command_line_is_one_line(tmp_path: Path, pcopy: Run, words: lis
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
     assert done.stderr.startswith("pcopy: ")
     assert done.stderr.endswith("(see pcopy --help)\n")
+
+
+@JOBS
+@pytest.mark.parametrize("umask", ["0777", "0277", "0"])
+def test_a_umask_that_takes_the_owners_own_permissions_stops_no_copy(tmp_path: Path, jobs: int, umask: str) -> None:
+    source = make_tree(tmp_path / "src", {"f": b"1", "d": Dir({"g": b"2"}), "large": Holes(40 << 20, {0: b"x" * (34 << 20)})})
+    before = os.umask(int(umask, 8))
+    try:
+        done = [unprivileged("-j", jobs, source, tmp_path / "dst") for _ in range(2)]
+    finally:
+        os.umask(before)
+    assert [one.returncode for one in done] == [0, 0], [one.stderr for one in done]
+    assert read_tree(tmp_path / "dst") == read_tree(source)
+
+
+def test_a_copy_that_its_owner_may_not_read_is_brought_up_to_date(tmp_path: Path) -> None:
+    source = make_tree(tmp_path / "src", {"f": b"1"})
+    assert unprivileged(source, tmp_path / "dst").returncode == 0
+    os.chmod(tmp_path / "dst", 0o077)
+    (source / "f").write_bytes(b"new")
+    done = unprivileged(source, tmp_path / "dst")
+    assert done.returncode == 0, done.stderr
+    assert read_tree(tmp_path / "dst") == read_tree(source)
