@@ -38,7 +38,10 @@ class Linker:
         if copy and stat.S_ISDIR(copy.st_mode):
             self.copier.clear_directory(target, pair.destination)
             copy = None
-        place = fs.temporary_name(self.copier.token, pair.depth, target) if copy else target
+        place = target
+        if copy:
+            place = fs.temporary_name(self.copier.token, pair.depth, target)
+            fs.remove_if_there(place, pair.destination)  # ours, of a worker that was killed
         try:
             fs.make_hard_link(unit.first.name, first.destination, place, pair.destination)
         except FileNotFoundError:

@@ -14,6 +14,10 @@ import pytest
 
 import pcopy
 import pcopy.filesystem
+from pcopy.filesystem import temporary_name
+from pcopy.options import Options
+from pcopy.work import Job, Link, Place, Tree
+from pcopy.worker import run
 from tests.conftest import Run
 from tests.test_destination import unprivileged
 from tests.trees import Dir, Fifo, File, Hard, Holes, Socket, make_tree, read_tree
@@ -367,3 +371,19 @@ def test_a_copy_that_its_owner_may_not_read_is_brought_up_to_date(tmp_path: Path
     done = unprivileged(source, tmp_path / "dst")
     assert done.returncode == 0, done.stderr
     assert read_tree(tmp_path / "dst") == read_tree(source)
+
+
+def test_a_link_begun_by_a_killed_worker_is_made(tmp_path: Path) -> None:
+    """It died between making the link under a temporary name and the rename."""
+    source = make_tree(tmp_path / "src", {"a": b"1", "b": Hard("a")})
+    copy = make_tree(tmp_path / "dst", {"a": b"1", "b": b"other"})
+    states = [(path.stat().st_dev, path.stat().st_ino) for path in (source, copy)]
+    job = Job(Options(), (Tree(str(source), str(copy), states[0], states[1]),), "0123abcd", 0o022)
+    begun = temporary_name(job.token, 0, "b")
+    (copy / begun).write_bytes(b"begun")
+    state = (source / "a").stat()
+    unit = Link(0, "", "b", None, (state.st_dev, state.st_ino), Place(0, "", "a"), 1.0)
+    outcome = run(job, [unit], 1.0)
+    assert (outcome.failures, outcome.tally.hardlinks) == ([], 1)
+    assert sorted(os.listdir(copy)) == ["a", "b"]
+    assert (copy / "a").samefile(copy / "b")
