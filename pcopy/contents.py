@@ -120,36 +120,44 @@ class Contents:
             done += self.send(source, target, size - done)
         return done if done == size else done + read_up_to(source, target, size - done)
 
+    def first(self, source: int, target: int, size: int) -> int:
+        """Up to ``size`` bytes by the cheapest call. Returns how many; fewer than there are tells nothing."""
+        if not self.ranges and not self.sendfile:
+            return read_up_to(source, target, size)
+        try:
+            return os.copy_file_range(source, target, size) if self.ranges else os.sendfile(target, source, None, size)
+        except OSError as error:
+            self.refused(error, self.ranges)
+            return 0
+
     def range(self, source: int, target: int, size: int) -> int:
         """copy_file_range until it ends. Returns how many bytes it copied; fewer than ``size`` where it cannot."""
         done = 0
         try:
-            while done < size:
-                count = os.copy_file_range(source, target, min(size - done, RANGE))
-                if not count:
-                    break
+            while done < size and (count := os.copy_file_range(source, target, min(size - done, RANGE))):
                 done += count
         except OSError as error:
-            if error.errno in CANNOT_RANGE:
-                self.ranges = False
-            elif error.errno not in CANNOT_THIS:
-                raise
+            self.refused(error, ranges=True)
         return done
 
     def send(self, source: int, target: int, size: int) -> int:
         """Sendfile until it ends, as :meth:`range`."""
         done = 0
         try:
-            while done < size:
-                count = os.sendfile(target, source, None, min(size - done, RANGE))
-                if not count:
-                    break
+            while done < size and (count := os.sendfile(target, source, None, min(size - done, RANGE))):
                 done += count
         except OSError as error:
-            if error.errno not in CANNOT_RANGE | CANNOT_THIS:
-                raise
-            self.sendfile = False
+            self.refused(error, ranges=False)
         return done
+
+    def refused(self, error: OSError, ranges: bool) -> None:
+        """Not by this call, for these files or for any: another will do. Raises what no other would help against."""
+        if error.errno not in CANNOT_RANGE | CANNOT_THIS:
+            raise error
+        if not ranges:
+            self.sendfile = False
+        elif error.errno in CANNOT_RANGE:
+            self.ranges = False
 
 
 def has_holes(state: os.stat_result) -> bool:

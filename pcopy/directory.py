@@ -75,8 +75,11 @@ class Directories:
         pair = Pair(unit.tree, unit.path, source, destination, parent.depth + bool(unit.path), readable=True, mode=mode)
         if not unit.path:
             parent.close()
-        elif unit.fresh and destination != ABSENT:
-            self.metadata.learn(destination, pair)  # what it got when it was made, its own entries will get
+        elif unit.fresh and destination != ABSENT:  # what it got when it was made, its own entries will get
+            if parent.owner is None:
+                self.metadata.learn(destination, pair)
+            else:
+                pair.owner, pair.inherits = parent.owner, parent.inherits
         return self.handles.hold(pair), state
 
     def open_copy(self, name: str, parent: int, fresh: bool) -> tuple[int, int | None]:

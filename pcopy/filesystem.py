@@ -31,6 +31,8 @@ WRITE = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 # O_PATH needs no permission on the directory itself and costs no request on a network file system.
 PASS = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 NOFOLLOW = os.O_NOFOLLOW
+# Reading leaves the access time alone; EPERM for anybody but root and the owner (open(2)).
+NOATIME = getattr(os, "O_NOATIME", 0)
 
 LOCAL = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "bcachefs", "zfs", "tmpfs", "ramfs"})
 PROC = os.path.isdir("/proc/self/fd")
@@ -93,7 +95,14 @@ def look_if_there(name: str, directory: int) -> os.stat_result | None:
 
 
 def open_to_read(name: str, directory: int, follow: bool = False) -> int:
-    return os.open(name, READ if follow else READ | NOFOLLOW, dir_fd=directory)
+    """Open to read, and leave the access time alone where we may."""
+    flags = READ if follow else READ | NOFOLLOW
+    try:
+        return os.open(name, flags | NOATIME, dir_fd=directory)
+    except PermissionError as error:
+        if error.errno != errno.EPERM:
+            raise
+        return os.open(name, flags, dir_fd=directory)
 
 
 def open_top(path: str, inode: tuple[int, int]) -> int:
@@ -130,7 +139,14 @@ def inodes_above(directory: int) -> Iterator[tuple[int, int]]:
 
 
 def open_directory(name: str, parent: int, follow: bool = False) -> int:
-    return os.open(name, DIRECTORY if follow else DIRECTORY | NOFOLLOW, dir_fd=parent)
+    """As :func:`open_to_read`."""
+    flags = DIRECTORY if follow else DIRECTORY | NOFOLLOW
+    try:
+        return os.open(name, flags | NOATIME, dir_fd=parent)
+    except PermissionError as error:
+        if error.errno != errno.EPERM:
+            raise
+        return os.open(name, flags, dir_fd=parent)
 
 
 def pass_through(name: str, parent: int, follow: bool = False) -> int:

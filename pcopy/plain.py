@@ -11,6 +11,7 @@ to entry.py, which knows what to do about it and what to call it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Sequence
@@ -23,6 +24,9 @@ from pcopy.options import Options, Overwrite, When
 from pcopy.work import Tree
 
 CLOSED = -1
+# Bytes copied before a file's length is looked at: more would cost more where it is found to be a large file after all,
+# less one call more for files of medium size.
+FIRST = 1 << 20
 SHORTLY = 10**9  # nanoseconds: longer than the ticks in which kernels keep times
 
 
@@ -31,11 +35,12 @@ class Plain:
 
     def __init__(self, options: Options, contents: Contents, metadata: Metadata, large: int) -> None:
         self.contents, self.metadata, self.large = contents, metadata, large
-        self.read = fs.READ if options.dereference else fs.READ | fs.NOFOLLOW
+        self.read = fs.READ | fs.NOATIME | (0 if options.dereference else fs.NOFOLLOW)
         self.mask = 0o7777 if "mode" in options.preserve else 0o777 & ~metadata.umask
         self.links = "links" in options.preserve
         self.xattrs, self.times = "xattr" in options.preserve, "times" in options.preserve
         self.follow = options.dereference
+        self.quick = False
         self.compares = options.overwrite in (Overwrite.CHANGED, Overwrite.OLDER)
         self.works = (
             not options.dry_run
@@ -45,27 +50,29 @@ class Plain:
             and options.sparse is not When.ALWAYS
         )
 
-    def copy(self, pair: Pair, names: Sequence[str], deadline: float) -> tuple[int, int]:
-        """Copy files until one is not plain, or until the deadline. Returns how many were copied, and their bytes."""
+    def copy(self, pair: Pair, names: Sequence[str], deadline: float, tree: Tree) -> tuple[int, int]:
+        """Copy files until one is not plain, or until the deadline. Returns how many were copied, and their bytes.
+
+        To see whether a source changed while it was read takes two looks at it, before and after. One will do, after, if
+        its change time is older than the copying, by this machine's clock, and reading left the access time alone. That the
+        next file is like the last one is a guess: where it is wrong, entry.py does the file again.
+        """
         done = total = 0
-        ranges, links, xattrs, mask, times = self.contents.ranges, self.links, self.xattrs, self.mask, self.times
+        contents, links, xattrs, mask, times = self.contents, self.links, self.xattrs, self.mask, self.times
+        started = time.time_ns() - SHORTLY if tree.one_clock else 0
         for name in names:
             if done and time.monotonic() >= deadline:
                 break
             try:
                 source = os.open(name, self.read, dir_fd=pair.source)
-            except Exception:
+            except Exception as error:
+                if isinstance(error, PermissionError) and error.errno == errno.EPERM:  # not ours to read without a trace
+                    self.read, self.quick = self.read & ~fs.NOATIME, False
                 break
             handle, made = CLOSED, False
             try:
-                state = os.fstat(source)
-                size = state.st_size
-                if (
-                    state.st_mode & 0o170000 != 0o100000  # S_IFREG
-                    or (links and state.st_nlink > 1)
-                    or not 0 < size <= self.large
-                    or state.st_blocks * 512 < size
-                ):
+                before = None if self.quick else os.fstat(source)
+                if before and not self.is_plain(before):
                     break
                 made = True  # before it is: a signal can end this slice when open has returned and nothing is noted yet
                 try:
@@ -73,23 +80,45 @@ class Plain:
                 except OSError:
                     made = False
                     break
-                copied = os.copy_file_range(source, handle, size) if ranges else 0
-                if copied != size and copied + self.contents.stream(source, handle, size - copied) != size:
+                copied = contents.first(source, handle, FIRST)
+                state = os.fstat(source)
+                size = state.st_size
+                if before is None:
+                    if (
+                        state.st_ctime_ns >= started
+                        or state.st_mode & 0o170000 != 0o100000  # S_IFREG; is_plain, but a call less
+                        or (links and state.st_nlink > 1)
+                        or size > self.large
+                        or state.st_blocks * 512 < size
+                        or state.st_dev != tree.source_inode[0]
+                    ):
+                        self.quick = False
+                        break
+                    before = state
+                if copied < size or not size:
+                    copied += contents.stream(source, handle, (size or FIRST) - copied)
+                    state = os.fstat(source)
+                if copied != size:
                     break
-                after = os.fstat(source)
-                if after.st_mtime_ns != state.st_mtime_ns or after.st_ctime_ns != state.st_ctime_ns or after.st_size != size:
+                if before is not state and (
+                    state.st_mtime_ns != before.st_mtime_ns
+                    or state.st_ctime_ns != before.st_ctime_ns
+                    or state.st_size != before.st_size
+                ):
                     break
                 if pair.owner is None:
                     self.metadata.learn(handle, pair)
-                if (state.st_uid, state.st_gid) != pair.owner or pair.inherits or (xattrs and fs.attributes_of(source)):
-                    self.metadata.dress(source, handle, state, pair)
+                if (before.st_uid, before.st_gid) != pair.owner or pair.inherits or (xattrs and fs.attributes_of(source)):
+                    self.metadata.dress(source, handle, before, pair)
                 else:
-                    os.chmod(handle, state.st_mode & mask)
+                    os.chmod(handle, before.st_mode & mask)
                     if times:
-                        os.utime(handle, ns=(state.st_atime_ns, state.st_mtime_ns))
+                        os.utime(handle, ns=(before.st_atime_ns, before.st_mtime_ns))
                 written, handle = handle, CLOSED  # it is closed even if close reports an error (close(2))
                 os.close(written)
                 made = False
+                if not self.quick and self.read & fs.NOATIME:
+                    self.quick = before.st_ctime_ns < started and before.st_dev == tree.source_inode[0]
             except Exception:
                 self.works = not made  # in the rest of this slice: what is refused for one file is refused for the next
                 break
@@ -100,6 +129,15 @@ class Plain:
             done += 1
             total += size
         return done, total
+
+    def is_plain(self, state: os.stat_result) -> bool:
+        """Whether a file is regular, has one name, no holes, and no more bytes than fit into one step."""
+        return (
+            state.st_mode & 0o170000 == 0o100000  # S_IFREG
+            and not (self.links and state.st_nlink > 1)
+            and state.st_size <= self.large
+            and state.st_blocks * 512 >= state.st_size
+        )
 
     def unchanged(self, pair: Pair, names: Sequence[str], deadline: float, tree: Tree) -> int:
         """How many files, from the first on, are what they were when they were copied. Stops at the deadline.

@@ -127,30 +127,35 @@ class Slice(Account):
 
     def scan(self, unit: Scan) -> None:
         listing = self.directories.scan(unit)
-        outcome, tree, path = self.outcome, unit.tree, unit.path
-        outcome.tally.found += listing.found
+        outcome, stack, (tree, path) = self.outcome, self.stack, unit[:2]
+        found, undone = listing.found, len(listing.failures) + len(listing.skipped)
+        outcome.tally.found += found
         outcome.tally.directories += 1
+        outcome.tally.skipped += len(listing.skipped)
         outcome.listed += len(listing.regular) + len(listing.other)
         outcome.current = path
         self.event("directory", unit)
         for failure in listing.failures:
             self.fail(failure._replace(path=self.full(tree, failure.path)))
-        outcome.tally.skipped += len(listing.skipped)
-        share = unit.share / max(1, listing.found + (DIRECTORY_WEIGHT - 1) * len(listing.directories))
-        outcome.share += share * (len(listing.failures) + len(listing.skipped)) if listing.found else unit.share
+        share = unit.share / max(1, found + (DIRECTORY_WEIGHT - 1) * len(listing.directories))
+        outcome.share += share * undone if found else unit.share
         prefix = f"{path}/" if path else ""
         for name, fresh in listing.directories:
-            self.stack.append(Scan(tree, prefix + name, fresh, share * DIRECTORY_WEIGHT))
+            stack.append(Scan(tree, prefix + name, fresh, share * DIRECTORY_WEIGHT))
         last = self.unprivileged and not listing.attributes.mode & stat.S_IXUSR
-        self.stack.append(Finish(tree, path, listing.attributes, unit.fresh, last))
-        fresh = unit.fresh
+        stack.append(Finish(tree, path, listing.attributes, unit.fresh, last))
         for names, regular in ((listing.other, False), (listing.regular, True)):
-            there = [] if fresh else [name for name in names if name in listing.there]
-            new = names if fresh else [name for name in names if name not in listing.there]
-            for group, is_new in ((there, False), (new, True)):
-                for at in range(0, len(group), BATCH):
-                    batch = tuple(group[at : at + BATCH])
-                    self.stack.append(Entries(tree, path, batch, is_new, regular, share * len(batch)))
+            new = [name for name in names if name not in listing.there] if listing.there else names
+            if len(new) < len(names):
+                there = [name for name in names if name in listing.there]
+                self.push_names(unit, there, False, regular, share)
+            if new:
+                self.push_names(unit, new, True, regular, share)
+
+    def push_names(self, unit: Scan, names: list[str], new: bool, regular: bool, share: float) -> None:
+        for at in range(0, len(names), BATCH):
+            batch = tuple(names[at : at + BATCH])
+            self.stack.append(Entries(unit.tree, unit.path, batch, new, regular, share * len(batch)))
 
     def copy_entries(self, unit: Entries) -> None:
         if self.ahead:
@@ -163,7 +168,7 @@ class Slice(Account):
         known = unit.regular and not unit.fresh and plain.compares and pair.destination != ABSENT
         while done < len(names):
             if new and plain.works and unit.first_of is None:
-                count, size = plain.copy(pair, names[done:], deadline)
+                count, size = plain.copy(pair, names[done:], deadline, self.job.trees[unit.tree])
                 self.note_files(unit, names[done : done + count], size)
                 done += count
                 if done == len(names) or (count and time.monotonic() >= deadline):

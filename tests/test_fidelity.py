@@ -213,6 +213,27 @@ def access_times(top: Path) -> dict[str, int]:
     return found
 
 
+def test_the_source_keeps_its_access_times(tmp_path: Path, jobs: int) -> None:
+    entries = {
+        "f": b"1",
+        "empty": b"",
+        "big": Holes(LARGE),
+        "d": Dir({"e": Dir({"g": b"2"})}),
+        "once": b"3",
+        "twice": Hard("once"),
+    }
+    source = make_tree(tmp_path / "src", entries)
+    paths = [source, *source.rglob("*")]
+    for path in paths:
+        os.utime(path, ns=(WHEN - 10**9, WHEN))  # so old that a reader changes it, wherever readers change any
+    report = pcopy.copy(source, tmp_path / "dst", jobs=jobs)
+    assert report.ok, report.errors
+    assert {path.stat().st_atime_ns for path in paths} == {WHEN - 10**9}
+    (source / "f").read_bytes()
+    if (source / "f").stat().st_atime_ns == WHEN - 10**9:
+        pytest.skip("this file system keeps no access times")
+
+
 # ---- hard links -----------------------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,8 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -336,6 +338,40 @@ def test_a_source_that_changes_all_the_time_is_reported_and_leaves_nothing(
         assert (tmp_path / "dst/busy").read_bytes() == old
     assert (tmp_path / "dst").stat().st_mtime_ns == WHEN
     copy_equals(source, tmp_path / "dst", jobs)  # now that nobody writes to it
+
+
+@pytest.mark.parametrize("settled", [True, False], ids=["looked at once", "looked at twice"])
+@pytest.mark.parametrize("change", [b"appended", b""], ids=["grown", "rewritten"])
+def test_a_source_that_changes_while_it_is_read_is_copied_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settled: bool, change: bytes
+) -> None:
+    """Sources that nobody has touched of late are looked at after they are read only. Both ways, each change is seen."""
+    source = make_tree(tmp_path / "src", {f"f{number}": b"before" for number in range(9)})
+    time.sleep(0.02)  # longer than the ticks in which the kernel keeps change times
+    monkeypatch.setattr("pcopy.plain.SHORTLY", 0 if settled else 10**10)
+    looks, read = Counter[int](), os.copy_file_range
+    look = os.fstat
+
+    def fstat(handle: int) -> os.stat_result:
+        state = look(handle)
+        looks[state.st_ino] += 1
+        return state
+
+    def copy_file_range(source: int, target: int, *rest: int) -> int:
+        count = read(source, target, *rest)
+        path = os.readlink(f"/proc/self/fd/{source}")
+        if path.endswith("f5") and os.path.getsize(path) == 6 and Path(path).read_bytes() == b"before":
+            with open(path, "r+b") as file:
+                file.write(b"after!" + change)
+        return count
+
+    monkeypatch.setattr(os, "fstat", fstat)
+    monkeypatch.setattr(os, "copy_file_range", copy_file_range)
+    report = pcopy.copy(source, tmp_path / "dst", jobs=1)
+    assert (report.ok, report.files) == (True, 9)
+    assert (tmp_path / "dst/f5").read_bytes() == b"after!" + change
+    assert read_tree(tmp_path / "dst") == read_tree(source)
+    assert sorted({looks[(source / f"f{number}").stat().st_ino] for number in (1, 2, 3)}) == [1 if settled else 2]
 
 
 class Deleter(pcopy.Observer):
