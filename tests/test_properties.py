@@ -261,6 +261,7 @@ class Editor:
             if first != path:
                 os.unlink(path)
                 os.link(first, path)
+                self.tick(path)  # two files can have had the same size and time
         elif what == "part" and files:
             path = files[one % len(files)]
             state = os.lstat(path)
