@@ -11,16 +11,32 @@ from pcopy import filesystem as fs
 from pcopy.directory import Directories
 from pcopy.entry import Copier, Fate
 from pcopy.handles import Handles, Pair
-from pcopy.work import Entries, Failure, Finish, Group, Job, Link, Outcome, Scan, Seal, Span, Unit, large_group
+from pcopy.work import (
+    Clear,
+    Entries,
+    Failure,
+    Finish,
+    Group,
+    Job,
+    Link,
+    Outcome,
+    Remove,
+    Scan,
+    Seal,
+    Span,
+    Unit,
+    directory_group,
+    large_group,
+)
 
-Retried = Scan | Entries | Span | Link | Finish
+Retried = Scan | Entries | Span | Link | Finish | Remove | Clear
 
 
 class Account:
     """The outcome of a slice, as it grows."""
 
-    def __init__(self, job: Job, handles: Handles) -> None:
-        self.job, self.handles = job, handles
+    def __init__(self, job: Job, handles: Handles, deadline: float = 0.0) -> None:
+        self.job, self.handles, self.deadline = job, handles, deadline
         self.copier = Copier(job)
         self.directories = Directories(job, handles, self.copier.metadata)
         self.outcome = Outcome()
@@ -53,6 +69,7 @@ class Account:
             self.outcome.tally.vanished += 1
             self.event("vanished", unit, name)
         else:
+            self.keep_all(unit)
             self.fail(self.failure_of(self.full(unit.tree, unit.path, name), error))
 
     def try_again(self, unit: Retried, number: int | None) -> bool:
@@ -85,6 +102,8 @@ class Account:
         outcome = self.outcome
         gone = failure.errno == errno.ENOENT and self.is_gone(unit)
         self.spoil(unit)
+        if not gone:
+            self.keep_all(unit)
         if isinstance(unit, (Scan, Entries, Link)):
             outcome.share += unit.share
             names = unit.names if isinstance(unit, Entries) else (unit.name,) if isinstance(unit, Link) else ("",)
@@ -100,6 +119,9 @@ class Account:
             outcome.ruined.add(large_group(unit.large))
             outcome.failures.append(failure)
         elif isinstance(unit, Seal):
+            self.fail(failure)
+        elif isinstance(unit, (Remove, Clear)):
+            self.outcome.tally.found += 1
             self.fail(failure)
         elif not gone:
             outcome.failures.append(failure)  # a directory's attributes; the directory was counted already
@@ -144,6 +166,11 @@ class Account:
         if first_of:
             self.outcome.ruined.add(first_of)
 
+    def keep_all(self, unit: Unit) -> None:
+        """An entry of a directory was not copied: nothing is to be deleted there."""
+        if self.job.options.delete:
+            self.outcome.ruined.add(directory_group(unit.tree, unit.path))
+
     def fail(self, failure: Failure) -> None:
         self.outcome.tally.failed += 1
         self.outcome.failures.append(failure)
@@ -156,11 +183,16 @@ class Account:
             self.outcome.events.append((what, self.full(unit.tree, unit.path, name)))
 
     def source_path(self, unit: Unit) -> str:
+        if isinstance(unit, (Remove, Clear)):
+            return self.copy_path(unit.tree, unit.path)
         name = unit.large.name if isinstance(unit, (Span, Seal)) else unit.name if isinstance(unit, Link) else ""
         return self.full(unit.tree, unit.path, name)
 
     def full(self, tree: int, path: str, name: str = "") -> str:
         return "/".join(part for part in (self.job.trees[tree].source.rstrip("/"), path, name) if part)
+
+    def copy_path(self, tree: int, path: str, name: str = "") -> str:
+        return "/".join(part for part in (self.job.trees[tree].destination.rstrip("/"), path, name) if part)
 
 
 def given_up(job: Job, unit: Unit, reason: str) -> Outcome:

@@ -9,6 +9,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from types import FrameType
 from typing import Literal, TypeVar
 
@@ -44,6 +45,8 @@ def copy(
     fsync: bool = False,
     retries: int = 2,
     dry_run: bool = False,
+    delete: bool = False,
+    max_delete: int | None = None,
     verbose: bool = False,
     start_method: Literal["fork", "forkserver", "spawn"] | None = None,
     observer: Observer | None = None,
@@ -66,6 +69,8 @@ def copy(
     :param fsync: wait until all that was copied is on stable storage, with its directories
     :param retries: times that an entry is tried again after an error that may pass (EIO, ESTALE, EAGAIN, ETIMEDOUT)
     :param dry_run: report what would be done and touch nothing
+    :param delete: remove what the source lacks from the copies of directories. An empty source is refused.
+    :param max_delete: do nothing at all if that is more than so many entries; with it, a source may be empty
     :param verbose: tell the observer of every entry
     :param start_method: multiprocessing's; by default ``fork`` while this process has a single thread
     :param observer: is told how the run goes; exceptions that it raises end the run
@@ -87,8 +92,10 @@ def copy(
         sparse=check_choice("sparse", When, sparse),
         atomic=atomic,
         fsync=fsync,
-        retries=check_retries(retries),
+        retries=check_count("retries", retries),
         dry_run=dry_run,
+        delete=delete,
+        max_delete=None if max_delete is None else check_count("max_delete", max_delete),
         verbose=verbose,
         start_method=start_method,
     )
@@ -102,14 +109,25 @@ def copy(
     there = look_at_destination(destination)
     top, landings = land(found, there)
     refuse_overlap(found, there, landings)
-    report = Report(jobs=options.jobs, engine="serial" if options.jobs == 1 else "pool", dry_run=dry_run)
-    started = time.monotonic()
+    check_deletion(options, landings)
     observer, stop = observer or Observer(), stop or Stop()
+    if options.delete and (failure := too_much(options, top, landings, stop)):
+        report = new_report(options)
+        give_up(report, failure, observer)
+        return report
+    return run(options, top, landings, observer, stop, expected)
+
+
+def run(
+    options: Options, top: str, landings: Sequence[Landing], observer: Observer, stop: Stop, expected: Report | None = None
+) -> Report:
+    """A run from its preparation to its report."""
+    report, started = new_report(options), time.monotonic()
     with contextlib.ExitStack() as stack:
         try:
             job, units, handle = prepare(top, landings, options, report, stack)
         except OSError as error:
-            give_up(report, top, error, observer)
+            give_up(report, fs.failure(top, error)._replace(operation="prepare the destination", fatal=True), observer)
         else:
             coordinator = Coordinator(job, report, observer, stop)
             if expected:
@@ -128,6 +146,23 @@ def copy(
     if mismatch := report.reconcile(top):
         observer.failure(mismatch)
     return report
+
+
+def new_report(options: Options) -> Report:
+    return Report(jobs=options.jobs, engine="serial" if options.jobs == 1 else "pool", dry_run=options.dry_run)
+
+
+def too_much(options: Options, top: str, landings: Sequence[Landing], stop: Stop) -> Failure | None:
+    """Why nothing is to be deleted, and so nothing done at all. How much there is to delete tells a dry run."""
+    if options.max_delete is None:
+        empty = next((one.source for one in landings if is_empty(one.source)), None)
+        reason = "the source is empty, so that all would be deleted: is it mounted? If it is meant to be, give max-delete"
+        return Failure(empty, "delete", None, reason, fatal=True) if empty else None
+    plan = run(replace(options, dry_run=True, verbose=False), top, landings, Observer(), stop)
+    if plan.deleted <= options.max_delete:
+        return None
+    reason = f"would remove {plan.deleted:,} entries, more than max-delete allows ({options.max_delete:,}): nothing was done"
+    return Failure(top, "delete", None, reason, fatal=True)
 
 
 @contextlib.contextmanager
@@ -176,10 +211,25 @@ def check_jobs(jobs: int | None) -> int:
     return jobs
 
 
-def check_retries(retries: int) -> int:
-    if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
-        raise UsageError(f"retries {retries!r}: must be 0 or more")
-    return retries
+def check_count(name: str, count: int) -> int:
+    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+        raise UsageError(f"{name} {count!r}: must be 0 or more")
+    return count
+
+
+def check_deletion(options: Options, landings: Sequence[Landing]) -> None:
+    if options.max_delete is not None and not options.delete:
+        raise UsageError("max-delete goes with delete")
+    if options.delete and all(landing.names for landing in landings):
+        raise UsageError("delete is for copies of directories: no source is one")
+
+
+def is_empty(directory: str) -> bool:
+    try:
+        with os.scandir(directory) as entries:
+            return next(entries, None) is None
+    except OSError:  # which the run will meet again
+        return False
 
 
 def check_kind(name: str, value: object, kind: type[object]) -> None:
@@ -287,9 +337,8 @@ def note(report: Report, failure: Failure, observer: Observer) -> None:
     observer.failure(failure)
 
 
-def give_up(report: Report, top: str, error: OSError, observer: Observer) -> None:
-    """The destination cannot be used: nothing was copied."""
-    failure = fs.failure(top, error)._replace(operation="prepare the destination", fatal=True)
+def give_up(report: Report, failure: Failure, observer: Observer) -> None:
+    """Nothing was copied."""
     note(report, failure, observer)
     report.stopped = True
 

@@ -168,6 +168,10 @@ def print_version(context: click.Context, param: click.Parameter, given: bool) -
               help="Wait until all that was copied is on stable storage.  [default: the system writes it when it likes]")
 @click.option("--retries", cls=Option, group=HOW, metavar="N", type=click.IntRange(min=0), default=2, show_default=True,
               help="Tries more for errors that may pass (EIO, ESTALE, EAGAIN, ETIMEDOUT).")
+@click.option("--delete", cls=Option, group=WHAT, is_flag=True,
+              help="Remove what the source lacks; an empty source is refused.  [default: keep it]")
+@click.option("--max-delete", cls=Option, group=WHAT, metavar="N", type=click.IntRange(min=0),
+              help="With --delete: do nothing at all if that is more than N entries; the source may be empty.")
 @click.option("-n", "--dry-run", cls=Option, group=WHAT, is_flag=True,
               help="Say what would be done; touch nothing.  [default: do it]")
 @click.option("--progress/--no-progress", cls=Option, group=SAY, default=None,
@@ -228,12 +232,29 @@ def run_copy(context: click.Context, given: dict[str, Any]) -> int:
     return report.exit_status if tell(report, given) else report.exit_status or ExitStatus.FAILED
 
 
-PASSED_ON = ("overwrite", "dereference", "one_file_system", "reflink", "sparse", "atomic", "fsync", "retries", "dry_run")
+PASSED_ON = (
+    "overwrite",
+    "dereference",
+    "one_file_system",
+    "reflink",
+    "sparse",
+    "atomic",
+    "fsync",
+    "retries",
+    "dry_run",
+    "delete",
+    "max_delete",
+)
 
 
 def run_compare(context: click.Context, given: dict[str, Any]) -> int:
     """pcopy --compare [SOURCE [DESTINATION]]"""
-    refuse(context, given, ("dry_run", "verbose", "quiet", "overwrite", "retries"), "does not go with --compare")
+    refuse(
+        context,
+        given,
+        ("dry_run", "verbose", "quiet", "overwrite", "retries", "delete", "max_delete"),
+        "does not go with --compare",
+    )
     if len(given["paths"]) > 2:
         raise click.UsageError("--compare takes one source and one destination at most", context)
     from pcopy.api import check_sharing

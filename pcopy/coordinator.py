@@ -23,7 +23,24 @@ from typing import NamedTuple
 from pcopy.account import given_up
 from pcopy.engines import PATIENCE, Engine, NotStarted, end_workers, is_broken
 from pcopy.result import Observer, Progress, Report, Stop
-from pcopy.work import Entries, Failure, Finish, Group, Inode, Job, Link, Outcome, Place, Scan, Seal, Shared, Span, Unit
+from pcopy.work import (
+    Clear,
+    Entries,
+    Failure,
+    Finish,
+    Group,
+    Inode,
+    Job,
+    Link,
+    Outcome,
+    Place,
+    Remove,
+    Scan,
+    Seal,
+    Shared,
+    Span,
+    Unit,
+)
 from pcopy.worker import run
 
 # Seconds of a slice. Long: messages are rare, but a worker that runs dry waits so long for the others' leftovers.
@@ -248,10 +265,17 @@ class Coordinator:
         return units
 
     def current(self, unit: Unit) -> Unit:
-        """A large file of which a span failed is not to be sealed, nor a name linked to one that was not copied."""
+        """A large file of which a span failed is not to be sealed, nor a name linked to one that was not copied.
+
+        Nothing is to be deleted where an entry was not copied, nor a directory that has to keep something.
+        """
         if isinstance(unit, Seal) and unit.after in self.ruined:
             return unit._replace(discard=True)
-        return unit._replace(copied=True) if isinstance(unit, Link) and unit.inode in self.ruined else unit
+        if isinstance(unit, Link) and unit.inode in self.ruined:
+            return unit._replace(copied=True)
+        if isinstance(unit, Finish) and unit.extra and unit.after in self.ruined:
+            return unit._replace(extra=())
+        return unit._replace(kept=True) if isinstance(unit, Clear) and unit.after in self.ruined else unit
 
     def split(self, idle: int) -> None:
         """Make more units of the largest there are, so that nobody stands idle."""
@@ -384,9 +408,11 @@ def collect(coordinator: Coordinator, executor: Executor, running: dict[Future[O
 
 def divide(unit: Unit, parts: int) -> list[Unit]:
     """A unit in several, if it can be."""
-    if isinstance(unit, Entries) and len(unit.names) > 1:
+    if isinstance(unit, (Entries, Remove)) and len(unit.names) > 1:
         size = max(1, len(unit.names) // parts)
         names = [unit.names[at : at + size] for at in range(0, len(unit.names), size)]
+        if isinstance(unit, Remove):
+            return [unit._replace(names=some) for some in names]
         return [unit._replace(names=some, share=unit.share * len(some) / len(unit.names)) for some in names]
     if isinstance(unit, Span) and unit.stop - unit.start >= 2 * SMALLEST_SPAN:
         size = max(SMALLEST_SPAN, -(-(unit.stop - unit.start) // parts))

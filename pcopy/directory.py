@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 
 from pcopy import filesystem as fs
@@ -27,6 +28,7 @@ class Listing:
     skipped: list[str] = field(default_factory=list)  # directories that an entry to be kept stands in the way of
     failures: list[Failure] = field(default_factory=list)
     there: dict[str, bool] = field(default_factory=dict)  # names in the destination: whether it is a directory
+    extra: tuple[tuple[str, bool], ...] = ()  # those of them that the source lacks, to be removed
 
     @property
     def found(self) -> int:
@@ -152,6 +154,15 @@ class Directories:
         if not self.options.dry_run:
             keep = {name for name in (*listing.regular, *listing.other) if name.startswith(".pcopy-")}
             fs.clear_stale(listing.there, keep, pair.depth, pair.destination, self.job.token)
+        if self.options.delete:
+            found = {*listing.regular, *listing.other, *(name for name, _ in listing.directories)}
+            listing.extra = tuple(self.removable(listing.there, found))
+
+    def removable(self, there: dict[str, bool], found: Container[str]) -> Iterator[tuple[str, bool]]:
+        """What is to go of the names in a directory of the destination: all but what its source has, and other runs write."""
+        for name, is_directory in there.items():
+            if name not in found and (is_directory or not fs.TEMPORARY.match(name)):
+                yield name, is_directory
 
     def make_directories(self, pair: Pair, listing: Listing, fresh: bool) -> None:
         """Make the copies of all the directories in one, so that its own times can be set before theirs."""
@@ -198,6 +209,35 @@ class Directories:
             self.make_accessible(".", parent.destination)
             fs.remove_directory(name, parent.destination)
         return Finish(unit.tree, parent_path, attributes, fresh=False)
+
+    def remove(self, name: str, parent: int) -> None:
+        """Remove what is no directory. That it is gone already is as good: a worker that was killed has done it."""
+        if not self.options.dry_run:
+            fs.remove_if_there(name, parent)
+
+    def remove_directory(self, name: str, parent: int) -> bool:
+        """Remove a directory. False if it is not empty; so one that something is mounted on is never looked into (rmdir(2))."""
+        if self.options.dry_run:
+            return False
+        try:
+            fs.remove_directory(name, parent)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            return False
+        return True
+
+    def contents(self, tree: int, path: str) -> tuple[list[tuple[str, bool]], bool]:
+        """What is to go of what is in a directory that is to be removed, and whether anything has to stay."""
+        parent_path, _, name = path.rpartition("/")
+        parent = self.handles.pair(~tree, parent_path)
+        handle, _ = self.open_copy(name, parent.destination, fresh=False)
+        self.handles.hold(Pair(~tree, path, ABSENT, handle, parent.depth + 1, readable=True))
+        there = fs.names_in(handle)
+        inside = list(self.removable(there, ()))
+        return inside, len(inside) < len(there)
 
     def finish(self, unit: Finish) -> None:
         if self.options.dry_run:

@@ -27,7 +27,7 @@ from pcopy.work import Inode, Job, Large, Version
 # other workers waiting for the last file.
 LARGE = 32 << 20
 TRIES = 3  # copies of a source that changes each time
-IN_ITS_PLACE = "a directory that is not empty is in its place: move or remove it"
+IN_ITS_PLACE = "a directory that is not empty is in its place: move or remove it, or give delete"
 GRAINS = (1, 100, 1000, 10**6, 10**7, 10**9, 2 * 10**9)  # nanoseconds: what file systems keep of a time
 
 
@@ -42,6 +42,7 @@ class Fate(enum.Enum):
     SKIPPED = "skipped"
     SHARED = ""  # one of several names of an inode: the coordinator decides
     LARGE = " "  # to be shared out in spans
+    BLOCKED = "  "  # a directory is in its place that has to be removed first
 
 
 class Result(NamedTuple):
@@ -201,13 +202,12 @@ class Copier:
         """Make the copy of an entry, in place of ``copy`` if there is one."""
         regular = stat.S_ISREG(state.st_mode)
         directory = copy is not None and stat.S_ISDIR(copy.st_mode)
-        if self.options.dry_run:
-            if directory:
-                self.refuse_full(target, pair.destination)
-            return state.st_size if regular else Result(fate_when_made(state.st_mode))
         if directory:
-            self.clear_directory(target, pair.destination)
+            if not self.gives_way(target, pair.destination):
+                return self.blocked()
             copy = None
+        if self.options.dry_run:
+            return state.st_size if regular else Result(fate_when_made(state.st_mode))
         replace = copy is not None or self.options.whole_files_only
         if regular:
             return self.file(pair, name, target, first, replace)
@@ -236,23 +236,27 @@ class Copier:
             abandon(CLOSED, place, pair.destination)
             raise
 
-    def clear_directory(self, target: str, parent: int) -> None:
-        """An empty directory may give way to something else; one that holds anything may not."""
+    def gives_way(self, target: str, parent: int) -> bool:
+        """An empty directory gives way to something else."""
+        if self.options.dry_run:
+            handle = fs.open_directory(target, parent)
+            try:
+                return not os.listdir(handle)
+            finally:
+                os.close(handle)
         try:
             fs.remove_directory(target, parent)
         except OSError as error:
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                error.strerror = IN_ITS_PLACE
-            raise
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            return False
+        return True
 
-    def refuse_full(self, target: str, parent: int) -> None:
-        """What :meth:`clear_directory` would say."""
-        handle = fs.open_directory(target, parent)
-        try:
-            if os.listdir(handle):
-                raise OSError(errno.ENOTEMPTY, IN_ITS_PLACE)
-        finally:
-            os.close(handle)
+    def blocked(self) -> Result:
+        """A directory that holds anything gives way only if that may be deleted."""
+        if not self.options.delete:
+            raise OSError(errno.ENOTEMPTY, IN_ITS_PLACE)
+        return Result(Fate.BLOCKED)
 
     def put_in_place(self, place: str, target: str, directory: int) -> None:
         try:

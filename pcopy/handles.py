@@ -12,7 +12,7 @@ from pcopy.work import Job
 # Pairs kept open at a time: each takes two handles, of which some systems allow a process 256; fewer would open the
 # directories between a deep one and the top again for each unit.
 KEPT = 50
-ABSENT = -1  # instead of a handle: a dry run, and the destination has no such directory
+ABSENT = -1  # instead of a handle: the destination has no such directory (a dry run), or the source has none
 
 
 @dataclass
@@ -30,9 +30,8 @@ class Pair:
     inherits: bool = False  # new entries get an ACL from the directory
 
     def close(self) -> None:
-        os.close(self.source)
-        if self.destination != ABSENT:
-            os.close(self.destination)
+        close(self.source)
+        close(self.destination)
 
 
 class Handles:
@@ -60,7 +59,10 @@ class Handles:
         self.used.clear()
 
     def pair(self, tree: int, path: str) -> Pair:
-        """The handles of a directory, opened if need be. They stay open until the next unit begins."""
+        """The handles of a directory, opened if need be. They stay open until the next unit begins.
+
+        With ``~tree`` for the tree, only the handle of the copy: its source may lack the directory.
+        """
         self.used.add((tree, path))
         return self.passing(tree, path)
 
@@ -81,22 +83,22 @@ class Handles:
         return parent
 
     def top(self, number: int) -> Pair:
-        tree = self.trees[number]
-        source = fs.open_top(tree.source, tree.source_inode)
+        tree = self.trees[max(number, ~number)]
+        source = ABSENT if number < 0 else fs.open_top(tree.source, tree.source_inode)
         try:
             destination = fs.open_top(tree.destination, tree.destination_inode) if tree.destination_inode else ABSENT
         except OSError:
-            os.close(source)
+            close(source)
             raise
         return Pair(number, "", source, destination, tree.depth)
 
     def below(self, parent: Pair, name: str) -> Pair:
         path = f"{parent.path}/{name}" if parent.path else name
-        source = fs.pass_through(name, parent.source, self.follow)
+        source = ABSENT if parent.source == ABSENT else fs.pass_through(name, parent.source, self.follow)
         try:
             destination = ABSENT if parent.destination == ABSENT else self.copy_of(parent.destination, name)
         except OSError:
-            os.close(source)
+            close(source)
             raise
         return Pair(parent.tree, path, source, destination, parent.depth + 1)
 
@@ -131,3 +133,8 @@ class Handles:
             oldest = next(key for key in self.pairs if key not in self.used)
             self.pairs.pop(oldest).close()
         return pair
+
+
+def close(handle: int) -> None:
+    if handle != ABSENT:
+        os.close(handle)

@@ -33,11 +33,14 @@ class Linker:
         if not self.options.dry_run and not (made and self.is_copy(first, state, made)):
             return None
         fate = self.decide(pair, unit, state, copy, made)
-        if fate is not Fate.HARDLINK or self.options.dry_run:
+        if fate is not Fate.HARDLINK:
             return Result(fate)
         if copy and stat.S_ISDIR(copy.st_mode):
-            self.copier.clear_directory(target, pair.destination)
+            if not self.copier.gives_way(target, pair.destination):
+                return self.copier.blocked()
             copy = None
+        if self.options.dry_run:
+            return Result(fate)
         place = target
         if copy:
             place = fs.temporary_name(self.copier.token, pair.depth, target)

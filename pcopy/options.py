@@ -45,6 +45,8 @@ class Options:
     retries: int = 2
     dry_run: bool = False
     verbose: bool = False
+    delete: bool = False
+    max_delete: int | None = None
     start_method: str | None = None
 
     @property

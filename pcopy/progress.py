@@ -18,7 +18,7 @@ from pcopy.work import Failure
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-DRY_RUN = {"copied": "would copy", "linked": "would link"}
+DRY_RUN = {"copied": "would copy", "linked": "would link", "deleted": "would delete"}
 # Seconds between two pictures: fewer look smoother and cost more.
 INTERVAL = 0.1
 STEPS = 1000

@@ -91,6 +91,7 @@ class Entries(NamedTuple):
 
     ``fresh``: the destination has none of them. ``regular``: the scan saw regular files. ``rename``: the name in the
     destination, if there is one name and it differs. ``first_of``: the inode of which this name is to be the first copy.
+    ``cleared``: there is one name, and it waits until the directory that was in its place is removed.
     """
 
     tree: int
@@ -103,6 +104,7 @@ class Entries(NamedTuple):
     first_of: Inode | None = None
     tries: int = 0  # how often the source changed under the copy
     failed: int = 0
+    cleared: bool = False
 
     @property
     def holds(self) -> tuple[Group, ...]:
@@ -111,7 +113,7 @@ class Entries(NamedTuple):
 
     @property
     def after(self) -> Group:
-        return None
+        return gone_group(self.tree, join(self.path, self.rename or self.names[0])) if self.cleared else None
 
 
 class Large(NamedTuple):
@@ -191,6 +193,7 @@ class Link(NamedTuple):
     share: float
     copied: bool = False  # the first was not copied, so this one has to be
     failed: int = 0
+    cleared: bool = False  # as for Entries; the first copy is there by then
 
     @property
     def holds(self) -> tuple[Group, ...]:
@@ -198,13 +201,14 @@ class Link(NamedTuple):
 
     @property
     def after(self) -> Group:
-        return self.inode
+        return gone_group(self.tree, join(self.path, self.rename or self.name)) if self.cleared else self.inode
 
 
 class Finish(NamedTuple):
     """Give a directory its attributes, now that its entries are in place.
 
-    ``last``: at the end of the run, deepest first, because nobody could pass through the directory afterwards.
+    ``extra``: what its source lacks, and whether it is a directory: to be removed first. ``last``: at the end of the run,
+    deepest first, because nobody could pass through the directory afterwards.
     """
 
     tree: int
@@ -213,6 +217,7 @@ class Finish(NamedTuple):
     fresh: bool = False  # made by this run
     last: bool = False
     failed: int = 0
+    extra: tuple[tuple[str, bool], ...] = ()
 
     @property
     def holds(self) -> tuple[Group, ...]:
@@ -223,11 +228,59 @@ class Finish(NamedTuple):
         return directory_group(self.tree, self.path)
 
 
-Unit = Scan | Entries | Span | Seal | Link | Finish
+class Remove(NamedTuple):
+    """Remove these names, none of them a directory, from a directory of the destination."""
+
+    tree: int
+    path: str
+    names: tuple[str, ...]
+    failed: int = 0
+
+    @property
+    def holds(self) -> tuple[Group, ...]:
+        return (directory_group(self.tree, self.path),)
+
+    @property
+    def after(self) -> Group:
+        return None
+
+
+class Clear(NamedTuple):
+    """Remove a directory of the destination: first what is in it and then, ``emptied``, the directory itself.
+
+    ``kept``: something in it could not be removed, or is not to be.
+    """
+
+    tree: int
+    path: str
+    emptied: bool = False
+    kept: bool = False
+    failed: int = 0
+
+    @property
+    def holds(self) -> tuple[Group, ...]:
+        return directory_group(self.tree, self.path.rpartition("/")[0]), gone_group(self.tree, self.path)
+
+    @property
+    def after(self) -> Group:
+        return directory_group(self.tree, self.path) if self.emptied else None
+
+
+Unit = Scan | Entries | Span | Seal | Link | Finish | Remove | Clear
+
+
+def join(path: str, name: str) -> str:
+    """The path of a name in a directory; the top's path is empty."""
+    return f"{path}/{name}" if path else name
 
 
 def directory_group(tree: int, path: str) -> Group:
     return (tree, path)
+
+
+def gone_group(tree: int, path: str) -> Group:
+    """Held by what removes a directory."""
+    return (tree, path, Clear)
 
 
 def large_group(large: Large) -> Group:

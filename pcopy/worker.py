@@ -14,30 +14,36 @@ a directory lies the unit that finishes it, so a directory that one worker copie
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pcopy import filesystem as fs
+from pcopy import removal
 from pcopy.account import Account, unforeseen
-from pcopy.entry import TRIES, Fate, Result, SourceChanged, changed
+from pcopy.entry import IN_ITS_PLACE, TRIES, Fate, Result, SourceChanged, changed
 from pcopy.handles import ABSENT, Handles, Pair
 from pcopy.links import Linker
 from pcopy.work import (
+    Clear,
     Entries,
     Finish,
     Job,
     Large,
     Link,
     Outcome,
+    Remove,
     Scan,
     Seal,
     Shared,
     Span,
     Unit,
     directory_group,
+    join,
     large_group,
 )
 
@@ -75,8 +81,8 @@ class Slice(Account):
     """One call of :func:`run`."""
 
     def __init__(self, job: Job, handles: Handles, deadline: float, ahead: bool = False) -> None:
-        super().__init__(job, handles)
-        self.deadline, self.ahead = deadline, ahead
+        super().__init__(job, handles, deadline)
+        self.ahead = ahead
         self.linker = Linker(self.copier)
         self.unprivileged = os.geteuid() != 0
 
@@ -143,7 +149,8 @@ class Slice(Account):
         for name, fresh in listing.directories:
             stack.append(Scan(tree, prefix + name, fresh, share * DIRECTORY_WEIGHT))
         last = self.unprivileged and not listing.attributes.mode & stat.S_IXUSR
-        stack.append(Finish(tree, path, listing.attributes, unit.fresh, last))
+        extra = () if listing.failures else listing.extra
+        stack.append(Finish(tree, path, listing.attributes, unit.fresh, last, extra=extra))
         for names, regular in ((listing.other, False), (listing.regular, True)):
             new = [name for name in names if name not in listing.there] if listing.there else names
             if len(new) < len(names):
@@ -162,7 +169,7 @@ class Slice(Account):
             self.waiting.append(unit)
             self.open.update(unit.holds)
             return
-        pair = self.handles.pair(unit.tree, unit.path)
+        pair = self.pair_of(unit)
         names, deadline, plain = unit.names, self.deadline, self.copier.plain
         new, done, began_large = unit.fresh and unit.regular, 0, False
         known = unit.regular and not unit.fresh and plain.compares and pair.destination != ABSENT
@@ -189,6 +196,10 @@ class Slice(Account):
             rest = unit._replace(names=names[done:], share=unit.share * (len(names) - done) / len(names))
             self.stack.insert(len(self.stack) - (2 if began_large else 0), rest)  # below the large file's two units
 
+    def pair_of(self, unit: Entries | Link) -> Pair:
+        pair = self.handles.pair(unit.tree, unit.path)
+        return replace(pair, destination=ABSENT) if unit.cleared and self.job.options.dry_run else pair  # as if it were cleared
+
     def copy_entry(self, unit: Entries, pair: Pair, name: str, new: bool) -> bool:
         """Copy whatever is behind a name. True if a large file was begun."""
         try:
@@ -206,7 +217,10 @@ class Slice(Account):
     def settle(self, unit: Entries, name: str, result: Result) -> bool:
         """Note what became of an entry that is no plain file. True if a large file was begun."""
         share = unit.share / len(unit.names)
-        if result.fate is Fate.SHARED:
+        if result.fate is Fate.BLOCKED:
+            self.outcome.share -= share
+            self.clear_first(unit, unit._replace(names=(name,), fresh=False, share=share, cleared=True), name)
+        elif result.fate is Fate.SHARED:
             assert result.inode
             self.outcome.share -= share
             self.outcome.shared.append(
@@ -228,6 +242,16 @@ class Slice(Account):
             self.count(result.fate)
             self.event("updated" if result.updated else WORDS.get(result.fate, "copied"), unit, name)
         return result.fate is Fate.LARGE
+
+    def clear_first(self, unit: Entries | Link, again: Entries | Link, name: str) -> None:
+        """A directory that is not empty is in the place of something else: once it is removed, that is tried again."""
+        if unit.cleared:
+            error = OSError(errno.ENOTEMPTY, IN_ITS_PLACE)
+            self.spoil(unit)
+            self.keep_all(unit)
+            self.fail(self.failure_of(self.full(unit.tree, unit.path, name), error))
+        else:
+            self.stack += [again, Clear(unit.tree, join(unit.path, unit.rename or name))]
 
     def copy_span(self, unit: Span) -> None:
         large, position, piece = unit.large, unit.start, FIRST_PIECE
@@ -295,7 +319,7 @@ class Slice(Account):
             self.event("copied", unit, large.name)
 
     def link(self, unit: Link) -> None:
-        pair = self.handles.pair(unit.tree, unit.path)
+        pair = self.pair_of(unit)
         first = self.handles.pair(unit.first.tree, unit.first.path)
         try:
             result = None if unit.copied else self.linker.link(pair, unit, first)
@@ -306,6 +330,9 @@ class Slice(Account):
                 copy = Entries(unit.tree, unit.path, (unit.name,), False, False, unit.share, unit.rename, unit.inode)
                 self.stack.append(copy)
                 return
+            if result.fate is Fate.BLOCKED:
+                self.clear_first(unit, unit._replace(cleared=True), unit.name)
+                return
             self.count(result.fate)
             self.event(WORDS.get(result.fate, "copied"), unit, unit.name)
         self.outcome.share += unit.share
@@ -313,6 +340,8 @@ class Slice(Account):
     def finish(self, unit: Finish) -> None:
         if unit.last or unit.after in self.open:
             self.waiting.append(unit)
+        elif unit.extra:
+            removal.begin(self, unit)
         else:
             self.directories.finish(unit)
 
@@ -330,4 +359,6 @@ DO: dict[type, Callable[[Slice, Any], None]] = {
     Seal: Slice.seal,
     Link: Slice.link,
     Finish: Slice.finish,
+    Remove: removal.remove,
+    Clear: removal.clear,
 }

@@ -25,6 +25,7 @@ FLOORS = (
     ("directory", "plain"),
     ("entry",),
     ("links", "account"),
+    ("removal",),
     ("worker",),
     ("coordinator", "prepare"),
     ("api",),

@@ -1,0 +1,109 @@
+"""Take away what the source lacks: names by the batch, directories from the leaves up.
+
+    Finish with extra ─▶ Finish, Remove (names), Clear (each directory)
+    Clear             ─▶ Clear emptied, Remove (the names in it), Clear (each directory in it)
+
+A directory is finished, or removed itself, when nothing holds it any more, as in copying. A directory of which an entry could
+not be copied keeps all that it has: it may be wanted yet.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Iterable
+
+from pcopy.account import Account
+from pcopy.work import Clear, Finish, Remove, Unit, directory_group, join
+
+# Names in one unit, as of those to be copied.
+BATCH = 128
+
+
+def begin(work: Account, unit: Finish) -> None:
+    """A directory is copied but for its attributes, and has more in it than its source."""
+    work.stack.append(unit._replace(extra=()))
+    if unit.after not in work.outcome.ruined:
+        work.stack += units_of(unit.tree, unit.path, unit.extra)
+
+
+def units_of(tree: int, path: str, extra: Iterable[tuple[str, bool]]) -> Iterable[Unit]:
+    names = []
+    for name, is_directory in extra:
+        if is_directory:
+            yield Clear(tree, join(path, name))
+        else:
+            names.append(name)
+    for at in range(0, len(names), BATCH):
+        yield Remove(tree, path, tuple(names[at : at + BATCH]))
+
+
+def remove(work: Account, unit: Remove) -> None:
+    try:
+        pair = work.handles.pair(~unit.tree, unit.path)
+    except FileNotFoundError:  # a worker that was killed had come further
+        return
+    for done, name in enumerate(unit.names, 1):
+        try:
+            work.directories.remove(name, pair.destination)
+        except OSError as error:
+            failed(work, unit._replace(names=(name,)), error)
+        else:
+            deleted(work, unit, name)
+        if time.monotonic() >= work.deadline and done < len(unit.names):
+            work.stack.append(unit._replace(names=unit.names[done:]))
+            return
+
+
+def clear(work: Account, unit: Clear) -> None:
+    if unit.emptied and unit.after in work.open:
+        work.waiting.append(unit)
+        work.open.update(unit.holds)
+        return
+    above, _, name = unit.path.rpartition("/")
+    try:
+        gone = work.directories.remove_directory(name, work.handles.pair(~unit.tree, above).destination)
+        if not gone and not unit.emptied:
+            empty(work, unit)
+            return
+    except FileNotFoundError:  # as above
+        gone = True
+    except OSError as error:
+        failed(work, unit, error)
+        return
+    if gone or (work.job.options.dry_run and not is_kept(work, unit)):
+        deleted(work, unit)
+    elif is_kept(work, unit):
+        work.outcome.ruined.add(directory_group(unit.tree, above))
+    else:
+        failed(work, unit, OSError(errno.ENOTEMPTY, "somebody puts entries into it: run the same line again"))
+
+
+def empty(work: Account, unit: Clear) -> None:
+    """First what is in a directory, then itself."""
+    work.stack.append(unit._replace(emptied=True))
+    inside, kept = work.directories.contents(unit.tree, unit.path)
+    if kept:
+        work.outcome.ruined.add(directory_group(unit.tree, unit.path))
+    work.stack += units_of(unit.tree, unit.path, inside)
+
+
+def is_kept(work: Account, unit: Clear) -> bool:
+    """Whether something in a directory has to stay, or could not be removed."""
+    return unit.kept or unit.after in work.outcome.ruined
+
+
+def failed(work: Account, unit: Remove | Clear, error: OSError) -> None:
+    """What could not be removed is no entry of the source, but it is one of the run."""
+    if work.try_again(unit, error.errno):
+        return
+    above, name = (unit.path, unit.names[0]) if isinstance(unit, Remove) else (unit.path.rpartition("/")[0], "")
+    work.outcome.ruined.add(directory_group(unit.tree, above))
+    work.outcome.tally.found += 1
+    work.fail(work.failure_of(work.copy_path(unit.tree, unit.path, name), error))
+
+
+def deleted(work: Account, unit: Remove | Clear, name: str = "") -> None:
+    work.outcome.tally.deleted += 1
+    if work.verbose:
+        work.outcome.events.append(("deleted", work.copy_path(unit.tree, unit.path, name)))

@@ -1,0 +1,291 @@
+"""What the source lacks goes from the copy: all of that, only that, and nothing of it when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pcopy
+from tests.conftest import Run
+from tests.trees import Dir, Fifo, Hard, Link, make_tree, read_tree
+
+
+@pytest.fixture(params=[1, 3], ids=["serial", "pool"])
+def jobs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many workers. A pool does nearly all of the work here: the coordinator begins with as little as can be."""
+    count = int(request.param)
+    if count > 1:
+        monkeypatch.setattr("pcopy.coordinator.FIRST", 0.0)
+    return count
+
+
+SOURCE: dict[str | bytes, object] = {"f": b"1", "d": Dir({"g": b"2", "e": Dir({})}), "l": Link("f")}
+
+
+def litter(depth: int = 3) -> dict[str | bytes, object]:
+    """A tree of all kinds of entries, of which the source has none. Its entries: see :func:`count`."""
+    below: dict[str | bytes, object] = (
+        {f"sub{number}": Dir(litter(depth - 1), mode=0o500) for number in range(3)} if depth else {}
+    )
+    names: dict[str | bytes, object] = {f"file{number}": b"x" for number in range(5)}
+    return {**names, **below, "link": Link("nowhere"), "out": Link("/"), "fifo": Fifo(), b"\xff\n": b"odd", "none": Dir({})}
+
+
+def count(entries: dict[str | bytes, object]) -> int:
+    return sum(1 + (count(dict(entry.entries)) if isinstance(entry, Dir) else 0) for entry in entries.values())
+
+
+def test_what_the_source_lacks_is_deleted(tmp_path: Path, jobs: int) -> None:
+    source = make_tree(tmp_path / "src", SOURCE)
+    make_tree(tmp_path / "dst", {**SOURCE, "x": Dir(litter()), "d": Dir({"g": b"2", "e": Dir(litter(1)), "more": b"3"})})
+    extra = 1 + count(litter()) + count(litter(1)) + 1
+    plan = pcopy.copy(source, tmp_path / "dst", jobs=jobs, delete=True, dry_run=True)
+    assert (plan.ok, plan.deleted) == (True, extra)
+    report = pcopy.copy(source, tmp_path / "dst", jobs=jobs, delete=True)
+    assert (report.ok, report.deleted, report.failed) == (True, extra, 0), report.errors
+    assert read_tree(tmp_path / "dst") == read_tree(source)
+    assert pcopy.copy(source, tmp_path / "dst", jobs=jobs, delete=True).deleted == 0
+
+
+def test_without_the_option_nothing_is_deleted(tmp_path: Path, jobs: int) -> None:
+    source = make_tree(tmp_path / "src", SOURCE)
+    make_tree(tmp_path / "dst", {"x": Dir({"y": b"1"})})
+    report = pcopy.copy(source, tmp_path / "dst", jobs=jobs)
+    assert (report.ok, report.deleted, (tmp_path / "dst/x/y").exists()) == (True, 0, True)
+
+
+def test_every_deletion_is_named_in_both_runs(tmp_path: Path, pcopy: Run) -> None:
+    source = make_tree(tmp_path / "src", {"f": b"1"})
+    dst = make_tree(tmp_path / "dst", {"f": b"1", "x": Dir({"y": b"2", "z": Dir({})})})
+    planned = pcopy("-n", "-v", "--delete", source, dst)
+    assert (dst / "x/y").exists()
+    done = pcopy("-v", "--delete", source, dst)
+    names = [f"{dst}/x/y", f"{dst}/x/z", f"{dst}/x"]
+    assert sorted(line for line in planned.stderr.splitlines() if "delete " in line) == sorted(
+        f"would delete {x}" for x in names
+    )
+    assert sorted(line for line in done.stderr.splitlines() if line.startswith("deleted ")) == sorted(
+        f"deleted {x}" for x in names
+    )
+    assert "3 deleted" in planned.stderr.splitlines()[-1] and "3 deleted" in done.stderr.splitlines()[-1]
+
+
+# ---- nothing is deleted ---------------------------------------------------------------------------------------------
+
+
+def test_more_than_allowed_is_none(tmp_path: Path, pcopy: Run) -> None:
+    source = make_tree(tmp_path / "src", {"new": b"1"})
+    dst = make_tree(tmp_path / "dst", {f"x{number}": b"2" for number in range(5)})
+    before = read_tree(dst)
+    done = pcopy("--delete", "--max-delete", 4, source, dst)
+    assert done.returncode == 3
+    assert "would remove 5 entries, more than max-delete allows (4): nothing was done" in done.stderr
+    assert read_tree(dst) == before
+    assert pcopy("--delete", "--max-delete", 4, "-n", source, dst).returncode == 3
+    done = pcopy("--delete", "--max-delete", 5, source, dst)
+    assert (done.returncode, os.listdir(dst)) == (0, ["new"])
+
+
+def test_an_empty_source_is_refused(tmp_path: Path, pcopy: Run) -> None:
+    source, dst = make_tree(tmp_path / "src", {}), make_tree(tmp_path / "dst", {"x": Dir({"y": b"1"})})
+    before = read_tree(dst)
+    done = pcopy("--delete", source, dst)
+    assert (done.returncode, "is it mounted?" in done.stderr) == (3, True)
+    assert read_tree(dst) == before
+    other = make_tree(tmp_path / "other", {"f": b"1"})
+    assert pcopy("--delete", other, source, tmp_path / "both").returncode == 3
+    assert pcopy("--delete", "--max-delete", 1, source, dst).returncode == 3
+    assert pcopy("--delete", "--max-delete", 2, source, dst).returncode == 0
+    assert os.listdir(dst) == []
+
+
+FAILING = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <string.h>
+int openat(int dir, const char *name, int flags, unsigned mode) {
+    static int (*real)(int, const char *, int, unsigned);
+    if (!real) real = dlsym(RTLD_NEXT, "openat");
+    if (!strcmp(name, "broken")) { errno = EIO; return -1; }
+    return real(dir, name, flags, mode);
+}
+int openat64(int dir, const char *name, int flags, unsigned mode) { return openat(dir, name, flags, mode); }
+"""
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment in which nothing of the name "broken" can be opened: EIO."""
+    if not shutil.which("gcc"):
+        pytest.skip("needs gcc")
+    top = tmp_path_factory.mktemp("broken")
+    (top / "broken.c").write_text(FAILING)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", top / "broken.so", top / "broken.c", "-ldl"], check=True)
+    return {**os.environ, "LD_PRELOAD": str(top / "broken.so")}
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("what", [b"1", Dir({"f": b"1"})], ids=["file", "directory"])
+def test_where_something_cannot_be_read_nothing_is_deleted(
+    tmp_path: Path, pcopy: Run, broken: dict[str, str], what: object, count: int
+) -> None:
+    inside: dict[str | bytes, object] = {"x": b"2", "y": Dir({"z": b"3"})}
+    source = make_tree(tmp_path / "src", {"bad": Dir({"broken": what}), "good": Dir({"f": b"1"})})
+    dst = make_tree(tmp_path / "dst", {"bad": Dir({"broken": Dir(inside), **inside}), "good": Dir(inside)})
+    before = read_tree(dst / "bad")
+    done = pcopy("-j", count, "--delete", "--retries", 1, source, dst, env=broken)
+    assert (done.returncode, "Input/output error" in done.stderr) == (1, True)
+    after = read_tree(dst / "bad")
+    assert {path: after[path] for path in before if path.startswith(b"broken/")} == {
+        path: before[path] for path in before if path.startswith(b"broken/")
+    }
+    assert isinstance(what, Dir) or set(after) == set(before)
+    assert os.listdir(dst / "good") == ["f"]
+    assert pcopy("-j", count, "--delete", source, dst).returncode == 0
+    assert read_tree(dst) == read_tree(source)
+
+
+def test_what_cannot_be_deleted_is_named_and_the_rest_goes(tmp_path: Path, jobs: int) -> None:
+    """Something is mounted in a directory that is to go: it is not looked into, and what is around it goes."""
+    if os.geteuid():
+        pytest.skip("needs root")
+    source = make_tree(tmp_path / "src", {"f": b"1"})
+    kept = make_tree(tmp_path / "kept", {"mine": b"2", "d": Dir({})})
+    dst = make_tree(tmp_path / "dst", {"x": Dir({"a": b"3", "m": Dir({}), "b": Dir({"c": b"4"})}), "y": b"5"})
+    if subprocess.run(["mount", "--bind", kept, dst / "x/m"], capture_output=True, check=False).returncode:
+        pytest.skip("cannot mount here")
+    try:
+        before = read_tree(kept)
+        report = pcopy.copy(source, dst, jobs=jobs, delete=True)
+        assert read_tree(kept) == before
+        assert (report.exit_status, report.failed, report.deleted) == (1, 1, 4)
+        (error,) = report.errors
+        assert (error.path, error.reason) == (f"{dst}/x/m", "Device or resource busy")
+        assert sorted(os.listdir(dst)) == ["f", "x"] and os.listdir(dst / "x") == ["m"]
+    finally:
+        subprocess.run(["umount", dst / "x/m"], check=True)
+    report = pcopy.copy(source, dst, jobs=jobs, delete=True)
+    assert (report.ok, report.deleted) == (True, 2)
+
+
+def test_links_are_deleted_and_not_followed(tmp_path: Path, jobs: int) -> None:
+    outside = make_tree(tmp_path / "outside", {"mine": b"1", "d": Dir({"e": b"2"})})
+    before = read_tree(outside)
+    source = make_tree(tmp_path / "src", {"f": b"1", "d": Dir({"g": b"2"})})
+    make_tree(tmp_path / "dst", {"x": Link(str(outside)), "d": Link(str(outside)), "y": Dir({"z": Link("../../outside/d")})})
+    report = pcopy.copy(source, tmp_path / "dst", jobs=jobs, delete=True)
+    assert (report.ok, report.deleted) == (True, 3)
+    assert read_tree(outside) == before
+    assert read_tree(tmp_path / "dst") == read_tree(source)
+
+
+def test_another_file_system_of_the_source_is_left_alone(tmp_path: Path, jobs: int) -> None:
+    """With -x what is mounted in the source is not looked at, so nobody knows what it lacks."""
+    if os.geteuid():
+        pytest.skip("needs root")
+    source = make_tree(tmp_path / "src", {"f": b"1", "m": Dir({})})
+    dst = make_tree(tmp_path / "dst", {"m": Dir({"x": b"2"}), "y": b"3"})
+    if subprocess.run(["mount", "-t", "tmpfs", "none", source / "m"], capture_output=True, check=False).returncode:
+        pytest.skip("cannot mount here")
+    try:
+        report = pcopy.copy(source, dst, jobs=jobs, delete=True, one_file_system=True)
+    finally:
+        subprocess.run(["umount", source / "m"], check=True)
+    assert (report.ok, report.deleted, os.listdir(dst / "m")) == (True, 1, ["x"])
+
+
+def test_a_live_run_keeps_what_it_writes(tmp_path: Path, jobs: int) -> None:
+    """A run into a directory that is to be deleted holds its lock: its temporary names stay, and with them the directory."""
+    source = make_tree(tmp_path / "src", {"f": b"1"})
+    name = ".pcopy-0123abcd-0-0123456789abcdef"
+    dst = make_tree(tmp_path / "dst", {"x": Dir({name: b"half", "y": b"2"})})
+    report = pcopy.copy(source, dst, jobs=jobs, delete=True)
+    assert (report.ok, report.deleted) == (True, 1)
+    assert os.listdir(dst / "x") == [name]
+
+
+# ---- a directory in the place of something else ---------------------------------------------------------------------
+
+
+def test_a_directory_gives_way_to_what_the_source_has(tmp_path: Path, jobs: int) -> None:
+    inside: dict[str | bytes, object] = {"a": b"1", "b": Dir({"c": b"2", "e": Dir({})})}
+    entries = {"file": b"new", "link": Link("x"), "fifo": Fifo(), "one": b"3", "two": Hard("one"), "large": bytes(33 << 20)}
+    source = make_tree(tmp_path / "src", entries)
+    make_tree(tmp_path / "dst", {name: Dir(inside) for name in entries})
+    without = pcopy.copy(source, tmp_path / "dst", jobs=jobs)
+    assert (without.exit_status, without.failed, without.deleted) == (1, len(entries), 0)
+    plan = pcopy.copy(source, tmp_path / "dst", jobs=jobs, delete=True, dry_run=True)
+    report = pcopy.copy(source, tmp_path / "dst", jobs=jobs, delete=True)
+    assert (report.ok, report.deleted, report.failed) == (True, 5 * len(entries), 0), report.errors
+    assert (plan.ok, plan.deleted, plan.files) == (True, report.deleted, report.files)
+    assert read_tree(tmp_path / "dst") == read_tree(source)
+
+
+def test_a_directory_that_something_is_mounted_on_gives_way_to_nothing(tmp_path: Path, jobs: int) -> None:
+    if os.geteuid():
+        pytest.skip("needs root")
+    source = make_tree(tmp_path / "src", {"f": b"1", "g": b"2"})
+    dst = make_tree(tmp_path / "dst", {"f": Dir({"m": Dir({})})})
+    if subprocess.run(["mount", "-t", "tmpfs", "none", dst / "f/m"], capture_output=True, check=False).returncode:
+        pytest.skip("cannot mount here")
+    try:
+        report = pcopy.copy(source, dst, jobs=jobs, delete=True)
+    finally:
+        subprocess.run(["umount", dst / "f/m"], check=True)
+    assert report.exit_status == 1
+    assert sorted(os.path.relpath(error.path, tmp_path) for error in report.errors) == ["dst/f/m", "src/f"]
+    assert (dst / "g").read_bytes() == b"2"
+
+
+# ---- what makes no sense --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--max-delete", "1", "src", "dst"], "max-delete goes with delete"),
+        (["--delete", "--max-delete", "-1", "src", "dst"], "-1 is not in the range x>=0"),
+        (["--delete", "src/f", "dst"], "no source is one"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(tmp_path: Path, pcopy: Run, words: list[str], says: str) -> None:
+    make_tree(tmp_path / "src", {"f": b"1"})
+    dst = make_tree(tmp_path / "dst", {"x": b"2"})
+    done = pcopy(*words)
+    assert (done.returncode, says in done.stderr, os.listdir(dst)) == (2, True, ["x"])
+
+
+@pytest.mark.parametrize("moment", [0, 50, 700])
+def test_a_killed_worker_of_a_deletion_is_replaced(tmp_path: Path, moment: int) -> None:
+    source = make_tree(tmp_path / "src", {"f": b"1"})
+    dst = make_tree(tmp_path / "dst", {f"d{number}": Dir({f"x{count}": b"" for count in range(40)}) for number in range(40)})
+    words = [sys.executable, "-c", KILLED, str(moment), "--json", "-q", "-j", "2", "--delete", str(source), str(dst)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, sorted(os.listdir(dst))) == (0, ["f"]), done.stderr
+    report = json.loads(done.stdout)
+    assert "a worker process was killed" in " ".join(report["warnings"])
+    assert report["deleted"] <= 40 * 41
+
+
+KILLED = """
+import mmap, os, sys
+import pcopy.coordinator, pcopy.cli
+pcopy.coordinator.FIRST = 0.0  # workers do it all
+left = mmap.mmap(-1, 2)  # shared with them
+left[:] = int(sys.argv[1]).to_bytes(2, "little")
+def hook(event, arguments):
+    if event == "os.remove":
+        count = int.from_bytes(left[:], "little")
+        left[:] = (count - 1 if count else 65535).to_bytes(2, "little")  # so many that it is once
+        if not count:
+            os.kill(os.getpid(), 9)
+sys.addaudithook(hook)
+pcopy.cli.main(sys.argv[2:])
+"""
