@@ -154,6 +154,12 @@ class Account:
             for name in names:
                 self.event("copied", unit, name)
 
+    def note_linked(self, unit: Entries, names: Sequence[str]) -> None:
+        self.outcome.tally.hardlinks += len(names)
+        if self.verbose:
+            for name in names:
+                self.event("linked", unit, name)
+
     def note_unchanged(self, unit: Entries, names: Sequence[str]) -> None:
         self.outcome.tally.unchanged += len(names)
         if self.verbose:

@@ -47,6 +47,7 @@ def copy(
     dry_run: bool = False,
     delete: bool = False,
     max_delete: int | None = None,
+    link_dest: Path | Iterable[Path] = (),
     verbose: bool = False,
     start_method: Literal["fork", "forkserver", "spawn"] | None = None,
     observer: Observer | None = None,
@@ -71,6 +72,8 @@ def copy(
     :param dry_run: report what would be done and touch nothing
     :param delete: remove what the source lacks from the copies of directories. An empty source is refused.
     :param max_delete: do nothing at all if that is more than so many entries; with it, a source may be empty
+    :param link_dest: earlier copies on the destination's file system, relative to it: files that have not changed since become
+        hard links to them, or share their blocks with ``reflink="always"``
     :param verbose: tell the observer of every entry
     :param start_method: multiprocessing's; by default ``fork`` while this process has a single thread
     :param observer: is told how the run goes; exceptions that it raises end the run
@@ -96,6 +99,7 @@ def copy(
         dry_run=dry_run,
         delete=delete,
         max_delete=None if max_delete is None else check_count("max_delete", max_delete),
+        link_dest=tuple(os.fsdecode(one) for one in listed(link_dest)),
         verbose=verbose,
         start_method=start_method,
     )
@@ -110,6 +114,7 @@ def copy(
     top, landings = land(found, there)
     refuse_overlap(found, there, landings)
     check_deletion(options, landings)
+    options = replace(options, link_dest=tuple(check_earlier(one, top) for one in options.link_dest))
     observer, stop = observer or Observer(), stop or Stop()
     if options.delete and (failure := too_much(options, top, landings, stop)):
         report = new_report(options)
@@ -224,6 +229,23 @@ def check_deletion(options: Options, landings: Sequence[Landing]) -> None:
         raise UsageError("delete is for copies of directories: no source is one")
 
 
+def check_earlier(given: str, top: str) -> str:
+    """An earlier copy that hard links can be made to. A relative path is relative to the destination, as for rsync."""
+    path = os.path.normpath(os.path.join(top, given))
+    try:
+        state, there = os.stat(path), os.stat(top if os.path.exists(top) else os.path.dirname(top))
+    except OSError as error:
+        where = "" if os.path.isabs(given) else f" (that is {path}: relative to the destination)"
+        raise UsageError(f"link-dest {given}{where}: {error.strerror}") from None
+    if not stat.S_ISDIR(state.st_mode):
+        raise UsageError(f"link-dest {given}: is not a directory")
+    if state.st_dev != there.st_dev:
+        raise UsageError(f"link-dest {given}: is on another file system than {top}, and hard links cannot reach there")
+    if os.path.samestat(state, there):
+        raise UsageError(f"link-dest {given}: is the destination itself; give an earlier copy")
+    return path
+
+
 def is_empty(directory: str) -> bool:
     try:
         with os.scandir(directory) as entries:
@@ -257,8 +279,11 @@ def check_preserve(preserve: Iterable[str]) -> frozenset[str]:
 
 
 def look_at_sources(sources: Path | Iterable[Path], options: Options) -> list[Source]:
-    paths = [sources] if isinstance(sources, (str, bytes, os.PathLike)) else list(sources)
-    return [look_at_source(os.fsdecode(path), options.dereference) for path in paths]
+    return [look_at_source(os.fsdecode(path), options.dereference) for path in listed(sources)]
+
+
+def listed(paths: Path | Iterable[Path]) -> list[Path]:
+    return [paths] if isinstance(paths, (str, bytes, os.PathLike)) else list(paths)
 
 
 def look_at_source(given: str, dereference: bool) -> Source:

@@ -172,6 +172,9 @@ def print_version(context: click.Context, param: click.Parameter, given: bool) -
               help="Remove what the source lacks; an empty source is refused.  [default: keep it]")
 @click.option("--max-delete", cls=Option, group=WHAT, metavar="N", type=click.IntRange(min=0),
               help="With --delete: do nothing at all if that is more than N entries; the source may be empty.")
+@click.option("--link-dest", cls=Option, group=HOW, multiple=True, metavar="DIR", shell_complete=some_file,
+              help="Make files that have not changed since an earlier copy hard links to it; relative to DESTINATION; "
+                   "repeatable.  [default: none]")
 @click.option("-n", "--dry-run", cls=Option, group=WHAT, is_flag=True,
               help="Say what would be done; touch nothing.  [default: do it]")
 @click.option("--progress/--no-progress", cls=Option, group=SAY, default=None,
@@ -244,6 +247,7 @@ PASSED_ON = (
     "dry_run",
     "delete",
     "max_delete",
+    "link_dest",
 )
 
 
@@ -252,7 +256,7 @@ def run_compare(context: click.Context, given: dict[str, Any]) -> int:
     refuse(
         context,
         given,
-        ("dry_run", "verbose", "quiet", "overwrite", "retries", "delete", "max_delete"),
+        ("dry_run", "verbose", "quiet", "overwrite", "retries", "delete", "max_delete", "link_dest"),
         "does not go with --compare",
     )
     if len(given["paths"]) > 2:

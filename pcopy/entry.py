@@ -9,6 +9,7 @@ something is written under a temporary name and renamed over it, so the old entr
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import errno
 import os
@@ -19,13 +20,14 @@ from pcopy import filesystem as fs
 from pcopy.contents import Contents, has_holes
 from pcopy.handles import ABSENT, Pair
 from pcopy.metadata import NEW, Metadata
-from pcopy.options import Overwrite
+from pcopy.options import Overwrite, When
 from pcopy.plain import CLOSED, Plain, abandon
 from pcopy.work import Inode, Job, Large, Version
 
 # Bytes from which a file is shared out in spans: smaller costs two renames and messages for nothing, larger keeps the
 # other workers waiting for the last file.
 LARGE = 32 << 20
+CANNOT_LINK = frozenset({errno.EMLINK, errno.EPERM, errno.EXDEV, errno.ENOTSUP})
 TRIES = 3  # copies of a source that changes each time
 IN_ITS_PLACE = "a directory that is not empty is in its place: move or remove it, or give delete"
 GRAINS = (1, 100, 1000, 10**6, 10**7, 10**9, 2 * 10**9)  # nanoseconds: what file systems keep of a time
@@ -71,6 +73,7 @@ class Copier:
         self.contents = Contents(options)
         self.metadata = Metadata(options, job.umask)
         self.plain = Plain(options, self.contents, self.metadata, LARGE)
+        self.user = os.geteuid()
         self.grains: dict[int, int] = {}  # st_dev: granularity of times in nanoseconds
 
     def copy(self, pair: Pair, name: str, target: str, new: bool, first: bool) -> int | Result:
@@ -207,10 +210,13 @@ class Copier:
                 return self.blocked()
             copy = None
         if self.options.dry_run:
+            if regular and self.find_earlier(pair, name, target, state):
+                return Result(Fate.HARDLINK)
             return state.st_size if regular else Result(fate_when_made(state.st_mode))
         replace = copy is not None or self.options.whole_files_only
         if regular:
-            return self.file(pair, name, target, first, replace)
+            linked = self.link_earlier(pair, name, target, state, replace) if pair.earlier else None
+            return self.file(pair, name, target, first, replace) if linked is None else linked
         place = fs.temporary_name(self.token, pair.depth, target) if replace else target
         if replace:
             fs.remove_if_there(place, pair.destination)
@@ -264,6 +270,43 @@ class Copier:
         except BaseException:
             abandon(CLOSED, place, directory)
             raise
+
+    def find_earlier(self, pair: Pair, name: str, target: str, state: os.stat_result) -> Pair | None:
+        """The first earlier copy in which a file is what it is now, attributes and all."""
+        if self.options.overwrite is Overwrite.ALWAYS:
+            return None
+        for one in pair.earlier:
+            copy = fs.look_if_there(target, one.destination)
+            if copy and stat.S_ISREG(copy.st_mode) and state.st_size == copy.st_size:
+                mine = self.metadata.unprivileged and copy.st_uid == self.user  # what a copy of another's file would be too
+                if self.same_time(pair, state.st_mtime_ns, copy) and not self.metadata.differs(
+                    one, name, target, state, copy, owner=not mine
+                ):
+                    return one
+        return None
+
+    def link_earlier(self, pair: Pair, name: str, target: str, state: os.stat_result, replace: bool) -> int | Result | None:
+        """Make a file a hard link to its earlier copy, or share blocks with that. None if there is none, or it cannot be."""
+        one = self.find_earlier(pair, name, target, state)
+        if one is None:
+            return None
+        if self.options.reflink is When.ALWAYS:
+            return self.file(
+                dataclasses.replace(one, source=one.destination, destination=pair.destination), target, target, True
+            )
+        place = fs.temporary_name(self.token, pair.depth, target) if replace else target
+        if replace:
+            fs.remove_if_there(place, pair.destination)
+        try:
+            fs.make_hard_link(target, one.destination, place, pair.destination)
+        except OSError as error:
+            if error.errno not in CANNOT_LINK:
+                raise
+            self.metadata.lose("links to earlier copies")
+            return None
+        if replace:
+            self.put_in_place(place, target, pair.destination)
+        return Result(Fate.HARDLINK)
 
     def file(self, pair: Pair, name: str, target: str, first: bool, replace: bool = False, tries: int = TRIES) -> int | Result:
         """Copy a regular file, again if the source changed meanwhile."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pcopy import filesystem as fs
 from pcopy.work import Job
@@ -28,6 +29,7 @@ class Pair:
     owner: tuple[int, int] | None = None  # what new entries get here
     mode: int | None = None  # what the copy had before the run, if it was there
     inherits: bool = False  # new entries get an ACL from the directory
+    earlier: tuple[Pair, ...] = ()  # the source beside earlier copies, while a unit is at work
 
     def close(self) -> None:
         close(self.source)
@@ -41,7 +43,7 @@ class Handles:
     """
 
     def __init__(self, job: Job) -> None:
-        self.trees = job.trees
+        self.trees = (*job.trees, *job.earlier)
         self.follow = job.options.dereference
         self.dry_run = job.options.dry_run
         self.pairs: OrderedDict[tuple[int, str], Pair] = OrderedDict()
@@ -109,6 +111,17 @@ class Handles:
             if self.dry_run:
                 return ABSENT
             raise
+
+    def with_earlier(self, pair: Pair) -> Pair:
+        """A pair with the earlier copies of its directory."""
+        found = []
+        for number in self.trees[pair.tree].earlier:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                handle = self.pair(~number, pair.path).destination
+                if handle != ABSENT:
+                    found.append(replace(pair, destination=handle, earlier=()))
+        pair.earlier = tuple(found)
+        return pair
 
     def readable(self, tree: int, path: str) -> Pair:
         """As :meth:`pair`, with handles that can be read and given attributes."""

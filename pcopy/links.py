@@ -6,16 +6,13 @@ decide ─▶ unchanged │ skipped │ hardlink ─▶ link ─▶ rename, if i
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 
 from pcopy import filesystem as fs
-from pcopy.entry import Copier, Fate, Result
+from pcopy.entry import CANNOT_LINK, Copier, Fate, Result
 from pcopy.handles import ABSENT, Pair
 from pcopy.work import Link
-
-CANNOT_LINK = frozenset({errno.EMLINK, errno.EPERM, errno.EXDEV, errno.ENOTSUP})
 
 
 class Linker:

@@ -95,10 +95,12 @@ class Metadata:
         if self.keep_times and (state.st_mtime_ns, state.st_atime_ns) != (wanted.mtime_ns, wanted.atime_ns):
             self.attempt("times", fs.set_times, target, wanted.atime_ns, wanted.mtime_ns)
 
-    def differs(self, pair: Pair, name: str, target: str, state: os.stat_result, copy: os.stat_result) -> bool:
-        """Whether an entry with the right contents lacks something else that its source has."""
+    def differs(
+        self, pair: Pair, name: str, target: str, state: os.stat_result, copy: os.stat_result, owner: bool = True
+    ) -> bool:
+        """Whether an entry with the right contents lacks something else that its source has; ``owner``: the owner too."""
         owned = (state.st_uid, state.st_gid) == (copy.st_uid, copy.st_gid)
-        if self.keep_owner and not owned:
+        if owner and self.keep_owner and not owned:
             return True
         if self.keep_times and not stat.S_ISREG(state.st_mode) and state.st_mtime_ns != copy.st_mtime_ns:
             return True  # a regular file with other times counts as changed and is copied again

@@ -47,6 +47,7 @@ class Options:
     verbose: bool = False
     delete: bool = False
     max_delete: int | None = None
+    link_dest: tuple[str, ...] = ()
     start_method: str | None = None
 
     @property

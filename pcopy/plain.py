@@ -49,6 +49,7 @@ class Plain:
             and options.reflink is not When.ALWAYS
             and options.sparse is not When.ALWAYS
         )
+        self.links_earlier = self.works and options.overwrite is Overwrite.CHANGED and not options.dereference
 
     def copy(self, pair: Pair, names: Sequence[str], deadline: float, tree: Tree) -> tuple[int, int]:
         """Copy files until one is not plain, or until the deadline. Returns how many were copied, and their bytes.
@@ -138,6 +139,32 @@ class Plain:
             and state.st_size <= self.large
             and state.st_blocks * 512 >= state.st_size
         )
+
+    def link(self, pair: Pair, names: Sequence[str], deadline: float) -> int:
+        """Make hard links to an earlier copy of files that are what they were then. Returns how many there were."""
+        done, earlier = 0, pair.earlier[0].destination
+        for name in names:
+            if done and time.monotonic() >= deadline:
+                break
+            try:
+                state = os.stat(name, dir_fd=pair.source, follow_symlinks=False)
+                copy = os.stat(name, dir_fd=earlier, follow_symlinks=False)
+                if (
+                    state.st_mtime_ns != copy.st_mtime_ns
+                    or state.st_size != copy.st_size
+                    or state.st_mode != copy.st_mode
+                    or state.st_mode & 0o170000 != 0o100000  # S_IFREG
+                    or state.st_uid != copy.st_uid
+                    or state.st_gid != copy.st_gid
+                    or (self.links and state.st_nlink > 1)
+                    or (self.xattrs and (fs.has_attributes(name, pair.source) or fs.has_attributes(name, earlier)))
+                ):
+                    break
+                os.link(name, name, src_dir_fd=earlier, dst_dir_fd=pair.destination, follow_symlinks=False)
+            except OSError:
+                break
+            done += 1
+        return done
 
     def unchanged(self, pair: Pair, names: Sequence[str], deadline: float, tree: Tree) -> int:
         """How many files, from the first on, are what they were when they were copied. Stops at the deadline.

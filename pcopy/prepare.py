@@ -43,6 +43,7 @@ def prepare(
         handle = os.open(top, fs.PASS)
         stack.callback(os.close, handle)
     trees: list[Tree] = []
+    sources: list[str] = []  # where each landed below the destination
     units: list[Unit] = []
     for landing in landings:
         report.found += len(landing.names) or 1
@@ -52,8 +53,15 @@ def prepare(
             report.skipped += 1
             continue
         trees.append(tree_of(landing, below, handle))
+        sources.append(os.path.basename(landing.source) if below else "")
         units += units_of(landing, len(trees) - 1, is_new, 1.0 / len(landings))
-    return Job(options, tuple(trees), token, current_umask()), units, handle
+    earlier: list[Tree] = []
+    for number, below in enumerate(sources):
+        found = list(earlier_trees(options.link_dest, below))
+        numbers = range(len(trees) + len(earlier), len(trees) + len(earlier) + len(found))
+        trees[number] = trees[number]._replace(earlier=tuple(numbers))
+        earlier += found
+    return Job(options, tuple(trees), token, current_umask(), tuple(earlier)), units, handle
 
 
 def make_top(path: str, options: Options, mode: int) -> bool:
@@ -112,6 +120,17 @@ def tree_of(landing: Landing, below: str | None, top: int | None) -> Tree:
         inode = (state.st_dev, state.st_ino)
     one_clock = inode is not None and fs.is_local(landing.source) and fs.is_local(landing.destination)
     return Tree(landing.source, landing.destination, (source.st_dev, source.st_ino), inode, 1 if below else 0, one_clock)
+
+
+def earlier_trees(paths: Sequence[str], below: str) -> Iterator[Tree]:
+    """The earlier copies of what landed ``below`` the destination, those that have it."""
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            place = os.path.join(path, below) if below else path
+            state = os.stat(place) if not below else os.lstat(place)
+            if stat.S_ISDIR(state.st_mode):
+                inode = (state.st_dev, state.st_ino)
+                yield Tree(place, place, inode, inode)
 
 
 def units_of(landing: Landing, tree: int, fresh: bool, share: float) -> Iterator[Unit]:

@@ -30,6 +30,7 @@ class Tree(NamedTuple):
     destination_inode: Inode | None  # None: a dry run into a directory that does not exist
     depth: int = 0  # below the directory that the run has locked
     one_clock: bool = False  # source and destination keep times by the clock of this machine
+    earlier: tuple[int, ...] = ()  # among the job's trees: earlier copies, to which unchanged files become hard links
 
 
 class Job(NamedTuple):
@@ -39,6 +40,7 @@ class Job(NamedTuple):
     trees: tuple[Tree, ...]
     token: str  # in the names of temporary files: tells this run's from those of a dead one
     umask: int
+    earlier: tuple[Tree, ...] = ()  # numbered after the trees; only their destinations mean anything
 
 
 class Attributes(NamedTuple):

@@ -174,9 +174,15 @@ class Slice(Account):
         new, done, began_large = unit.fresh and unit.regular, 0, False
         known = unit.regular and not unit.fresh and plain.compares and pair.destination != ABSENT
         while done < len(names):
-            if new and plain.works and unit.first_of is None:
+            if new and plain.works and unit.first_of is None and not pair.earlier:
                 count, size = plain.copy(pair, names[done:], deadline, self.job.trees[unit.tree])
                 self.note_files(unit, names[done : done + count], size)
+                done += count
+                if done == len(names) or (count and time.monotonic() >= deadline):
+                    break
+            elif new and plain.links_earlier and pair.earlier:
+                count = plain.link(pair, names[done:], deadline)
+                self.note_linked(unit, names[done : done + count])
                 done += count
                 if done == len(names) or (count and time.monotonic() >= deadline):
                     break
@@ -198,6 +204,8 @@ class Slice(Account):
 
     def pair_of(self, unit: Entries | Link) -> Pair:
         pair = self.handles.pair(unit.tree, unit.path)
+        if self.job.earlier:
+            pair = self.handles.with_earlier(pair)
         return replace(pair, destination=ABSENT) if unit.cleared and self.job.options.dry_run else pair  # as if it were cleared
 
     def copy_entry(self, unit: Entries, pair: Pair, name: str, new: bool) -> bool:
