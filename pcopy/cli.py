@@ -171,7 +171,8 @@ def print_version(context: click.Context, param: click.Parameter, given: bool) -
 @click.option("--delete", cls=Option, group=WHAT, is_flag=True,
               help="Remove what the source lacks; an empty source is refused.  [default: keep it]")
 @click.option("--max-delete", cls=Option, group=WHAT, metavar="N", type=click.IntRange(min=0),
-              help="With --delete: do nothing at all if that is more than N entries; the source may be empty.")
+              help="With --delete: do nothing at all if that is more than N entries; the source may be empty.  [default: any"
+                   " number]")
 @click.option("--link-dest", cls=Option, group=HOW, multiple=True, metavar="DIR", shell_complete=some_file,
               help="Make files that have not changed since an earlier copy hard links to it; relative to DESTINATION; "
                    "repeatable.  [default: none]")
