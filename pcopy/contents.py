@@ -160,6 +160,32 @@ class Contents:
             self.ranges = False
 
 
+def lacks_data(source: int, copy: int, size: int) -> bool:
+    """Whether a copy has holes where its source has something else than zeros.
+
+    Of a file whose length was set before its contents reached the disk a power cut leaves just that: the length, and the times.
+    """
+    at = 0
+    while (hole := seek(copy, at, os.SEEK_HOLE, size)) < size:
+        at = seek(copy, hole, os.SEEK_DATA, size)
+        while (data := seek(source, hole, os.SEEK_DATA, size)) < at:
+            hole = min(at, seek(source, data, os.SEEK_HOLE, size))
+            for start in range(data, hole, BUFFER):
+                if os.pread(source, min(BUFFER, hole - start), start).strip(b"\0"):
+                    return True
+    return False
+
+
+def seek(handle: int, start: int, what: int, size: int) -> int:
+    """The next hole or data from ``start`` on; ``size`` if there is none, as lseek(2) says by ENXIO."""
+    try:
+        return min(size, os.lseek(handle, start, what)) if start < size else size
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return size
+
+
 def has_holes(state: os.stat_result) -> bool:
     """Whether a file takes less room than its length, as files with holes do."""
     return state.st_blocks * 512 < state.st_size

@@ -301,6 +301,7 @@ class Coordinator:
             self.report.warnings.append(WORKER_DIED)
         alone = len(slices) == 1 and len(slices[0]) == 1
         for unit in [unit for units in slices for unit in units]:
+            unit = unit._replace(again=True) if isinstance(unit, (Scan, Entries)) else unit
             self.deaths[unit] += alone
             if self.deaths[unit] >= DEATHS:
                 self.give_up(unit, "the worker process that copied it died each time")

@@ -15,6 +15,7 @@ from pcopy.options import Overwrite
 from pcopy.work import Attributes, Failure, Finish, Job, Scan
 
 ALL_OF_OWNER = 0o700
+APPEARED = "something of this name appeared in the destination during the run, maybe another name that it cannot tell apart"
 
 
 @dataclass
@@ -60,7 +61,7 @@ class Directories:
         if "mode" not in self.options.preserve:
             mode = state.st_mode & 0o777 & ~self.job.umask if unit.fresh else pair.mode or 0
             listing.attributes = listing.attributes._replace(mode=mode)
-        self.make_directories(pair, listing, unit.fresh)
+        self.make_directories(pair, listing, unit.again)
         return listing
 
     def enter(self, unit: Scan) -> tuple[Pair, os.stat_result]:
@@ -164,17 +165,17 @@ class Directories:
             if name not in found and (is_directory or not fs.TEMPORARY.match(name)):
                 yield name, is_directory
 
-    def make_directories(self, pair: Pair, listing: Listing, fresh: bool) -> None:
+    def make_directories(self, pair: Pair, listing: Listing, again: bool) -> None:
         """Make the copies of all the directories in one, so that its own times can be set before theirs."""
         found, listing.directories = listing.directories, []
         for name, _ in found:
             try:
-                self.make_directory(pair, name, listing, fresh)
+                self.make_directory(pair, name, listing, again)
             except OSError as error:
                 path = f"{pair.path}/{name}" if pair.path else name
                 listing.failures.append(fs.failure(path, error))
 
-    def make_directory(self, pair: Pair, name: str, listing: Listing, fresh: bool) -> None:
+    def make_directory(self, pair: Pair, name: str, listing: Listing, again: bool) -> None:
         there = listing.there.get(name)
         if there is False:
             if self.options.overwrite is Overwrite.NEVER:
@@ -185,10 +186,10 @@ class Directories:
         if not there and not self.options.dry_run:
             try:
                 fs.make_directory(name, pair.destination)
-            except FileExistsError:
-                if not stat.S_ISDIR(fs.look_at(name, pair.destination).st_mode):
+            except FileExistsError as error:
+                if not (again and stat.S_ISDIR(fs.look_at(name, pair.destination).st_mode)):
+                    error.strerror = APPEARED
                     raise
-                there = not fresh  # in a directory that this run made, a killed worker of this run made it
         listing.directories.append((name, not there))
 
     def take_away(self, unit: Scan) -> Finish | None:

@@ -17,12 +17,13 @@ import stat
 from typing import NamedTuple
 
 from pcopy import filesystem as fs
-from pcopy.contents import Contents, has_holes
+from pcopy.contents import Contents, has_holes, lacks_data
+from pcopy.directory import APPEARED
 from pcopy.handles import ABSENT, Pair
 from pcopy.metadata import NEW, Metadata
 from pcopy.options import Overwrite, When
 from pcopy.plain import CLOSED, Plain, abandon
-from pcopy.work import Inode, Job, Large, Version
+from pcopy.work import Inode, Job, Large, Temporary, Version
 
 # Bytes from which a file is shared out in spans: smaller costs two renames and messages for nothing, larger keeps the
 # other workers waiting for the last file.
@@ -53,7 +54,7 @@ class Result(NamedTuple):
     inode: Inode | None = None
     links: int = 1
     version: Version | None = None
-    temporary: str = ""
+    temporary: Temporary | None = None
     holes: bool = False
     updated: bool = False  # unchanged, but for attributes
 
@@ -87,9 +88,8 @@ class Copier:
         if state.st_nlink > 1 and self.keep_links and not first:
             return shared(state)
         copy = None if pair.destination == ABSENT else fs.look_if_there(target, pair.destination)
-        if copy and new and not self.options.whole_files_only:  # the scan did not see it: a killed worker's, or somebody else's
-            self.clear(pair, name, target, new)
-            copy = fs.look_if_there(target, pair.destination)
+        if copy and new:
+            raise OSError(errno.EEXIST, APPEARED)
         if copy:
             fate = self.fate_of(pair, name, target, state, copy)
             if fate is Fate.UNCHANGED and (result := self.refresh(pair, name, target, state, copy)):
@@ -132,10 +132,24 @@ class Copier:
         if os.path.samestat(state, copy):
             return True
         if stat.S_ISREG(state.st_mode):
-            return state.st_size == copy.st_size and self.same_time(pair, state.st_mtime_ns, copy)
+            if state.st_size != copy.st_size or not self.same_time(pair, state.st_mtime_ns, copy):
+                return False
+            return not may_lack_data(state, copy) or self.is_whole(pair, name, target, state.st_size)
         if stat.S_ISLNK(state.st_mode):
             return fs.read_link(name, pair.source) == fs.read_link(target, pair.destination)
         return state.st_rdev == copy.st_rdev
+
+    def is_whole(self, pair: Pair, name: str, target: str, size: int) -> bool:
+        """Whether a copy of the right length and time has its contents, as far as its holes tell."""
+        source = fs.open_to_read(name, pair.source, self.follow)
+        try:
+            copy = fs.open_to_read(target, pair.destination)
+            try:
+                return not lacks_data(source, copy, size)
+            finally:
+                os.close(copy)
+        finally:
+            os.close(source)
 
     def same_time(self, pair: Pair, mtime_ns: int, copy: os.stat_result) -> bool:
         """Equal to the granularity that the destination keeps, which is measured when two times nearly agree."""
@@ -179,6 +193,8 @@ class Copier:
             try:
                 handle = fs.hold(target, pair.destination)
                 try:
+                    if not os.path.samestat(os.fstat(handle), copy):
+                        raise OSError(errno.EBUSY, "somebody put another file in its place: run the same line again")
                     self.metadata.update(fs.held(source), fs.held(handle), state, copy)
                 finally:
                     os.close(handle)
@@ -365,8 +381,10 @@ class Copier:
         """Leave a large file to whoever has time: its length set, its bytes to be copied."""
         fs.set_length(handle, state.st_size)
         fs.set_mode(handle, NEW)  # which the umask may have narrowed: others have to open it
+        made = os.fstat(handle)
+        temporary = Temporary(place, (made.st_dev, made.st_ino), (made.st_uid, state.st_uid))
         fs.close_written(handle)
-        return Result(Fate.LARGE, state.st_size, version=version_of(state), temporary=place, holes=has_holes(state))
+        return Result(Fate.LARGE, state.st_size, version=version_of(state), temporary=temporary, holes=has_holes(state))
 
     def seal(self, pair: Pair, large: Large) -> None:
         """Give a large file its attributes and its name. Raises SourceChanged if the source is not what it was."""
@@ -375,7 +393,7 @@ class Copier:
             state = os.fstat(source)
             if version_of(state) != large.version:
                 raise SourceChanged
-            handle = fs.open_to_write(large.temporary, pair.destination)
+            handle = open_temporary(large, pair)
             try:
                 if os.fstat(handle).st_size != large.size:
                     raise OSError(errno.EIO, "the copy has not the length of its source")
@@ -386,7 +404,7 @@ class Copier:
                 os.close(handle)
                 raise
             fs.close_written(handle)
-            fs.rename(large.temporary, large.target, pair.destination)
+            fs.rename(large.temporary.name, large.target, pair.destination)
         finally:
             os.close(source)
 
@@ -404,9 +422,31 @@ def fate_when_made(mode: int) -> Fate:
     return Fate.SYMLINK if stat.S_ISLNK(mode) else Fate.SPECIAL
 
 
+def may_lack_data(state: os.stat_result, copy: os.stat_result) -> bool:
+    """Whether the length of a copy was set before its contents were written, and it takes less room than its source.
+
+    The length of any other file grows with what reaches the disk.
+    """
+    return has_holes(copy) and copy.st_blocks < state.st_blocks and (state.st_size > LARGE or has_holes(state))
+
+
 def is_changed(before: os.stat_result, after: os.stat_result) -> bool:
     """Whether an open file was written to, or had its attributes changed, between two looks at it."""
     return after.st_mtime_ns != before.st_mtime_ns or after.st_ctime_ns != before.st_ctime_ns or after.st_size != before.st_size
+
+
+def open_temporary(large: Large, pair: Pair) -> int:
+    """Open what :meth:`Copier.begin` made. Whoever may write into the directory could have put a file of their own there.
+
+    That has another inode, or another owner if the number of the inode was used again.
+    """
+    made = large.temporary
+    handle = fs.open_to_write(made.name, pair.destination)
+    state = os.fstat(handle)
+    if (state.st_dev, state.st_ino) != made.inode or state.st_uid not in made.owners:
+        os.close(handle)
+        raise OSError(errno.EBUSY, "somebody put another file in the place of its temporary one: run the same line again")
+    return handle
 
 
 def version_of(state: os.stat_result) -> Version:

@@ -346,6 +346,20 @@ def has_room(target: Target) -> bool:
     return room.f_bfree * room.f_frsize > LARGEST_ATTRIBUTE
 
 
+def sync_file_system(handle: int) -> None:
+    """Wait until all of a file system is on stable storage (syncfs(2), which Python lacks).
+
+    Raises OSError also for what could not be written since the handle was opened.
+    """
+    import ctypes
+
+    library = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(library, "syncfs"):
+        os.sync()
+    elif library.syncfs(handle):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
 def drop_attribute(target: Target, name: str) -> None:
     os.removexattr(target, name)
 

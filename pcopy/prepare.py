@@ -102,7 +102,12 @@ def make_landing(name: str, top: int | None, options: Options) -> bool | None:
 
 
 def make_lasting(top: int, path: str) -> None:
-    """Wait until the destination's own name, and those of single files in it, are on stable storage. Raises OSError."""
+    """Wait until all that is in the destination, and its own name, are on stable storage. Raises OSError.
+
+    What was copied is there already. What was not, because an earlier run had copied it, or a worker that was killed before it
+    could wait, may not be.
+    """
+    fs.sync_file_system(top)
     fs.sync(top)
     with contextlib.suppress(PermissionError):  # then somebody else made the name
         above = os.open(os.path.dirname(path), fs.DIRECTORY)

@@ -78,6 +78,7 @@ class Scan(NamedTuple):
     fresh: bool
     share: float  # the part of the whole run that is guessed to lie below, for the progress bar
     failed: int = 0  # times, by an error that may pass
+    again: bool = False  # a worker that was killed may have begun it
 
     @property
     def holds(self) -> tuple[Group, ...]:
@@ -107,6 +108,7 @@ class Entries(NamedTuple):
     tries: int = 0  # how often the source changed under the copy
     failed: int = 0
     cleared: bool = False
+    again: bool = False  # as for Scan
 
     @property
     def holds(self) -> tuple[Group, ...]:
@@ -118,6 +120,17 @@ class Entries(NamedTuple):
         return gone_group(self.tree, join(self.path, self.rename or self.names[0])) if self.cleared else None
 
 
+class Temporary(NamedTuple):
+    """The name of a file under way, and what tells that it is still the file that was made for it.
+
+    ``owners``: who made it, and who gets it.
+    """
+
+    name: str
+    inode: Inode
+    owners: tuple[int, int]
+
+
 class Large(NamedTuple):
     """A large file under way: written as ``temporary`` by anybody, span by span, then given its name."""
 
@@ -125,7 +138,7 @@ class Large(NamedTuple):
     path: str
     name: str
     target: str
-    temporary: str
+    temporary: Temporary
     size: int  # bytes
     holes: bool
     version: Version

@@ -25,7 +25,7 @@ from typing import Any
 from pcopy import filesystem as fs
 from pcopy import removal
 from pcopy.account import Account, unforeseen
-from pcopy.entry import IN_ITS_PLACE, TRIES, Fate, Result, SourceChanged, changed
+from pcopy.entry import IN_ITS_PLACE, TRIES, Fate, Result, SourceChanged, changed, open_temporary
 from pcopy.handles import ABSENT, Handles, Pair
 from pcopy.links import Linker
 from pcopy.work import (
@@ -127,7 +127,7 @@ class Slice(Account):
             if isinstance(unit, Seal):
                 with contextlib.suppress(OSError):
                     pair = self.handles.pair(unit.tree, unit.path)
-                    fs.remove_if_there(unit.large.temporary, pair.destination)
+                    fs.remove_if_there(unit.large.temporary.name, pair.destination)
 
     # ---- units ----
 
@@ -147,7 +147,7 @@ class Slice(Account):
         outcome.share += share * undone if found else unit.share
         prefix = f"{path}/" if path else ""
         for name, fresh in listing.directories:
-            stack.append(Scan(tree, prefix + name, fresh, share * DIRECTORY_WEIGHT))
+            stack.append(Scan(tree, prefix + name, fresh, share * DIRECTORY_WEIGHT, again=unit.again))
         last = self.unprivileged and not listing.attributes.mode & stat.S_IXUSR
         extra = () if listing.failures else listing.extra
         stack.append(Finish(tree, path, listing.attributes, unit.fresh, last, extra=extra))
@@ -162,7 +162,7 @@ class Slice(Account):
     def push_names(self, unit: Scan, names: list[str], new: bool, regular: bool, share: float) -> None:
         for at in range(0, len(names), BATCH):
             batch = tuple(names[at : at + BATCH])
-            self.stack.append(Entries(unit.tree, unit.path, batch, new, regular, share * len(batch)))
+            self.stack.append(Entries(unit.tree, unit.path, batch, new, regular, share * len(batch), again=unit.again))
 
     def copy_entries(self, unit: Entries) -> None:
         if self.ahead:
@@ -171,8 +171,8 @@ class Slice(Account):
             return
         pair = self.pair_of(unit)
         names, deadline, plain = unit.names, self.deadline, self.copier.plain
-        new, done, began_large = unit.fresh and unit.regular, 0, False
-        known = unit.regular and not unit.fresh and plain.compares and pair.destination != ABSENT
+        new, done, began_large = unit.fresh and unit.regular and not unit.again, 0, False
+        known = unit.regular and not new and plain.compares and pair.destination != ABSENT
         while done < len(names):
             if new and plain.works and unit.first_of is None and not pair.earlier:
                 count, size = plain.copy(pair, names[done:], deadline, self.job.trees[unit.tree])
@@ -236,7 +236,7 @@ class Slice(Account):
             )
             self.open.add(directory_group(unit.tree, unit.path))
         elif result.fate is Fate.LARGE:
-            assert result.version
+            assert result.version and result.temporary
             self.outcome.large_found += result.size
             self.outcome.large_open += 1
             large = Large(
@@ -270,7 +270,7 @@ class Slice(Account):
         self.copier.contents.begin()
         source = fs.open_to_read(large.name, pair.source, self.job.options.dereference)
         try:
-            target = fs.open_to_write(large.temporary, pair.destination)
+            target = open_temporary(large, pair)
             try:
                 while position < unit.stop:
                     began = time.monotonic()
@@ -304,21 +304,21 @@ class Slice(Account):
         self.outcome.large_open -= 1
         pair = self.handles.pair(large.tree, large.path)
         if unit.discard or large_group(large) in self.outcome.ruined:
-            fs.remove_if_there(large.temporary, pair.destination)
+            fs.remove_if_there(large.temporary.name, pair.destination)
             self.spoil(unit)
             self.outcome.tally.failed += 1  # once, however many of its spans failed
             return
         try:
             self.copier.seal(pair, large)
         except SourceChanged:
-            fs.remove_if_there(large.temporary, pair.destination)
+            fs.remove_if_there(large.temporary.name, pair.destination)
             self.outcome.large_found -= large.size
             self.outcome.large_done -= large.size
             if large.tries + 1 >= TRIES:
                 raise changed() from None
             self.stack.append(again(large))
         except BaseException:
-            fs.remove_if_there(large.temporary, pair.destination)
+            fs.remove_if_there(large.temporary.name, pair.destination)
             raise
         else:
             self.count(Fate.FILE)

@@ -42,6 +42,7 @@ from pcopy.work import (
     Shared,
     Span,
     Tally,
+    Temporary,
     Tree,
     Unit,
     Version,
@@ -69,7 +70,9 @@ def finish(path: str = "", last: bool = False) -> Finish:
 
 
 def large(path: str = "", name: str = "big", size: int = 64 * MIB, first_of: tuple[int, int] | None = None) -> Large:
-    return Large(0, path, name, name, ".temporary", size, False, Version(INODE, size, 1, 2), first_of, 0, 0.1)
+    return Large(
+        0, path, name, name, Temporary(".temporary", INODE, (0, 0)), size, False, Version(INODE, size, 1, 2), first_of, 0, 0.1
+    )
 
 
 def shared(name: str, path: str = "", links: int = 3) -> Shared:
@@ -392,7 +395,7 @@ def test_nothing_is_lost_when_slices_are_killed() -> None:
     assert [start for start, _ in spans] == [0, *(stop for _, stop in spans[:-1])]
     assert spans[-1][1] == file.size
     others = [unit for unit in seen if not isinstance(unit, (Entries, Span))]
-    assert Counter(others) == Counter([finish("d"), Seal(file), scan("e"), finish("f")])
+    assert Counter(others) == Counter([finish("d"), Seal(file), scan("e")._replace(again=True), finish("f")])
     assert others.index(Seal(file)) < others.index(finish("d"))
     assert nothing_is_held(coordinator)
     assert not coordinator.report.errors
@@ -419,7 +422,7 @@ def test_a_suspected_directory_is_only_listed() -> None:
     coordinator.requeue([take(coordinator, 0)])
     portion = coordinator.take(0)
     assert portion
-    assert (portion.units, portion.ahead) == ([scan("a")], True)
+    assert (portion.units, portion.ahead) == ([scan("a")._replace(again=True)], True)
 
 
 def test_a_unit_that_kills_its_worker_each_time_becomes_a_named_failure(tmp_path: Path) -> None:
@@ -453,7 +456,7 @@ def test_deaths_that_are_not_in_a_row_do_not_condemn_a_unit() -> None:
         for _ in range(DEATHS - 1):
             coordinator.requeue([take(coordinator, 0)])
         taken = take(coordinator, 0)
-        assert taken == [entries("", "a")]
+        assert taken == [entries("", "a")._replace(again=True)]
         done(coordinator, taken, entries("", "a"))  # it came back whole: its source had changed
     assert not coordinator.report.errors
 

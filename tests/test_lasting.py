@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Run, as_root
+from tests.test_fidelity import mounted
 from tests.test_order import traced
-from tests.trees import Dir, File, Hard, Link, make_tree, read_tree
+from tests.trees import Dir, File, Hard, Holes, Link, make_tree, read_tree
 
 LARGE = 33 << 20
 JOBS = pytest.mark.parametrize("jobs", [1, 3])
@@ -145,6 +146,59 @@ def test_a_power_cut_after_the_exit_status_takes_nothing_away(tmp_path: Path, di
         assert read_tree(place / "copy") == read_tree(source)
     finally:
         subprocess.run(["umount", "-l", place], check=True)
+
+
+@as_root
+@JOBS
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
+def test_lengths_and_times_that_reached_the_disk_before_the_contents_are_not_believed(
+    tmp_path: Path, pcopy: Run, jobs: int, kind: str
+) -> None:
+    """The cut comes when the journal is written and the contents are not: another file was synced after the run."""
+    holes = Holes(300_000, {0: os.urandom(100_000)})
+    inside = {"large": os.urandom(40_000_000), "holes": holes, "only": Holes(1 << 20), "small": os.urandom(9000)}
+    source = make_tree(tmp_path / "src", {**inside, "d": Dir({"large": os.urandom(LARGE + 5)})})
+    with mounted(kind, tmp_path / "disk") as disk:
+        assert pcopy("-j", jobs, source, disk / "copy").returncode == 0
+        with open(disk / "other", "wb") as other:
+            os.fsync(other.fileno())
+        cut = tmp_path / "cut"
+        subprocess.run(["cp", "--sparse=always", tmp_path / "disk.image", cut], check=True)
+    place = tmp_path / "again"
+    place.mkdir()
+    subprocess.run(["mount", "-o", "loop", cut, place], check=True)
+    try:
+        done = pcopy("-j", jobs, source, place / "copy")
+        assert done.returncode == 0, done.stderr
+        assert read_tree(place / "copy") == read_tree(source)
+        again = pcopy("-j", jobs, source, place / "copy")
+        assert again.stderr.startswith("copied 0 files"), again.stderr
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+@JOBS
+def test_what_was_there_already_is_synced_too(tmp_path: Path, jobs: int) -> None:
+    """What an earlier run copied, or a worker that was killed before it could wait, may not be on the disk yet."""
+    if not shutil.which("strace"):
+        pytest.skip("needs strace")
+    source = make_tree(tmp_path / "src", {"f": b"1", "d": Dir({"g": b"2"})})
+    words: list[str | Path] = [sys.executable, "-m", "pcopy", "-j", str(jobs)]
+    assert subprocess.run([*words, source, tmp_path / "dst"], check=False).returncode == 0
+    strace: list[str | Path] = ["strace", "-f", "-y", "-e", "trace=syncfs", "-o", tmp_path / "trace"]
+    assert subprocess.run([*strace, *words, "--fsync", source, tmp_path / "dst"], check=False).returncode == 0
+    assert re.search(rf"syncfs\(\d+<{tmp_path}/dst>\) += 0", (tmp_path / "trace").read_text())
+
+
+@JOBS
+def test_a_file_system_that_cannot_be_synced_is_a_failure(tmp_path: Path, jobs: int) -> None:
+    if not shutil.which("strace"):
+        pytest.skip("needs strace")
+    source = make_tree(tmp_path / "src", {"f": b"1"})
+    strace = ["strace", "-f", "-qq", "-e", "inject=syncfs:error=EIO", "-e", "trace=syncfs", "-o", "/dev/null"]
+    words: list[str | Path] = [sys.executable, "-m", "pcopy", "-j", str(jobs), "--fsync", source, tmp_path / "dst"]
+    done = subprocess.run([*strace, *words], capture_output=True, text=True, check=False)
+    assert (done.returncode, "sync file system: Input/output error" in done.stderr) == (1, True), done.stderr
 
 
 # ---- errors that pass -----------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 import pcopy
+from pcopy import filesystem as fs
 from pcopy.options import Options
 from pcopy.work import Attributes, Entries, Failure, Finish, Job, Outcome, Scan, Tree, Unit
 from pcopy.worker import run
@@ -349,6 +350,7 @@ def test_a_source_that_changes_while_it_is_read_is_copied_again(
     source = make_tree(tmp_path / "src", {f"f{number}": b"before" for number in range(9)})
     time.sleep(0.02)  # longer than the ticks in which the kernel keeps change times
     monkeypatch.setattr("pcopy.plain.SHORTLY", 0 if settled else 10**10)
+    monkeypatch.setattr("pcopy.coordinator.FIRST", 60.0)  # each slice begins with two looks
     looks, read = Counter[int](), os.copy_file_range
     look = os.fstat
 
@@ -372,6 +374,143 @@ def test_a_source_that_changes_while_it_is_read_is_copied_again(
     assert (tmp_path / "dst/f5").read_bytes() == b"after!" + change
     assert read_tree(tmp_path / "dst") == read_tree(source)
     assert sorted({looks[(source / f"f{number}").stat().st_ino] for number in (1, 2, 3)}) == [1 if settled else 2]
+
+
+def test_a_clock_that_is_set_back_hides_no_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What changes a source then has a time that is older than the run."""
+    source = make_tree(tmp_path / "src", {f"f{number}": b"before" for number in range(9)})
+    time.sleep(0.02)
+    monkeypatch.setattr("pcopy.plain.SHORTLY", 0)
+    monkeypatch.setattr("pcopy.coordinator.FIRST", 60.0)
+    ahead, read, clock = 3600 * 10**9, os.copy_file_range, time.time_ns
+
+    def copy_file_range(source: int, target: int, *rest: int) -> int:
+        nonlocal ahead
+        count = read(source, target, *rest)
+        path = os.readlink(f"/proc/self/fd/{source}")
+        if path.endswith("f5") and ahead:
+            ahead = 0
+            with open(path, "r+b") as file:
+                file.write(b"after!")
+        return count
+
+    monkeypatch.setattr(time, "time_ns", lambda: clock() + ahead)
+    monkeypatch.setattr(os, "copy_file_range", copy_file_range)
+    report = pcopy.copy(source, tmp_path / "dst", jobs=1)
+    assert (report.ok, ahead) == (True, 0)
+    assert read_tree(tmp_path / "dst") == read_tree(source)
+    assert (tmp_path / "dst/f5").read_bytes() == b"after!"
+
+
+@as_root
+@pytest.mark.parametrize("moment", ["span", "seal"])
+@pytest.mark.parametrize("same_number", [True, False], ids=["inode number used again", "another inode"])
+def test_another_file_in_the_place_of_a_temporary_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, same_number: bool
+) -> None:
+    """Who may write into the destination's directory puts a file of their own there, and would get what is secret into it."""
+    source = make_tree(tmp_path / "src", {"large": File(b"x" * (33 << 20), mode=0o4700), "f": b"1"})
+    before = fs.open_to_write
+    left = 1 if moment == "span" else 2  # the first opening is for the span, the second for the seal
+
+    def open_to_write(name: str, directory: int) -> int:
+        nonlocal left
+        left -= 1
+        if not left:
+            number = os.stat(name, dir_fd=directory).st_ino
+            os.unlink(name, dir_fd=directory)
+            handle = os.open(name, os.O_WRONLY | os.O_CREAT, 0o666, dir_fd=directory)
+            os.ftruncate(handle, 33 << 20)
+            os.fchown(handle, 1234, 1234)
+            state = os.fstat(handle)
+            os.close(handle)
+            if same_number and state.st_ino != number:
+                monkeypatch.setattr(os, "fstat", with_number(os.fstat, state.st_ino, number))
+        return before(name, directory)
+
+    monkeypatch.setattr(fs, "open_to_write", open_to_write)
+    report = pcopy.copy(source, tmp_path / "dst", jobs=1)
+    assert (report.exit_status, report.files, report.failed, left <= 0) == (1, 1, 1, True)
+    assert "somebody put another file in the place of its temporary one" in report.errors[0].reason
+    assert os.listdir(tmp_path / "dst") == ["f"]
+
+
+def with_number(fstat: Callable[[int], os.stat_result], seen: int, told: int) -> Callable[[int], os.stat_result]:
+    """As a file system that gives the number of an inode that is gone to the next one."""
+
+    def other(handle: int) -> os.stat_result:
+        state = fstat(handle)
+        if state.st_ino != seen:
+            return state
+        return os.stat_result(
+            (state[0], told, *state[2:]), {"st_mtime_ns": state.st_mtime_ns, "st_ctime_ns": state.st_ctime_ns}
+        )
+
+    return other
+
+
+# Names that a file system does not tell apart: looked up in lower case below the directory CI_TOP.
+CASELESS = r"""
+#define _GNU_SOURCE
+#include <ctype.h>
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+static const char *name(int at, const char *path, char *lower) {
+    char link[64], top[4096];
+    ssize_t size;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", at);
+    size = readlink(link, top, sizeof top - 1);
+    if (size < 0 || path[0] == '/' || path[0] == '.') return path;
+    top[size] = 0;
+    if (strncmp(top, getenv("CI_TOP"), strlen(getenv("CI_TOP")))) return path;
+    for (size = 0; path[size]; size++) lower[size] = tolower(path[size]);
+    lower[size] = 0;
+    return lower;
+}
+#define NEXT(type, function, ...) static type (*next)(__VA_ARGS__); if (!next) next = dlsym(RTLD_NEXT, function)
+#define OPEN(function) int function(int at, const char *path, int flags, ...) { \
+    char lower[4096]; va_list rest; va_start(rest, flags); int mode = va_arg(rest, int); va_end(rest); \
+    NEXT(int, #function, int, const char *, int, ...); return next(at, name(at, path, lower), flags, mode); }
+#define STAT(function, kind) int function(int at, const char *path, struct kind *state, int flags) { \
+    char lower[4096]; NEXT(int, #function, int, const char *, struct kind *, int); \
+    return next(at, name(at, path, lower), state, flags); }
+OPEN(openat) OPEN(openat64) STAT(fstatat, stat) STAT(fstatat64, stat64)
+int mkdirat(int at, const char *path, mode_t mode) {
+    char lower[4096]; NEXT(int, "mkdirat", int, const char *, mode_t); return next(at, name(at, path, lower), mode); }
+int unlinkat(int at, const char *path, int flags) {
+    char lower[4096]; NEXT(int, "unlinkat", int, const char *, int); return next(at, name(at, path, lower), flags); }
+int renameat(int from, const char *old, int to, const char *new) {
+    char one[4096], two[4096]; NEXT(int, "renameat", int, const char *, int, const char *);
+    return next(from, name(from, old, one), to, name(to, new, two)); }
+"""
+
+
+@pytest.mark.parametrize("options", [[], ["--atomic"]], ids=["plain", "atomic"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_names_that_the_destination_cannot_tell_apart_are_failures(
+    tmp_path: Path, pcopy: Run, count: int, options: list[str]
+) -> None:
+    if not shutil.which("gcc"):
+        pytest.skip("needs gcc")
+    (tmp_path / "ci.c").write_text(CASELESS)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", tmp_path / "ci.so", tmp_path / "ci.c", "-ldl"], check=True)
+    entries = {"README": b"upper", "readme": b"lower", "D": Dir({"f": b"1"}), "d": Dir({"g": b"2"}), "other": b"3"}
+    source = make_tree(tmp_path / "src", entries)
+    dst = tmp_path / "dst"
+    env = {**os.environ, "LD_PRELOAD": str(tmp_path / "ci.so"), "CI_TOP": str(dst)}
+    for _ in range(2):  # a rerun changes nothing
+        done = pcopy("-j", count, *options, source, dst, env=env)
+        assert done.returncode == 1, done.stderr
+        failed = sorted(line.split(": ")[1] for line in done.stderr.splitlines()[:-1])
+        assert [os.path.basename(path).lower() for path in failed] == ["d", "readme"]
+        assert "appeared in the destination during the run" in done.stderr
+        assert (dst / "readme").read_bytes() in (b"upper", b"lower")  # the other one is whole
 
 
 class Deleter(pcopy.Observer):
@@ -494,10 +633,10 @@ def test_a_unit_that_is_done_twice_changes_nothing(tmp_path: Path) -> None:
     """A killed worker's units are given to another, which finds what the first one did."""
     source = make_tree(tmp_path / "src", {"f": b"text", "l": Link("f"), "p": Fifo(), "h": b"1", "h2": Hard("h")})
     make_tree(tmp_path / "dst", {})
-    for _ in range(2):
-        outcome = do(tmp_path, Entries(0, "", ("f",), True, True, 1.0))
+    for again in (False, True):
+        outcome = do(tmp_path, Entries(0, "", ("f",), True, True, 1.0, again=again))
         assert not outcome.failures
-        outcome = do(tmp_path, Entries(0, "", ("l", "p"), True, False, 1.0))
+        outcome = do(tmp_path, Entries(0, "", ("l", "p"), True, False, 1.0, again=again))
         assert not outcome.failures
     copy = read_tree(tmp_path / "dst")
     assert {path: copy[path] for path in (b"f", b"l", b"p")} == {path: read_tree(source)[path] for path in (b"f", b"l", b"p")}
@@ -507,7 +646,7 @@ def test_a_half_file_of_a_killed_worker_is_replaced(tmp_path: Path) -> None:
     source = make_tree(tmp_path / "src", {"f": b"the whole text"})
     make_tree(tmp_path / "dst", {})
     (tmp_path / "dst/f").write_bytes(b"the whole")
-    outcome = do(tmp_path, Entries(0, "", ("f",), True, True, 1.0))
+    outcome = do(tmp_path, Entries(0, "", ("f",), True, True, 1.0, again=True))
     assert not outcome.failures
     assert read_tree(tmp_path / "dst")[b"f"] == read_tree(source)[b"f"]
 
