@@ -642,6 +642,21 @@ def test_a_unit_that_is_done_twice_changes_nothing(tmp_path: Path) -> None:
     assert {path: copy[path] for path in (b"f", b"l", b"p")} == {path: read_tree(source)[path] for path in (b"f", b"l", b"p")}
 
 
+@as_root
+def test_a_directory_that_a_killed_worker_finished_tells_nothing_of_new_entries(tmp_path: Path) -> None:
+    """It has its own owner already; what is made in it now still has to get one."""
+    source = make_tree(tmp_path / "src", {"d": Dir({"f": File(b"1", owner=(12, 12)), "e": Dir({})})})
+    make_tree(tmp_path / "dst", {"d": Dir({})})
+    for path in (source / "d", source / "d/e", tmp_path / "dst/d"):
+        os.chown(path, 12, 12)
+    outcome = do(tmp_path, Scan(0, "d", True, 1.0, again=True))
+    assert not outcome.failures
+    wanted = read_tree(source)
+    assert {path: state for path, state in read_tree(tmp_path / "dst").items() if path != b"."} == {
+        path: state for path, state in wanted.items() if path != b"."
+    }
+
+
 def test_a_half_file_of_a_killed_worker_is_replaced(tmp_path: Path) -> None:
     source = make_tree(tmp_path / "src", {"f": b"the whole text"})
     make_tree(tmp_path / "dst", {})
