@@ -15,7 +15,7 @@ from typing import Literal, TypeVar
 
 from pcopy import filesystem as fs
 from pcopy.coordinator import Coordinator, coordinate
-from pcopy.engines import METHODS, Engine, Pool, Serial
+from pcopy.engines import METHODS, Engine, Pool, Serial, may_start_processes
 from pcopy.errors import UsageError
 from pcopy.options import ALL_ATTRIBUTES, Options, Overwrite, When
 from pcopy.paths import Destination, Landing, Source, land
@@ -27,6 +27,7 @@ Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 OverwriteName = Literal["changed", "always", "older", "never"]
 Choice = TypeVar("Choice", Overwrite, When)
 DEFAULT = signal.default_int_handler
+ALONE = "this process is daemonic, as a worker of multiprocessing.Pool is, and may not start others: it copied alone"
 WhenName = Literal["auto", "always", "never"]
 
 
@@ -80,7 +81,8 @@ def copy(
     :raises UsageError: the request makes no sense as it stands; nothing was touched
 
     No output of its own. Safe in a program with threads: workers are then started by ``forkserver``. They never import the
-    program's main module.
+    program's main module. A daemonic process, such as a worker of ``multiprocessing.Pool``, may not start workers: it copies
+    alone, whatever ``jobs`` says, and a warning in the report says so.
     """
     options = Options(
         jobs=check_jobs(jobs),
@@ -149,7 +151,9 @@ def run(
 
 
 def new_report(options: Options) -> Report:
-    return Report(jobs=options.jobs, engine="serial" if options.jobs == 1 else "pool", dry_run=options.dry_run)
+    engine = engine_for(options)
+    warnings = [ALONE] if engine.jobs < options.jobs else []
+    return Report(jobs=engine.jobs, engine=engine.name, dry_run=options.dry_run, warnings=warnings)
 
 
 def too_much(options: Options, top: str, landings: Sequence[Landing], stop: Stop) -> Failure | None:
@@ -189,7 +193,8 @@ def stopped_by_ctrl_c(stop: Stop) -> Iterator[None]:
 
 
 def engine_for(options: Options) -> Engine:
-    return Serial() if options.jobs == 1 else Pool(options.jobs, options.start_method)
+    alone = options.jobs == 1 or not may_start_processes()
+    return Serial() if alone else Pool(options.jobs, options.start_method)
 
 
 def processors() -> int:

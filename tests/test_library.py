@@ -6,6 +6,7 @@ Programs that are special in how they are started (threads, no __main__ guard, n
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import signal
 import threading
@@ -269,6 +270,34 @@ def test_it_works_in_a_thread(source: Path, tmp_path: Path, jobs: int, straight_
     thread.join(60)
     assert reports
     assert reports[0].ok
+    assert read_tree(tmp_path / "dst") == read_tree(source)
+
+
+IN_A_POOL = """
+import json, multiprocessing, sys
+import pcopy
+
+def work(destination):
+    report = pcopy.copy("src", destination, jobs=2)
+    return [int(report.exit_status), report.engine, report.jobs, report.warnings]
+
+if __name__ == "__main__":
+    with multiprocessing.get_context(sys.argv[1]).Pool(1) as pool:
+        print(json.dumps(pool.map(work, ["dst"])))
+"""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_in_a_process_that_may_start_no_others_it_copies_alone_and_says_so(
+    start: Start, source: Path, tmp_path: Path, method: str
+) -> None:
+    """Such as a worker of multiprocessing.Pool, which is daemonic."""
+    make_tree(source / "more", many_files(20, 200))  # more than a first slice does
+    status, out, err = start(IN_A_POOL, method).ended()
+    assert (status, err) == (0, "")
+    ((exit_status, engine, jobs, warnings),) = json.loads(out)
+    assert (exit_status, engine, jobs) == (0, "serial", 1)
+    assert [warning for warning in warnings if "may not start others" in warning] == warnings != []
     assert read_tree(tmp_path / "dst") == read_tree(source)
 
 
