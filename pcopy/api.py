@@ -300,10 +300,13 @@ def look_at_destination(destination: Path) -> Destination:
 
 def absolute(path: str) -> str:
     """An absolute path. "x/.." is only taken out where x is no symbolic link."""
-    if ".." in path.split("/"):
-        parent, name = os.path.split(path.rstrip("/"))
-        return os.path.realpath(path) if name in ("..", ".") else os.path.join(os.path.realpath(parent), name)
-    return os.path.abspath(path)
+    try:
+        if ".." in path.split("/"):
+            parent, name = os.path.split(path.rstrip("/"))
+            return os.path.realpath(path) if name in ("..", ".") else os.path.join(os.path.realpath(parent), name)
+        return os.path.abspath(path)
+    except FileNotFoundError:  # getcwd(2)
+        raise UsageError(f"{path}: the working directory is gone: change to another, or give an absolute path") from None
 
 
 def refuse_overlap(sources: Sequence[Source], destination: Destination, landings: Sequence[Landing]) -> None:

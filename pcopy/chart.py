@@ -19,7 +19,10 @@ def check_chart(path: str) -> None:
         raise UsageError(f"--chart {path}: must end in one of {', '.join(FORMATS)}")
     if os.path.isdir(path):
         raise UsageError(f"--chart {path}: is a directory; name a file")
-    folder = os.path.dirname(os.path.abspath(path))
+    try:
+        folder = os.path.dirname(os.path.abspath(path))
+    except FileNotFoundError:
+        raise UsageError(f"--chart {path}: the working directory is gone: change to another, or give an absolute path") from None
     if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
         raise UsageError(f"--chart {path}: {folder} is not a directory that can be written to")
     try:

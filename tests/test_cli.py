@@ -125,6 +125,30 @@ def test_a_wrong_command_line_is_refused(tmp_path: Path, source: Path, pcopy: Ru
     assert read_tree(tmp_path) == before
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["{here}/src", "dst"],
+        ["{here}/src", "../dst"],
+        [".", "{here}/dst"],
+        ["--compare", "src"],
+        ["--compare", "{here}/src", "."],
+        ["--compare", "{here}/src", "--chart", "a.png"],
+    ],
+    ids=str,
+)
+def test_a_working_directory_that_is_gone_is_named_in_one_line(tmp_path: Path, source: Path, arguments: list[str]) -> None:
+    before = read_tree(tmp_path)
+    script = 'mkdir gone && cd gone && rmdir ../gone && exec "$0" -m pcopy "$@"'
+    command = ["sh", "-c", script, sys.executable, *(word.format(here=tmp_path) for word in arguments)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    (line,) = done.stderr.splitlines()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "the working directory is gone: change to another" in line
+    after = read_tree(tmp_path)
+    assert [name for name in after if name != b"."] == [name for name in before if name != b"."]
+
+
 def test_the_completion_script_of_the_shell_is_printed(pcopy: Run) -> None:
     script = Path(sys.executable).parent / "pcopy"
     if not script.exists():
