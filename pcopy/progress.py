@@ -186,7 +186,7 @@ class Runs:
 
         tqdm.monitor_interval = 0
         self.bar: tqdm[Any] = tqdm(
-            bar_format="{n_fmt}/{total_fmt} |{bar}| {desc}", dynamic_ncols=True, leave=False, file=sys.stderr
+            bar_format="{n_fmt}/{total_fmt} |{bar}| {desc}", dynamic_ncols=True, leave=False, file=Unheard()
         )
 
     def step(self, name: str, done: int, total: int) -> None:
