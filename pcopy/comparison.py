@@ -261,7 +261,7 @@ def run_once(one: Contender, tree: str, work: str) -> tuple[float, str]:
             # In a session of its own: Ctrl-C is for us to pass on. In an empty directory: python -m imports from where it is.
             process = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                cwd=scratch, start_new_session=True,
+                cwd=scratch, start_new_session=True, env=same_places() if one.jobs else None,
             )  # fmt: skip
         output, _ = process.communicate()
     except BaseException as error:
@@ -277,6 +277,13 @@ def run_once(one: Contender, tree: str, work: str) -> tuple[float, str]:
         words = " ".join(output.decode(errors="replace").split())
         return wall, f"failed with status {process.returncode}: {words[:200]}"
     return wall, ""
+
+
+def same_places() -> dict[str, str]:
+    """An environment in which Python imports what this one does, from wherever it runs: the very package that is running."""
+    places = [place for place in sys.path if os.path.isabs(place)]
+    home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(places if home in places else [home, *places])}
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
