@@ -211,7 +211,7 @@ def main(context: click.Context, /, **given: Any) -> NoReturn:
 
 def run_copy(context: click.Context, given: dict[str, Any]) -> int:
     """pcopy SOURCE... DESTINATION"""
-    refuse(context, given, ("against", "rounds", "chart"), "goes with --compare")
+    refuse(context, ("against", "rounds", "chart"), "goes with --compare")
     if given["quiet"] and given["verbose"]:
         raise click.UsageError("--quiet and --verbose exclude each other", context)
     if len(given["paths"]) < 2:
@@ -249,12 +249,8 @@ PASSED_ON = (
 
 def run_compare(context: click.Context, given: dict[str, Any]) -> int:
     """pcopy --compare [SOURCE [DESTINATION]]"""
-    refuse(
-        context,
-        given,
-        ("dry_run", "verbose", "quiet", "overwrite", "retries", "delete", "max_delete"),
-        "does not go with --compare",
-    )
+    words = ("dry_run", "verbose", "quiet", "overwrite", "retries", "delete", "max_delete")
+    refuse(context, words, "does not go with --compare")
     if len(given["paths"]) > 2:
         raise click.UsageError("--compare takes one source and one destination at most", context)
     from pcopy.api import check_sharing
@@ -263,7 +259,7 @@ def run_compare(context: click.Context, given: dict[str, Any]) -> int:
     from pcopy.report import comparison_json, shown, table
 
     check_sharing(given["reflink"], given["sparse"])
-    if given["chart"]:
+    if given["chart"] is not None:
         check_chart(given["chart"])
     with ended_by_signals(), steps(given) as step:
         comparison = compare(
@@ -280,10 +276,10 @@ def run_compare(context: click.Context, given: dict[str, Any]) -> int:
     return comparison.exit_status if written else comparison.exit_status or ExitStatus.FAILED
 
 
-def refuse(context: click.Context, given: dict[str, Any], names: Sequence[str], why: str) -> None:
+def refuse(context: click.Context, names: Sequence[str], why: str) -> None:
     """An option that would do nothing is an error, not a surprise."""
     for name in names:
-        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE and given[name]:
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
             raise click.UsageError(f"--{name.replace('_', '-')} {why}", context)
 
 
