@@ -17,7 +17,7 @@ from pcopy import filesystem as fs
 from pcopy.coordinator import Coordinator, coordinate
 from pcopy.engines import METHODS, Engine, Pool, Serial, may_start_processes
 from pcopy.errors import UsageError
-from pcopy.options import ALL_ATTRIBUTES, Options, Overwrite, When
+from pcopy.options import ALL_ATTRIBUTES, Options, Overwrite, When, attributes_from
 from pcopy.paths import Destination, Landing, Source, land
 from pcopy.prepare import make_lasting, prepare
 from pcopy.result import Observer, Report, Stop
@@ -37,7 +37,7 @@ def copy(
     *,
     jobs: int | None = None,
     overwrite: Overwrite | OverwriteName = "changed",
-    preserve: Iterable[str] = ALL_ATTRIBUTES,
+    preserve: str | Iterable[str] = ALL_ATTRIBUTES,
     dereference: bool = False,
     one_file_system: bool = False,
     reflink: When | WhenName = "auto",
@@ -61,7 +61,7 @@ def copy(
 
     :param jobs: worker processes; by default as many as this process may use processors; 1 copies in this process
     :param overwrite: what to do with a file that is there: ``changed`` replaces it if size or modification time differ
-    :param preserve: among ``mode``, ``owner``, ``times``, ``links``, ``xattr`` (ACLs with it)
+    :param preserve: ``all``, or among ``mode``, ``owner``, ``times``, ``links``, ``xattr`` (ACLs with it)
     :param dereference: copy what symbolic links point to
     :param one_file_system: leave out what is mounted below a source
     :param reflink: share blocks where the file system can; ``always`` fails where it cannot
@@ -254,16 +254,24 @@ def check_choice(name: str, kind: type[Choice], value: str) -> Choice:
         raise UsageError(f"{name} {value!r}: must be one of {', '.join(one.value for one in kind)}") from None
 
 
-def check_preserve(preserve: Iterable[str]) -> frozenset[str]:
-    names = frozenset(preserve.split(",") if isinstance(preserve, str) else preserve)
-    if unknown := names - ALL_ATTRIBUTES:
-        raise UsageError(f"preserve {', '.join(sorted(unknown))}: must be among {', '.join(sorted(ALL_ATTRIBUTES))}")
-    return names
+def check_preserve(preserve: str | Iterable[str]) -> frozenset[str]:
+    try:
+        return attributes_from(preserve)
+    except ValueError as error:
+        raise UsageError(f"preserve {error}") from None
 
 
 def look_at_sources(sources: Path | Iterable[Path], options: Options) -> list[Source]:
-    paths = [sources] if isinstance(sources, (str, bytes, os.PathLike)) else list(sources)
-    return [look_at_source(os.fsdecode(path), options.dereference) for path in paths]
+    several = isinstance(sources, Iterable) and not isinstance(sources, (str, bytes, os.PathLike))
+    paths: Iterable[object] = sources if several else [sources]  # type: ignore[assignment]
+    return [look_at_source(text_of("source", path), options.dereference) for path in paths]
+
+
+def text_of(what: str, path: object) -> str:
+    try:
+        return os.fsdecode(path)  # type: ignore[arg-type]
+    except TypeError:
+        raise UsageError(f"{what} {path!r}: must be a path: str, bytes or os.PathLike") from None
 
 
 def look_at_source(given: str, dereference: bool) -> Source:
@@ -282,7 +290,7 @@ def is_special(mode: int) -> bool:
 
 
 def look_at_destination(destination: Path) -> Destination:
-    given = os.fsdecode(destination)
+    given = text_of("destination", destination)
     if not given or "\0" in given:
         raise UsageError(f"{given!r}: cannot be a destination")
     path = absolute(given)

@@ -13,7 +13,7 @@ import click
 
 from pcopy import __version__
 from pcopy.errors import ExitStatus, UsageError
-from pcopy.options import ALL_ATTRIBUTES, Overwrite, When
+from pcopy.options import ALL_ATTRIBUTES, Overwrite, When, attributes_from
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -103,11 +103,10 @@ class WhatList(click.ParamType):  # type: ignore[type-arg]
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> frozenset[str]:
         if isinstance(value, frozenset):
             return value
-        names = frozenset(word.strip() for word in value.split(","))
-        names = ALL_ATTRIBUTES if names == {"all"} else names
-        if unknown := names - ALL_ATTRIBUTES:
-            self.fail(f"{', '.join(sorted(unknown))}: must be among {', '.join(sorted(ALL_ATTRIBUTES))}", param, ctx)
-        return names
+        try:
+            return attributes_from(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         from click.shell_completion import CompletionItem

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from pcopy.api import Path, absolute, check_jobs, processors
+from pcopy.api import Path, absolute, check_jobs, processors, text_of
 from pcopy.errors import ExitStatus, UsageError
 
 # Ratios nearer to 1 are taken for noise, as are those of which not all rounds agree on the side.
@@ -306,14 +306,14 @@ def workplace(source: Path | None, destination: Path | None) -> Iterator[str]:
     if "" in (source, destination) or b"" in (source, destination):
         raise UsageError("'': is no path; a variable that is not set?")
     if source is not None:
-        tree = os.path.realpath(absolute(os.fsdecode(source)))
+        tree = os.path.realpath(absolute(text_of("source", source)))
         if not os.path.isdir(tree):
             missing = "the source does not exist; check the spelling"
             what = "is not a directory; a comparison copies a tree" if os.path.lexists(tree) else missing
             raise UsageError(f"{os.fsdecode(source)}: {what}")
         base = os.path.dirname(tree) if os.access(os.path.dirname(tree), os.W_OK) else None
     if destination is not None:
-        base = absolute(os.fsdecode(destination))
+        base = absolute(text_of("destination", destination))
         if not os.path.isdir(base):
             raise UsageError(f"{os.fsdecode(destination)}: is not a directory; the copies are made in one that exists")
     base = base or tempfile.gettempdir()

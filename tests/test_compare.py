@@ -456,11 +456,12 @@ def test_the_library_compares_as_the_command_line_does(source: Path, place: Path
 @pytest.mark.parametrize("wrong", [
         {"rounds": 0}, {"rounds": "5"}, {"rounds": True}, {"against": ["tar"]}, {"against": "tar"},
         {"jobs": [0]}, {"jobs": 0}, {"jobs": True}, {"jobs": [True]}, {"jobs": 2.5}, {"jobs": "4"},
+        {"source": 5}, {"destination": 5},
     ], ids=str,
 )  # fmt: skip
 def test_the_library_refuses_by_an_exception(source: Path, place: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        compare(source, place, **wrong)
+        compare(**{"source": source, "destination": place, **wrong})
     assert not any(place.iterdir())
 
 

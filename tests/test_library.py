@@ -18,6 +18,7 @@ import pytest
 
 import pcopy
 from pcopy.cli import main
+from pcopy.options import ALL_ATTRIBUTES
 from tests.test_engines import (
     METHODS,
     Script,
@@ -110,7 +111,17 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"observer": pcopy.Observer}, "pcopy.Observer"),
     ({"stop": 15}, "pcopy.Stop"),
     ({"expected": 5}, "pcopy.Report"),
-    ({"preserve": ["mode", "colour"]}, "colour"),
+    ({"preserve": ["mode", "colour"]}, "preserve 'colour': must be among all, links, mode, owner, times, xattr"),
+    ({"preserve": ""}, "preserve '': must be among all"),
+    ({"preserve": [5, "x"]}, "preserve 'x', 5: must be among all"),
+    ({"preserve": None}, "preserve None: must be among all"),
+    ({"preserve": 5}, "preserve 5: must be among all"),
+    ({"preserve": [["mode"]]}, "must be among all"),
+    ({"sources": None}, "source None: must be a path"),
+    ({"sources": 5}, "source 5: must be a path"),
+    ({"sources": ["src", None]}, "source None: must be a path"),
+    ({"destination": None}, "destination None: must be a path"),
+    ({"destination": ["dst"]}, "must be a path"),
     ({"overwrite": "sometimes"}, "sometimes"),
     ({"reflink": "perhaps"}, "perhaps"),
     ({"sparse": "perhaps"}, "perhaps"),
@@ -134,6 +145,16 @@ def test_bad_input_is_a_usage_error_and_touches_nothing(
     assert isinstance(caught.value, pcopy.PcopyError)
     assert "\n" not in str(caught.value)
     assert read_tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("what", ["all", "all,mode", "mode, all", ["all"], ["mode", "all"]], ids=str)
+def test_all_attributes_have_one_name_in_both_faces(source: Path, tmp_path: Path, what: Any) -> None:
+    assert pcopy.copy(source, tmp_path / "dst", jobs=1, preserve=what).ok
+    assert read_tree(tmp_path / "dst") == read_tree(source)
+    if isinstance(what, str):
+        for option in ("preserve", "no-preserve"):
+            given = main.make_context("pcopy", [f"--{option}", what, "src", "dst"]).params
+            assert given[option.replace("-", "_")] == ALL_ATTRIBUTES
 
 
 def test_a_failure_is_in_the_report_and_raises_and_says_nothing(
