@@ -349,6 +349,19 @@ def test_a_stdout_that_is_full_is_named_in_one_line(source: Path, pcopy: Run, op
         assert said == ["pcopy: standard output: No space left on device"]
 
 
+@pytest.mark.parametrize(
+    ("options", "status"), [(["--help"], 1), (["--compare", "--rounds", "1", "--json", "src"], 1), (["src", "dst"], 0)], ids=str
+)
+def test_a_stdout_that_is_closed_fails_what_is_written_to_it(
+    tmp_path: Path, source: Path, options: list[str], status: int
+) -> None:
+    words = ["sh", "-c", 'exec "$0" -m pcopy "$@" >&-', sys.executable, *options]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert (line == "pcopy: standard output: Bad file descriptor") == (status == 1)
+
+
 @pytest.mark.parametrize(("options", "jobs"), [([], 1), (["-v"], 1), (["-v"], 2), (["--progress"], 2)], ids=str)
 def test_a_reader_of_stderr_that_has_gone_is_no_trouble(
     tmp_path: Path, source: Path, pcopy: Run, options: list[str], jobs: int
@@ -368,8 +381,10 @@ def test_a_reader_of_stderr_that_has_gone_is_no_trouble(
 def test_streams_that_were_closed_from_the_start_are_no_trouble(tmp_path: Path, source: Path, closed: str) -> None:
     command = f'exec "$0" -m pcopy -j 2 -v --json src dst {closed}'
     done = subprocess.run(["sh", "-c", command, sys.executable], cwd=tmp_path, capture_output=True, text=True, check=False)
+    lost = [line for line in done.stderr.splitlines() if "standard output" in line]
     assert "Traceback" not in done.stderr
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == ("1>&-" in closed), done.stderr  # the JSON could not be written
+    assert lost == (["pcopy: standard output: Bad file descriptor"] if closed == "1>&-" else [])
     assert read_tree(tmp_path / "dst") == read_tree(source)
     if "1>&-" not in closed:
         assert json.loads(done.stdout)["files"] == 31  # and what was meant for stderr does not go here
