@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import stat
@@ -300,8 +301,11 @@ def look_at_destination(destination: Path) -> Destination:
     if os.path.islink(path) and not os.path.exists(path) and given.endswith("/"):
         raise UsageError(f"{given}: is a symbolic link to nothing; remove it or give another destination")
     special, parent = False, os.path.dirname(path)
-    with contextlib.suppress(OSError):
+    try:
         special = is_special(os.lstat(path).st_mode)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UsageError(f"{given}: the path, or a name in it, is too long: choose a shorter one") from None
     below_file = os.path.lexists(parent) and not os.path.isdir(parent)
     return Destination(given, path, os.path.lexists(path), is_directory, os.path.isdir(parent), below_file, special)
 

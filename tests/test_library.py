@@ -99,6 +99,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"sources": []}, "source"),
     ({"destination": ""}, "destination"),
     ({"destination": "a\0b"}, "destination"),
+    ({"destination": "below/" * 1000}, "below/: the path, or a name in it, is too long: choose a shorter one"),
+    ({"destination": "n" * 256}, "the path, or a name in it, is too long: choose a shorter one"),
+    ({"destination": "n" * 256 + "/below"}, "the path, or a name in it, is too long: choose a shorter one"),
     ({"destination": "src/below"}, "the destination lies in the source"),
     ({"destination": "src"}, "same directory"),
     ({"destination": "no/such/parent"}, "mkdir -p"),
@@ -130,7 +133,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize("wrong, word", BAD, ids=[" ".join(f"{name}={value}" for name, value in one.items()) for one, _ in BAD])
+@pytest.mark.parametrize(
+    "wrong, word", BAD, ids=[" ".join(f"{name}={value}"[:40] for name, value in one.items()) for one, _ in BAD]
+)
 def test_bad_input_is_a_usage_error_and_touches_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any], word: str
 ) -> None:
