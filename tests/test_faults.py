@@ -304,6 +304,20 @@ def test_a_quota_that_is_used_up_stops_the_run(faults: Faults, tmp_path: Path, j
     assert differences(source, copy, extra=True) == []
 
 
+@JOBS
+def test_a_large_file_that_stops_the_run_counts_as_failed_and_those_under_way_do_not(
+    faults: Faults, tmp_path: Path, jobs: int
+) -> None:
+    source = make_tree(tmp_path / "src", {"d": Dir({name: Holes(LARGE, {0: b"x" * LARGE}) for name in "abc"})})
+    words = ("-j", jobs, "--json", "--sparse", "always", source, tmp_path / "dst")
+    done = faults.run(*words, rules=[("write", errno.ENOSPC, 1, "/dst/d/.pcopy-")])
+    report = json.loads(done.stdout)
+    assert_stopped(done, "No space left on device")
+    assert (report["failed"], len(report["errors"])) == (1, 1)
+    assert "1 failed" in done.stderr
+    assert os.listdir(tmp_path / "dst" / "d") == []
+
+
 def limit_files() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
