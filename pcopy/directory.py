@@ -66,7 +66,7 @@ class Directories:
     def enter(self, unit: Scan) -> tuple[Pair, os.stat_result]:
         """Open a directory and its copy, and keep the handles."""
         parent_path, _, name = unit.path.rpartition("/")
-        parent = self.handles.pair(unit.tree, parent_path) if unit.path else self.handles.top(unit.tree)
+        parent = self.handles.pair(unit.tree, parent_path)  # of a tree's top, itself
         source = fs.open_directory(name or ".", parent.source, self.options.dereference)
         try:
             state = os.fstat(source)
@@ -75,9 +75,7 @@ class Directories:
             os.close(source)
             raise
         pair = Pair(unit.tree, unit.path, source, destination, parent.depth + bool(unit.path), readable=True, mode=mode)
-        if not unit.path:
-            parent.close()
-        elif unit.fresh and destination != ABSENT:  # what it got when it was made, its own entries will get
+        if unit.path and unit.fresh and destination != ABSENT:  # what it got when it was made, its own entries will get
             if parent.owner is None:
                 self.metadata.learn(destination, pair)
             else:
@@ -196,7 +194,10 @@ class Directories:
 
         Returns the unit that sets the times of the directory above again.
         """
-        if self.options.dry_run or not unit.path:
+        if self.options.dry_run:
+            return None
+        if not unit.path:
+            self.take_away_top(unit)
             return None
         parent_path, _, name = unit.path.rpartition("/")
         parent = self.handles.pair(unit.tree, parent_path)
@@ -209,6 +210,14 @@ class Directories:
             self.make_accessible(".", parent.destination)
             fs.remove_directory(name, parent.destination)
         return Finish(unit.tree, parent_path, attributes, fresh=False)
+
+    def take_away_top(self, unit: Scan) -> None:
+        """The same for a tree as a whole. The directory above it is not the run's."""
+        above = fs.pass_through("..", self.handles.pair(unit.tree, "").destination)
+        try:
+            fs.remove_directory(os.path.basename(self.job.trees[unit.tree].destination), above)
+        finally:
+            os.close(above)
 
     def remove(self, name: str, parent: int) -> None:
         """Remove what is no directory. That it is gone already is as good: a worker that was killed has done it."""

@@ -477,6 +477,22 @@ def test_a_directory_whose_listing_fails_halfway_is_named_and_never_taken_for_a_
 
 
 @JOBS
+def test_a_source_that_cannot_be_listed_leaves_no_empty_copy_and_stops_no_other(
+    faults: Faults, tmp_path: Path, jobs: int
+) -> None:
+    """Its copy is gone, but not the destination: an error elsewhere is one of its entry."""
+    bad = make_tree(tmp_path / "bad", {"a": b"1", "b": b"1"})
+    good = make_tree(tmp_path / "good", {**many(3), "x": b"1"})
+    rules = [("list", errno.EIO, EACH, "/bad"), ("range", errno.EIO, EACH, "/good/x"), ("read", errno.EIO, EACH, "/good/x")]
+    done = faults.run("-j", jobs, "--json", "--retries", 0, good, bad, tmp_path / "dst", rules=rules)
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["failed"]) == (1, 2), done.stderr
+    assert sorted(error["path"] for error in report["errors"]) == [str(bad), f"{good}/x"]
+    assert os.listdir(tmp_path / "dst") == ["good"]
+    assert differences(good, tmp_path / "dst" / "good") == ["b'x': is missing"]
+
+
+@JOBS
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES, errno.ETIMEDOUT], ids=errno.errorcode.get)
 def test_what_cannot_be_opened_is_never_taken_for_vanished(faults: Faults, tmp_path: Path, jobs: int, number: int) -> None:
     source = make_tree(tmp_path / "src", {**many(2), "bad": b"1", "shut": Dir({"x": b"1"})})
