@@ -111,7 +111,8 @@ class Account:
                     outcome.tally.vanished += 1
                     self.event("vanished", unit, name)
                 else:
-                    self.fail(failure if failure.fatal else failure._replace(path=self.full(unit.tree, unit.path, name)))
+                    whole = failure.fatal or not name  # the failure has its path
+                    self.fail(failure if whole else failure._replace(path=self.full(unit.tree, unit.path, name)))
             if isinstance(unit, Scan) and unit.fresh and failure.errno:
                 self.take_away(unit)
         elif isinstance(unit, Span):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -56,7 +57,8 @@ class Directories:
             self.refuse_loop(unit, pair.source, state)
         self.sort_entries(pair, listing)
         if not unit.fresh and pair.destination != ABSENT:
-            self.look_at_copy(pair, listing)
+            with self.at_copy(unit):
+                self.look_at_copy(pair, listing)
         if "mode" not in self.options.preserve:
             mode = state.st_mode & 0o777 & ~self.job.umask if unit.fresh else pair.mode or 0
             listing.attributes = listing.attributes._replace(mode=mode)
@@ -70,7 +72,8 @@ class Directories:
         source = fs.open_directory(name or ".", parent.source, self.options.dereference)
         try:
             state = os.fstat(source)
-            destination, mode = self.open_copy(name or ".", parent.destination, unit.fresh)
+            with self.at_copy(unit):
+                destination, mode = self.open_copy(name or ".", parent.destination, unit.fresh)
         except OSError:
             os.close(source)
             raise
@@ -81,6 +84,15 @@ class Directories:
             else:
                 pair.owner, pair.inherits = parent.owner, parent.inherits
         return self.handles.hold(pair), state
+
+    @contextlib.contextmanager
+    def at_copy(self, unit: Scan) -> Iterator[None]:
+        """What fails in here is the copy of the directory: it is named, and not its source."""
+        try:
+            yield
+        except OSError as error:
+            path = f"{self.job.trees[unit.tree].destination}/{unit.path}".rstrip("/")
+            raise fs.CopyError(error.errno, error.strerror, path).with_traceback(error.__traceback__) from None
 
     def open_copy(self, name: str, parent: int, fresh: bool) -> tuple[int, int | None]:
         """Open the copy of a directory, and tell its mode. One of ours that we may not use we may use until it is finished."""
@@ -134,21 +146,20 @@ class Directories:
     def sort_entries(self, pair: Pair, listing: Listing) -> None:
         follow = self.options.dereference
         directories, regular, other = listing.directories, listing.regular, listing.other
-        with fs.read_directory(pair.source) as entries:
-            for entry in entries:
-                try:
-                    if entry.is_file(follow_symlinks=follow):
-                        regular.append(entry.name)
-                    elif entry.is_dir(follow_symlinks=follow):
-                        directories.append((entry.name, True))
-                    else:
-                        other.append(entry.name)
-                except OSError:  # of an unknown type, and it cannot be looked at: whoever copies it will say why
+        for entry in fs.read_directory(pair.source):
+            try:
+                if entry.is_file(follow_symlinks=follow):
+                    regular.append(entry.name)
+                elif entry.is_dir(follow_symlinks=follow):
+                    directories.append((entry.name, True))
+                else:
                     other.append(entry.name)
+            except OSError:  # of an unknown type, and it cannot be looked at: whoever copies it will say why
+                other.append(entry.name)
 
     def look_at_copy(self, pair: Pair, listing: Listing) -> None:
         """List the copy, and clear what dead runs left in it."""
-        listing.there = fs.names_in(pair.destination)
+        listing.there = fs.list_directory(pair.destination)
         if not self.options.dry_run:
             keep = {name for name in (*listing.regular, *listing.other) if name.startswith(".pcopy-")}
             fs.clear_stale(listing.there, keep, pair.depth, pair.destination, self.job.token)
@@ -244,7 +255,7 @@ class Directories:
         parent = self.handles.pair(~tree, parent_path)
         handle, _ = self.open_copy(name, parent.destination, fresh=False)
         self.handles.hold(Pair(~tree, path, ABSENT, handle, parent.depth + 1, readable=True))
-        there = fs.names_in(handle)
+        there = fs.list_directory(handle)
         inside = list(self.removable(there, ()))
         return inside, len(inside) < len(there)
 

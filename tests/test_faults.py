@@ -477,6 +477,23 @@ def test_a_directory_whose_listing_fails_halfway_is_named_and_never_taken_for_a_
 
 
 @JOBS
+@pytest.mark.parametrize("side", ["src", "dst"])
+@pytest.mark.parametrize("call", ["list", "open"])
+def test_a_directory_that_cannot_be_listed_is_named_with_its_side_and_the_operation(
+    faults: Faults, tmp_path: Path, jobs: int, side: str, call: str
+) -> None:
+    source = make_tree(tmp_path / "src", {**many(2), "bad": Dir({"a": b"1", "b": b"1"})})
+    make_tree(tmp_path / "dst", {"bad": Dir({"a": b"old", "b": b"old"})})
+    needle = f"/{side}/bad" if call == "list" else f"/{side}/bad$"
+    done = faults.run("-j", jobs, "--json", source, tmp_path / "dst", rules=[(call, errno.EIO, EACH, needle)])
+    (error,) = json.loads(done.stdout)["errors"]
+    operation = "read directory" if call == "list" else "open directory"
+    assert (done.returncode, error["path"], error["operation"]) == (1, str(tmp_path / side / "bad"), operation)
+    assert f"pcopy: {tmp_path}/{side}/bad: {operation}: Input/output error" in done.stderr
+    assert (tmp_path / "dst/bad/a").read_bytes() == b"old"
+
+
+@JOBS
 def test_a_source_that_cannot_be_listed_leaves_no_empty_copy_and_stops_no_other(
     faults: Faults, tmp_path: Path, jobs: int
 ) -> None:
