@@ -64,7 +64,7 @@ def copy(
     :param overwrite: what to do with a file that is there: ``changed`` replaces it if size or modification time differ
     :param preserve: ``all``, or among ``mode``, ``owner``, ``times``, ``links``, ``xattr`` (ACLs with it)
     :param dereference: copy what symbolic links point to
-    :param one_file_system: leave out what is mounted below a source
+    :param one_file_system: leave out other file systems mounted below a source, but not bind mounts of its own
     :param reflink: share blocks where the file system can; ``always`` fails where it cannot
     :param sparse: keep holes (``auto``), also make them of zeros (``always``), or fill them (``never``)
     :param atomic: new files too appear under their names only when they are whole

@@ -156,7 +156,7 @@ def print_version(context: click.Context, param: click.Parameter, given: bool) -
 @click.option("-L", "--dereference", cls=Option, group=WHAT, is_flag=True,
               help="Copy what symbolic links point to.  [default: copy links]")
 @click.option("-x", "--one-file-system", cls=Option, group=WHAT, is_flag=True,
-              help="Leave out what is mounted below a source.  [default: copy it]")
+              help="Leave out other file systems mounted below a source, but not bind mounts of its own.  [default: copy them]")
 @click.option("--reflink", cls=Option, group=HOW, type=choice(When), default="auto", show_default=True,
               help="Share blocks with the source where the file system can; 'always': fail where it cannot.")
 @click.option("--sparse", cls=Option, group=HOW, type=choice(When), default="auto", show_default=True,
