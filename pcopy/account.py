@@ -70,7 +70,7 @@ class Account:
             self.event("vanished", unit, name)
         else:
             self.keep_all(unit)
-            self.fail(self.failure_of(self.full(unit.tree, unit.path, name), error))
+            self.fail(self.failure_of(unit, self.full(unit.tree, unit.path, name), error))
 
     def try_again(self, unit: Retried, number: int | None) -> bool:
         """Leave a unit over if the error may pass. What comes after it waits, as for any unit that somebody else has."""
@@ -80,13 +80,12 @@ class Account:
             self.open.update(unit.holds)
         return again
 
-    def failure_of(self, path: str, error: OSError) -> Failure:
+    def failure_of(self, unit: Unit, path: str, error: OSError) -> Failure:
         """What failed, and whether that is because the destination is gone: then nothing else can be written either."""
-        if error.errno in fs.PERHAPS_GONE:
-            for tree in self.job.trees:
-                if tree.destination_inode and fs.is_gone(tree.destination, tree.destination_inode):
-                    reason = "is not the directory any more that it was when the run began: bring it back, run the line again"
-                    return Failure(tree.destination, "open", error.errno, reason, fatal=True)
+        tree = self.job.trees[unit.tree]
+        if error.errno in fs.PERHAPS_GONE and tree.destination_inode and fs.is_gone(tree.destination, tree.destination_inode):
+            reason = "is not the directory any more that it was when the run began: bring it back, run the line again"
+            return Failure(tree.destination, "open", error.errno, reason, fatal=True)
         return fs.failure(path, error)
 
     def vanished(self, pair: Pair, name: str) -> bool:
@@ -112,7 +111,8 @@ class Account:
                     outcome.tally.vanished += 1
                     self.event("vanished", unit, name)
                 else:
-                    self.fail(failure if failure.fatal else failure._replace(path=self.full(unit.tree, unit.path, name)))
+                    whole = failure.fatal or not name  # the failure has its path
+                    self.fail(failure if whole else failure._replace(path=self.full(unit.tree, unit.path, name)))
             if isinstance(unit, Scan) and unit.fresh and failure.errno:
                 self.take_away(unit)
         elif isinstance(unit, Span):

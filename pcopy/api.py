@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import stat
@@ -15,9 +16,9 @@ from typing import Literal, TypeVar
 
 from pcopy import filesystem as fs
 from pcopy.coordinator import Coordinator, coordinate
-from pcopy.engines import METHODS, Engine, Pool, Serial
+from pcopy.engines import METHODS, Engine, Pool, Serial, may_start_processes
 from pcopy.errors import UsageError
-from pcopy.options import ALL_ATTRIBUTES, Options, Overwrite, When
+from pcopy.options import ALL_ATTRIBUTES, Options, Overwrite, When, attributes_from
 from pcopy.paths import Destination, Landing, Source, land
 from pcopy.prepare import make_lasting, prepare
 from pcopy.result import Observer, Report, Stop
@@ -27,6 +28,7 @@ Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 OverwriteName = Literal["changed", "always", "older", "never"]
 Choice = TypeVar("Choice", Overwrite, When)
 DEFAULT = signal.default_int_handler
+ALONE = "this process is daemonic, as a worker of multiprocessing.Pool is, and may not start others: it copied alone"
 WhenName = Literal["auto", "always", "never"]
 
 
@@ -36,7 +38,7 @@ def copy(
     *,
     jobs: int | None = None,
     overwrite: Overwrite | OverwriteName = "changed",
-    preserve: Iterable[str] = ALL_ATTRIBUTES,
+    preserve: str | Iterable[str] = ALL_ATTRIBUTES,
     dereference: bool = False,
     one_file_system: bool = False,
     reflink: When | WhenName = "auto",
@@ -61,9 +63,9 @@ def copy(
 
     :param jobs: worker processes; by default as many as this process may use processors; 1 copies in this process
     :param overwrite: what to do with a file that is there: ``changed`` replaces it if size or modification time differ
-    :param preserve: among ``mode``, ``owner``, ``times``, ``links``, ``xattr`` (ACLs with it)
+    :param preserve: ``all``, or among ``mode``, ``owner``, ``times``, ``links``, ``xattr`` (ACLs with it)
     :param dereference: copy what symbolic links point to
-    :param one_file_system: leave out what is mounted below a source
+    :param one_file_system: leave out other file systems mounted below a source, but not bind mounts of its own
     :param reflink: share blocks where the file system can; ``always`` fails where it cannot
     :param sparse: keep holes (``auto``), also make them of zeros (``always``), or fill them (``never``)
     :param atomic: new files too appear under their names only when they are whole
@@ -83,7 +85,8 @@ def copy(
     :raises UsageError: the request makes no sense as it stands; nothing was touched
 
     No output of its own. Safe in a program with threads: workers are then started by ``forkserver``. They never import the
-    program's main module.
+    program's main module. A daemonic process, such as a worker of ``multiprocessing.Pool``, may not start workers: it copies
+    alone, whatever ``jobs`` says, and a warning in the report says so.
     """
     options = Options(
         jobs=check_jobs(jobs),
@@ -99,7 +102,7 @@ def copy(
         dry_run=dry_run,
         delete=delete,
         max_delete=None if max_delete is None else check_count("max_delete", max_delete),
-        link_dest=tuple(os.fsdecode(one) for one in listed(link_dest)),
+        link_dest=tuple(text_of("link_dest", one) for one in listed(link_dest)),
         verbose=verbose,
         start_method=start_method,
     )
@@ -154,7 +157,9 @@ def run(
 
 
 def new_report(options: Options) -> Report:
-    return Report(jobs=options.jobs, engine="serial" if options.jobs == 1 else "pool", dry_run=options.dry_run)
+    engine = engine_for(options)
+    warnings = [ALONE] if engine.jobs < options.jobs else []
+    return Report(jobs=engine.jobs, engine=engine.name, dry_run=options.dry_run, warnings=warnings)
 
 
 def too_much(options: Options, top: str, landings: Sequence[Landing], stop: Stop) -> Failure | None:
@@ -194,7 +199,8 @@ def stopped_by_ctrl_c(stop: Stop) -> Iterator[None]:
 
 
 def engine_for(options: Options) -> Engine:
-    return Serial() if options.jobs == 1 else Pool(options.jobs, options.start_method)
+    alone = options.jobs == 1 or not may_start_processes()
+    return Serial() if alone else Pool(options.jobs, options.start_method)
 
 
 def processors() -> int:
@@ -271,19 +277,28 @@ def check_choice(name: str, kind: type[Choice], value: str) -> Choice:
         raise UsageError(f"{name} {value!r}: must be one of {', '.join(one.value for one in kind)}") from None
 
 
-def check_preserve(preserve: Iterable[str]) -> frozenset[str]:
-    names = frozenset(preserve.split(",") if isinstance(preserve, str) else preserve)
-    if unknown := names - ALL_ATTRIBUTES:
-        raise UsageError(f"preserve {', '.join(sorted(unknown))}: must be among {', '.join(sorted(ALL_ATTRIBUTES))}")
-    return names
+def check_preserve(preserve: str | Iterable[str]) -> frozenset[str]:
+    try:
+        return attributes_from(preserve)
+    except ValueError as error:
+        raise UsageError(f"preserve {error}") from None
 
 
 def look_at_sources(sources: Path | Iterable[Path], options: Options) -> list[Source]:
-    return [look_at_source(os.fsdecode(path), options.dereference) for path in listed(sources)]
+    return [look_at_source(text_of("source", path), options.dereference) for path in listed(sources)]
 
 
-def listed(paths: Path | Iterable[Path]) -> list[Path]:
-    return [paths] if isinstance(paths, (str, bytes, os.PathLike)) else list(paths)
+def listed(paths: Path | Iterable[Path]) -> Iterable[object]:
+    """Several paths, or the one that stands for itself."""
+    several = isinstance(paths, Iterable) and not isinstance(paths, (str, bytes, os.PathLike))
+    return paths if several else [paths]  # type: ignore[return-value]
+
+
+def text_of(what: str, path: object) -> str:
+    try:
+        return os.fsdecode(path)  # type: ignore[arg-type]
+    except TypeError:
+        raise UsageError(f"{what} {path!r}: must be a path: str, bytes or os.PathLike") from None
 
 
 def look_at_source(given: str, dereference: bool) -> Source:
@@ -302,7 +317,7 @@ def is_special(mode: int) -> bool:
 
 
 def look_at_destination(destination: Path) -> Destination:
-    given = os.fsdecode(destination)
+    given = text_of("destination", destination)
     if not given or "\0" in given:
         raise UsageError(f"{given!r}: cannot be a destination")
     path = absolute(given)
@@ -312,18 +327,24 @@ def look_at_destination(destination: Path) -> Destination:
     if os.path.islink(path) and not os.path.exists(path) and given.endswith("/"):
         raise UsageError(f"{given}: is a symbolic link to nothing; remove it or give another destination")
     special, parent = False, os.path.dirname(path)
-    with contextlib.suppress(OSError):
+    try:
         special = is_special(os.lstat(path).st_mode)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UsageError(f"{given}: the path, or a name in it, is too long: choose a shorter one") from None
     below_file = os.path.lexists(parent) and not os.path.isdir(parent)
     return Destination(given, path, os.path.lexists(path), is_directory, os.path.isdir(parent), below_file, special)
 
 
 def absolute(path: str) -> str:
     """An absolute path. "x/.." is only taken out where x is no symbolic link."""
-    if ".." in path.split("/"):
-        parent, name = os.path.split(path.rstrip("/"))
-        return os.path.realpath(path) if name in ("..", ".") else os.path.join(os.path.realpath(parent), name)
-    return os.path.abspath(path)
+    try:
+        if ".." in path.split("/"):
+            parent, name = os.path.split(path.rstrip("/"))
+            return os.path.realpath(path) if name in ("..", ".") else os.path.join(os.path.realpath(parent), name)
+        return os.path.abspath(path)
+    except FileNotFoundError:  # getcwd(2)
+        raise UsageError(f"{path}: the working directory is gone: change to another, or give an absolute path") from None
 
 
 def refuse_overlap(sources: Sequence[Source], destination: Destination, landings: Sequence[Landing]) -> None:

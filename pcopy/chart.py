@@ -15,11 +15,16 @@ FORMATS = (".png", ".svg", ".pdf")
 
 def check_chart(path: str) -> None:
     """Before anything is measured: can this picture be drawn? Raises UsageError."""
+    if not path:
+        raise UsageError("--chart: the name of a file is missing; a variable that is not set?")
     if not path.endswith(FORMATS):
         raise UsageError(f"--chart {path}: must end in one of {', '.join(FORMATS)}")
     if os.path.isdir(path):
         raise UsageError(f"--chart {path}: is a directory; name a file")
-    folder = os.path.dirname(os.path.abspath(path))
+    try:
+        folder = os.path.dirname(os.path.abspath(path))
+    except FileNotFoundError:  # getcwd(2)
+        raise UsageError(f"--chart {path}: the working directory is gone: change to another") from None
     if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
         raise UsageError(f"--chart {path}: {folder} is not a directory that can be written to")
     try:

@@ -13,7 +13,7 @@ import click
 
 from pcopy import __version__
 from pcopy.errors import ExitStatus, UsageError
-from pcopy.options import ALL_ATTRIBUTES, Overwrite, When
+from pcopy.options import ALL_ATTRIBUTES, Overwrite, When, attributes_from
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -103,11 +103,10 @@ class WhatList(click.ParamType):  # type: ignore[type-arg]
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> frozenset[str]:
         if isinstance(value, frozenset):
             return value
-        names = frozenset(word.strip() for word in value.split(","))
-        names = ALL_ATTRIBUTES if names == {"all"} else names
-        if unknown := names - ALL_ATTRIBUTES:
-            self.fail(f"{', '.join(sorted(unknown))}: must be among {', '.join(sorted(ALL_ATTRIBUTES))}", param, ctx)
-        return names
+        try:
+            return attributes_from(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         from click.shell_completion import CompletionItem
@@ -157,7 +156,7 @@ def print_version(context: click.Context, param: click.Parameter, given: bool) -
 @click.option("-L", "--dereference", cls=Option, group=WHAT, is_flag=True,
               help="Copy what symbolic links point to.  [default: copy links]")
 @click.option("-x", "--one-file-system", cls=Option, group=WHAT, is_flag=True,
-              help="Leave out what is mounted below a source.  [default: copy it]")
+              help="Leave out other file systems mounted below a source, but not bind mounts of its own.  [default: copy them]")
 @click.option("--reflink", cls=Option, group=HOW, type=choice(When), default="auto", show_default=True,
               help="Share blocks with the source where the file system can; 'always': fail where it cannot.")
 @click.option("--sparse", cls=Option, group=HOW, type=choice(When), default="auto", show_default=True,
@@ -215,7 +214,7 @@ def main(context: click.Context, /, **given: Any) -> NoReturn:
 
 def run_copy(context: click.Context, given: dict[str, Any]) -> int:
     """pcopy SOURCE... DESTINATION"""
-    refuse(context, given, ("against", "rounds", "chart"), "goes with --compare")
+    refuse(context, ("against", "rounds", "chart"), "goes with --compare")
     if given["quiet"] and given["verbose"]:
         raise click.UsageError("--quiet and --verbose exclude each other", context)
     if len(given["paths"]) < 2:
@@ -254,12 +253,8 @@ PASSED_ON = (
 
 def run_compare(context: click.Context, given: dict[str, Any]) -> int:
     """pcopy --compare [SOURCE [DESTINATION]]"""
-    refuse(
-        context,
-        given,
-        ("dry_run", "verbose", "quiet", "overwrite", "retries", "delete", "max_delete", "link_dest"),
-        "does not go with --compare",
-    )
+    words = ("dry_run", "verbose", "quiet", "overwrite", "retries", "delete", "max_delete", "link_dest")
+    refuse(context, words, "does not go with --compare")
     if len(given["paths"]) > 2:
         raise click.UsageError("--compare takes one source and one destination at most", context)
     from pcopy.api import check_sharing
@@ -268,7 +263,7 @@ def run_compare(context: click.Context, given: dict[str, Any]) -> int:
     from pcopy.report import comparison_json, shown, table
 
     check_sharing(given["reflink"], given["sparse"])
-    if given["chart"]:
+    if given["chart"] is not None:
         check_chart(given["chart"])
     with ended_by_signals(), steps(given) as step:
         comparison = compare(
@@ -285,10 +280,10 @@ def run_compare(context: click.Context, given: dict[str, Any]) -> int:
     return comparison.exit_status if written else comparison.exit_status or ExitStatus.FAILED
 
 
-def refuse(context: click.Context, given: dict[str, Any], names: Sequence[str], why: str) -> None:
+def refuse(context: click.Context, names: Sequence[str], why: str) -> None:
     """An option that would do nothing is an error, not a surprise."""
     for name in names:
-        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE and given[name]:
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
             raise click.UsageError(f"--{name.replace('_', '-')} {why}", context)
 
 
@@ -372,10 +367,13 @@ def emit(text: str) -> bool:
 
 
 def open_closed_streams() -> None:
-    """Started with closed streams (2>&-), Python has None for them, and the next file opened would get their number."""
+    """Started with closed streams (2>&-), Python has None for them, and the next file opened would get their number.
+
+    What is written to stdout is to fail: data that were asked for would be lost.
+    """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+            os.open(os.devnull, os.O_RDONLY if name == "stdout" else os.O_RDWR)  # the lowest number that is free: this one
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
 
 

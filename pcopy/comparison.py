@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from pcopy.api import Path, check_jobs, processors
+from pcopy.api import Path, absolute, check_jobs, processors, text_of
 from pcopy.errors import ExitStatus, UsageError
 
 # Ratios nearer to 1 are taken for noise, as are those of which not all rounds agree on the side.
@@ -261,7 +261,7 @@ def run_once(one: Contender, tree: str, work: str) -> tuple[float, str]:
             # In a session of its own: Ctrl-C is for us to pass on. In an empty directory: python -m imports from where it is.
             process = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                cwd=scratch, start_new_session=True,
+                cwd=scratch, start_new_session=True, env=same_places() if one.jobs else None,
             )  # fmt: skip
         output, _ = process.communicate()
     except BaseException as error:
@@ -277,6 +277,13 @@ def run_once(one: Contender, tree: str, work: str) -> tuple[float, str]:
         words = " ".join(output.decode(errors="replace").split())
         return wall, f"failed with status {process.returncode}: {words[:200]}"
     return wall, ""
+
+
+def same_places() -> dict[str, str]:
+    """An environment in which Python imports what this one does, from wherever it runs: the very package that is running."""
+    places = [place for place in sys.path if os.path.isabs(place)]
+    home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(places if home in places else [home, *places])}
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -299,14 +306,14 @@ def workplace(source: Path | None, destination: Path | None) -> Iterator[str]:
     if "" in (source, destination) or b"" in (source, destination):
         raise UsageError("'': is no path; a variable that is not set?")
     if source is not None:
-        tree = os.path.realpath(os.fsdecode(source))
+        tree = os.path.realpath(absolute(text_of("source", source)))
         if not os.path.isdir(tree):
             missing = "the source does not exist; check the spelling"
             what = "is not a directory; a comparison copies a tree" if os.path.lexists(tree) else missing
             raise UsageError(f"{os.fsdecode(source)}: {what}")
         base = os.path.dirname(tree) if os.access(os.path.dirname(tree), os.W_OK) else None
     if destination is not None:
-        base = os.path.abspath(os.fsdecode(destination))
+        base = absolute(text_of("destination", destination))
         if not os.path.isdir(base):
             raise UsageError(f"{os.fsdecode(destination)}: is not a directory; the copies are made in one that exists")
     base = base or tempfile.gettempdir()

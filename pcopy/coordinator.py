@@ -321,11 +321,16 @@ class Coordinator:
             self.absorb([], Outcome(failures=[failure]))
 
     def clean_up(self) -> list[Unit]:
-        """Of what is left when a run stops: the large files under way, to be taken away again."""
+        """Of what is left when a run stops: the large files under way, to be taken away again.
+
+        Those of which a span failed are counted here: nobody hears of what becomes of them.
+        """
         left: list[Unit] = [*self.frontier, *self.suspects]
         for units in self.waiting.values():
             left += units
-        return [unit._replace(discard=True) for unit in left if isinstance(unit, Seal)]
+        seals = [unit for unit in left if isinstance(unit, Seal)]
+        self.report.failed += sum(unit.discard or unit.after in self.ruined for unit in seals)
+        return [unit._replace(discard=True) for unit in seals]
 
     @property
     def has_work(self) -> bool:

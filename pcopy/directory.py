@@ -57,7 +57,10 @@ class Directories:
             self.refuse_loop(unit, pair.source, state)
         self.sort_entries(pair, listing)
         if not unit.fresh and pair.destination != ABSENT:
-            self.look_at_copy(pair, listing)
+            try:
+                self.look_at_copy(pair, listing)
+            except OSError as error:
+                raise self.error_of_copy(unit, error) from None
         if "mode" not in self.options.preserve:
             mode = state.st_mode & 0o777 & ~self.job.umask if unit.fresh else pair.mode or 0
             listing.attributes = listing.attributes._replace(mode=mode)
@@ -67,23 +70,26 @@ class Directories:
     def enter(self, unit: Scan) -> tuple[Pair, os.stat_result]:
         """Open a directory and its copy, and keep the handles."""
         parent_path, _, name = unit.path.rpartition("/")
-        parent = self.handles.pair(unit.tree, parent_path) if unit.path else self.handles.top(unit.tree)
+        parent = self.handles.pair(unit.tree, parent_path)  # of a tree's top, itself
         source = fs.open_directory(name or ".", parent.source, self.options.dereference)
         try:
             state = os.fstat(source)
             destination, mode = self.open_copy(name or ".", parent.destination, unit.fresh)
-        except OSError:
+        except OSError as error:
             os.close(source)
-            raise
+            raise self.error_of_copy(unit, error) from None
         pair = Pair(unit.tree, unit.path, source, destination, parent.depth + bool(unit.path), readable=True, mode=mode)
-        if not unit.path:
-            parent.close()
-        elif unit.fresh and not unit.again and destination != ABSENT:  # what it got when made, its own entries will get
+        if unit.path and unit.fresh and not unit.again and destination != ABSENT:  # what it got when made, its entries will get
             if parent.owner is None:
                 self.metadata.learn(destination, pair)
             else:
                 pair.owner, pair.inherits = parent.owner, parent.inherits
         return self.handles.hold(pair), state
+
+    def error_of_copy(self, unit: Scan, error: OSError) -> OSError:
+        """What fails is the copy of the directory: it is named, and not its source."""
+        path = f"{self.job.trees[unit.tree].destination}/{unit.path}".rstrip("/")
+        return fs.CopyError(error.errno, error.strerror, path).with_traceback(error.__traceback__)
 
     def open_copy(self, name: str, parent: int, fresh: bool) -> tuple[int, int | None]:
         """Open the copy of a directory, and tell its mode. One of ours that we may not use we may use until it is finished."""
@@ -137,21 +143,20 @@ class Directories:
     def sort_entries(self, pair: Pair, listing: Listing) -> None:
         follow = self.options.dereference
         directories, regular, other = listing.directories, listing.regular, listing.other
-        with fs.read_directory(pair.source) as entries:
-            for entry in entries:
-                try:
-                    if entry.is_file(follow_symlinks=follow):
-                        regular.append(entry.name)
-                    elif entry.is_dir(follow_symlinks=follow):
-                        directories.append((entry.name, True))
-                    else:
-                        other.append(entry.name)
-                except OSError:  # of an unknown type, and it cannot be looked at: whoever copies it will say why
+        for entry in fs.read_directory(pair.source):
+            try:
+                if entry.is_file(follow_symlinks=follow):
+                    regular.append(entry.name)
+                elif entry.is_dir(follow_symlinks=follow):
+                    directories.append((entry.name, True))
+                else:
                     other.append(entry.name)
+            except OSError:  # of an unknown type, and it cannot be looked at: whoever copies it will say why
+                other.append(entry.name)
 
     def look_at_copy(self, pair: Pair, listing: Listing) -> None:
         """List the copy, and clear what dead runs left in it."""
-        listing.there = fs.names_in(pair.destination)
+        listing.there = fs.list_directory(pair.destination)
         if not self.options.dry_run:
             keep = {name for name in (*listing.regular, *listing.other) if name.startswith(".pcopy-")}
             fs.clear_stale(listing.there, keep, pair.depth, pair.destination, self.job.token)
@@ -197,7 +202,10 @@ class Directories:
 
         Returns the unit that sets the times of the directory above again.
         """
-        if self.options.dry_run or not unit.path:
+        if self.options.dry_run:
+            return None
+        if not unit.path:
+            self.take_away_top(unit)
             return None
         parent_path, _, name = unit.path.rpartition("/")
         parent = self.handles.pair(unit.tree, parent_path)
@@ -210,6 +218,14 @@ class Directories:
             self.make_accessible(".", parent.destination)
             fs.remove_directory(name, parent.destination)
         return Finish(unit.tree, parent_path, attributes, fresh=False)
+
+    def take_away_top(self, unit: Scan) -> None:
+        """The same for a tree as a whole. The directory above it is not the run's."""
+        above = fs.pass_through("..", self.handles.pair(unit.tree, "").destination)
+        try:
+            fs.remove_directory(os.path.basename(self.job.trees[unit.tree].destination), above)
+        finally:
+            os.close(above)
 
     def remove(self, name: str, parent: int) -> None:
         """Remove what is no directory. That it is gone already is as good: a worker that was killed has done it."""
@@ -236,7 +252,7 @@ class Directories:
         parent = self.handles.pair(~tree, parent_path)
         handle, _ = self.open_copy(name, parent.destination, fresh=False)
         self.handles.hold(Pair(~tree, path, ABSENT, handle, parent.depth + 1, readable=True))
-        there = fs.names_in(handle)
+        there = fs.list_directory(handle)
         inside = list(self.removable(there, ()))
         return inside, len(inside) < len(there)
 

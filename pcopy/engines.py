@@ -194,6 +194,12 @@ def hidden_main() -> Iterator[None]:
             sys.modules["__main__"] = main
 
 
+def may_start_processes() -> bool:
+    """A daemonic process may not (multiprocessing.Process.daemon); the workers of multiprocessing.Pool are."""
+    multiprocessing = sys.modules.get("multiprocessing")  # without which it is not: not imported only to ask
+    return not (multiprocessing and multiprocessing.current_process().daemon)
+
+
 def safest_method() -> str:
     """Fork is the fastest, but a child of a process with threads can find locks held for ever (fork(2))."""
     if sys.platform != "linux":

@@ -88,7 +88,7 @@ class Copier:
         if state.st_nlink > 1 and self.keep_links and not first:
             return shared(state)
         copy = None if pair.destination == ABSENT else fs.look_if_there(target, pair.destination)
-        if copy and new:
+        if copy and new and self.options.overwrite is not Overwrite.NEVER:
             raise OSError(errno.EEXIST, APPEARED)
         if copy:
             fate = self.fate_of(pair, name, target, state, copy)

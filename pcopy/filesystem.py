@@ -14,12 +14,8 @@ import re
 import stat
 from collections.abc import Container, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from pcopy.work import Failure
-
-if TYPE_CHECKING:
-    ScandirIterator = os._ScandirIterator[str]
 
 Target = int | str  # an open handle, or what held() gives for one
 
@@ -60,8 +56,14 @@ ADVICE = {
 }
 
 
+class CopyError(OSError):
+    """What failed is the copy of a directory, not its source; its path is the ``filename``."""
+
+
 def failure(path: str, error: OSError) -> Failure:
     """Turn an OSError into the Failure of ``path``, with the operation that raised it and advice where there is some."""
+    if isinstance(error, CopyError):
+        path = error.filename
     reason = error.strerror or str(error)
     if error.errno in ADVICE:
         reason += f" ({ADVICE[error.errno]})"
@@ -73,7 +75,7 @@ def operation(trace: TracebackType | None) -> str:
     name = "copy"
     while trace:
         code = trace.tb_frame.f_code
-        if code.co_filename == __file__:
+        if code.co_filename == __file__ and not code.co_name.startswith("<"):  # a comprehension is no function
             name = code.co_name
         trace = trace.tb_next
     return name.strip("_").replace("_", " ")
@@ -154,9 +156,10 @@ def pass_through(name: str, parent: int, follow: bool = False) -> int:
     return os.open(name, PASS if follow else PASS | NOFOLLOW, dir_fd=parent)
 
 
-def read_directory(handle: int) -> ScandirIterator:
-    """The entries of an open directory; the handle stays open."""
-    return os.scandir(handle)
+def read_directory(handle: int) -> Iterator[os.DirEntry[str]]:
+    """The entries of an open directory; the handle stays open. What fails on the way fails in here."""
+    with os.scandir(handle) as entries:
+        yield from entries
 
 
 def read_link(name: str, directory: int) -> str:
@@ -400,10 +403,9 @@ def clear_stale(there: dict[str, bool], keep: Container[str], depth: int, direct
                 del there[name]
 
 
-def names_in(handle: int) -> dict[str, bool]:
+def list_directory(handle: int) -> dict[str, bool]:
     """The names in an open directory, and whether each is a directory."""
-    with read_directory(handle) as entries:
-        return {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
+    return {entry.name: entry.is_dir(follow_symlinks=False) for entry in read_directory(handle)}
 
 
 def lock(directory: int, exclusive: bool) -> None:

@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 from pcopy import filesystem as fs
 from pcopy.work import Job
 
-# Pairs kept open at a time: each takes two handles, of which some systems allow a process 256; fewer would open the
-# directories between a deep one and the top again for each unit.
+# Pairs kept open at a time, at most: each takes two handles. Fewer would open the directories between a deep one and the
+# top again for each unit.
 KEPT = 50
+# Of the files that the process may open (ulimit -n), one in so many is a pair: three quarters are left for all else.
+SHARE = 8
 ABSENT = -1  # instead of a handle: the destination has no such directory (a dry run), or the source has none
 
 
@@ -48,6 +50,8 @@ class Handles:
         self.dry_run = job.options.dry_run
         self.pairs: OrderedDict[tuple[int, str], Pair] = OrderedDict()
         self.used: set[tuple[int, str]] = set()
+        limit = os.sysconf("SC_OPEN_MAX")  # -1: none
+        self.kept = KEPT if limit < 0 else max(2, min(KEPT, limit // SHARE))
 
     def __enter__(self) -> Handles:
         return self
@@ -142,7 +146,7 @@ class Handles:
         if known:
             known.close()
         self.pairs[pair.tree, pair.path] = pair
-        if len(self.pairs) > KEPT + len(self.used):
+        if len(self.pairs) > self.kept + len(self.used):
             oldest = next(key for key in self.pairs if key not in self.used)
             self.pairs.pop(oldest).close()
         return pair

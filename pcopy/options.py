@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 ALL_ATTRIBUTES = frozenset({"mode", "owner", "times", "links", "xattr"})
+
+
+def attributes_from(names: str | Iterable[str]) -> frozenset[str]:
+    """Attributes by their names, in one text with commas or in several texts; "all" is each of them. Raises ValueError."""
+    try:
+        words = frozenset(word.strip() for word in names.split(",")) if isinstance(names, str) else frozenset(names)
+        wrong = sorted(map(repr, words - ALL_ATTRIBUTES - {"all"}))
+    except TypeError:
+        words, wrong = frozenset(), [repr(names)]
+    if wrong:
+        raise ValueError(f"{', '.join(wrong)}: must be among {', '.join(['all', *sorted(ALL_ATTRIBUTES)])}")
+    return ALL_ATTRIBUTES if "all" in words else words
 
 
 class Overwrite(str, enum.Enum):

@@ -36,7 +36,7 @@ def prepare(
         handle, alone = stack.enter_context(locked(top, exclusive, report))
         keep = {landing.rename or name for landing in landings for name in landing.names}
         if keep and alone:  # without names the directory is scanned, and cleared by who scans it
-            fs.clear_stale(fs.names_in(handle), keep, 0, handle, token)
+            fs.clear_stale(fs.list_directory(handle), keep, 0, handle, token)
         if not exclusive and alone:
             fs.lock(handle, exclusive=False)
     elif not fresh:

@@ -174,8 +174,15 @@ def short(count: float) -> str:
 
 
 def fit(path: str, columns: int) -> str:
-    """The end of a path, where the names differ."""
-    return path if len(path) <= columns else "…" + path[len(path) - columns + 1 :]
+    """The end of a path, where the names differ. Wide characters, as of Chinese, take two columns."""
+    from tqdm.utils import disp_len
+
+    if disp_len(path) <= columns:
+        return path
+    begin, room = len(path), columns - 1
+    while (room := room - disp_len(path[begin - 1])) >= 0:
+        begin -= 1
+    return "…" + path[begin:]
 
 
 class Runs:
@@ -186,7 +193,7 @@ class Runs:
 
         tqdm.monitor_interval = 0
         self.bar: tqdm[Any] = tqdm(
-            bar_format="{n_fmt}/{total_fmt} |{bar}| {desc}", dynamic_ncols=True, leave=False, file=sys.stderr
+            bar_format="{n_fmt}/{total_fmt} |{bar}| {desc}", dynamic_ncols=True, leave=False, file=Unheard()
         )
 
     def step(self, name: str, done: int, total: int) -> None:

@@ -100,7 +100,7 @@ def failed(work: Account, unit: Remove | Clear, error: OSError) -> None:
     above, name = (unit.path, unit.names[0]) if isinstance(unit, Remove) else (unit.path.rpartition("/")[0], "")
     work.outcome.ruined.add(directory_group(unit.tree, above))
     work.outcome.tally.found += 1
-    work.fail(work.failure_of(work.copy_path(unit.tree, unit.path, name), error))
+    work.fail(work.failure_of(unit, work.copy_path(unit.tree, unit.path, name), error))
 
 
 def deleted(work: Account, unit: Remove | Clear, name: str = "") -> None:

@@ -108,7 +108,7 @@ class Slice(Account):
             try:
                 DO[type(unit)](self, unit)
             except OSError as error:
-                self.fail_unit(unit, self.failure_of(self.source_path(unit), error))
+                self.fail_unit(unit, self.failure_of(unit, self.source_path(unit), error))
             except Exception as error:  # a fault in pcopy itself: it must not take the other entries with it
                 self.fail_unit(unit, unforeseen(self.source_path(unit), error))
             if time.monotonic() >= self.deadline or self.stuck:
@@ -257,7 +257,7 @@ class Slice(Account):
             error = OSError(errno.ENOTEMPTY, IN_ITS_PLACE)
             self.spoil(unit)
             self.keep_all(unit)
-            self.fail(self.failure_of(self.full(unit.tree, unit.path, name), error))
+            self.fail(self.failure_of(unit, self.full(unit.tree, unit.path, name), error))
         else:
             self.stack += [again, Clear(unit.tree, join(unit.path, unit.rename or name))]
 
@@ -288,7 +288,7 @@ class Slice(Account):
             finally:
                 fs.close_written(target)
         except OSError as error:
-            self.fail_unit(unit._replace(start=position), self.failure_of(self.source_path(unit), error))
+            self.fail_unit(unit._replace(start=position), self.failure_of(unit, self.source_path(unit), error))
             position = unit.stop
         finally:
             os.close(source)

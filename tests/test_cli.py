@@ -98,7 +98,8 @@ def test_help_has_every_option_and_no_option_of_later_work(pcopy: Run) -> None:
         (["-j", "2,4", "src", "dst"], "--compare"),
         (["--frobnicate", "src", "dst"], "--frobnicate"),
         (["--overwrite", "sometimes", "src", "dst"], "sometimes"),
-        (["--preserve", "mode,colour", "src", "dst"], "colour"),
+        (["--preserve", "mode,colour", "src", "dst"], "'colour': must be among all, links, mode, owner, times, xattr"),
+        (["--preserve=", "src", "dst"], "'': must be among all, "),
         (["--no-preserve", "colour", "src", "dst"], "colour"),
         (["--reflink", "perhaps", "src", "dst"], "perhaps"),
         (["--reflink", "always", "--sparse", "always", "src", "dst"], "leave sparse at 'auto'"),
@@ -111,6 +112,10 @@ def test_help_has_every_option_and_no_option_of_later_work(pcopy: Run) -> None:
         (["--compare", "-n", "src"], "--compare"),
         (["--compare", "-v", "src"], "--compare"),
         (["--compare", "src", "dst", "more"], "--compare"),
+        (["--compare", "--retries", "0", "src"], "--retries does not go with --compare"),
+        (["--compare", "--max-delete", "0", "src"], "--max-delete does not go with --compare"),
+        (["--compare", "--chart=", "src"], "--chart: the name of a file is missing"),
+        (["--chart=", "src", "dst"], "--chart goes with --compare"),
         (["--compare", "nothing"], "does not exist"),
     ],
     ids=str,
@@ -123,6 +128,30 @@ def test_a_wrong_command_line_is_refused(tmp_path: Path, source: Path, pcopy: Ru
     assert says in done.stderr
     assert len(done.stderr.splitlines()[-1]) < 200
     assert read_tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["{here}/src", "dst"],
+        ["{here}/src", "../dst"],
+        [".", "{here}/dst"],
+        ["--compare", "src"],
+        ["--compare", "{here}/src", "."],
+        ["--compare", "{here}/src", "--chart", "a.png"],
+    ],
+    ids=str,
+)
+def test_a_working_directory_that_is_gone_is_named_in_one_line(tmp_path: Path, source: Path, arguments: list[str]) -> None:
+    before = read_tree(tmp_path)
+    script = 'mkdir gone && cd gone && rmdir ../gone && exec "$0" -m pcopy "$@"'
+    command = ["sh", "-c", script, sys.executable, *(word.format(here=tmp_path) for word in arguments)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    (line,) = done.stderr.splitlines()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "the working directory is gone: change to another" in line
+    after = read_tree(tmp_path)
+    assert [name for name in after if name != b"."] == [name for name in before if name != b"."]
 
 
 def test_the_completion_script_of_the_shell_is_printed(pcopy: Run) -> None:
@@ -320,6 +349,19 @@ def test_a_stdout_that_is_full_is_named_in_one_line(source: Path, pcopy: Run, op
         assert said == ["pcopy: standard output: No space left on device"]
 
 
+@pytest.mark.parametrize(
+    ("options", "status"), [(["--help"], 1), (["--compare", "--rounds", "1", "--json", "src"], 1), (["src", "dst"], 0)], ids=str
+)
+def test_a_stdout_that_is_closed_fails_what_is_written_to_it(
+    tmp_path: Path, source: Path, options: list[str], status: int
+) -> None:
+    words = ["sh", "-c", 'exec "$0" -m pcopy "$@" >&-', sys.executable, *options]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert (line == "pcopy: standard output: Bad file descriptor") == (status == 1)
+
+
 @pytest.mark.parametrize(("options", "jobs"), [([], 1), (["-v"], 1), (["-v"], 2), (["--progress"], 2)], ids=str)
 def test_a_reader_of_stderr_that_has_gone_is_no_trouble(
     tmp_path: Path, source: Path, pcopy: Run, options: list[str], jobs: int
@@ -339,8 +381,10 @@ def test_a_reader_of_stderr_that_has_gone_is_no_trouble(
 def test_streams_that_were_closed_from_the_start_are_no_trouble(tmp_path: Path, source: Path, closed: str) -> None:
     command = f'exec "$0" -m pcopy -j 2 -v --json src dst {closed}'
     done = subprocess.run(["sh", "-c", command, sys.executable], cwd=tmp_path, capture_output=True, text=True, check=False)
+    lost = [line for line in done.stderr.splitlines() if "standard output" in line]
     assert "Traceback" not in done.stderr
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == ("1>&-" in closed), done.stderr  # the JSON could not be written
+    assert lost == (["pcopy: standard output: Bad file descriptor"] if closed == "1>&-" else [])
     assert read_tree(tmp_path / "dst") == read_tree(source)
     if "1>&-" not in closed:
         assert json.loads(done.stdout)["files"] == 31  # and what was meant for stderr does not go here

@@ -382,6 +382,24 @@ def test_what_lies_in_the_current_directory_is_not_run(source: Path, place: Path
     assert [one.trouble for one in comparison.contenders] == ["", ""]
 
 
+@pytest.mark.parametrize("how", ["from its directory", "relative PYTHONPATH", "python -c"])
+def test_what_is_measured_is_the_very_package_that_runs(source: Path, place: Path, tmp_path: Path, how: str) -> None:
+    """A checkout, although another version is installed."""
+    checkout, witness = tmp_path / "check out", tmp_path / "witness"
+    shutil.copytree(Path(chart.__file__).parent, checkout / "pcopy", ignore=shutil.ignore_patterns("__pycache__"))
+    with (checkout / "pcopy" / "options.py").open("a") as file:  # which every run imports
+        file.write(f"open({str(witness)!r}, 'a').write('x')\n")
+    program = "import sys, runpy; sys.argv[0] = 'pcopy'; runpy.run_module('pcopy', run_name='__main__')"
+    words = ["-c", program] if how == "python -c" else ["-m", "pcopy"]
+    where, path = (tmp_path, "check out") if how == "relative PYTHONPATH" else (checkout, "")
+    done = subprocess.run(
+        [sys.executable, *words, *map(str, QUICK), "--json", str(source), str(place)],
+        cwd=where, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert witness.read_text() == "x" * (1 + 4)  # the comparison itself, and two contenders in two rounds
+
+
 def test_json_gives_every_figure(pcopy: Run, source: Path, place: Path) -> None:
     done = pcopy("--compare", "-j", 2, "--rounds", 4, "--json", source, place)
     assert (done.returncode, done.stderr) == (0, "")
@@ -407,6 +425,14 @@ def check_figures(one: dict[str, Any], base: list[float]) -> None:
     assert one["command"]
 
 
+@pytest.mark.parametrize("how", ["2>/dev/full", "2>&-"])
+def test_a_bar_that_nobody_can_see_does_not_lose_the_figures(source: Path, place: Path, how: str) -> None:
+    words = ["sh", "-c", f'exec "$0" -m pcopy "$@" {how}', sys.executable, *map(str, QUICK), "--json", "--progress"]
+    done = subprocess.run([*words, str(source), str(place)], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0
+    assert [one["trouble"] for one in json.loads(done.stdout)["contenders"]] == [None, None]
+
+
 @pytest.mark.parametrize(
     ("given", "names"),
     [
@@ -430,11 +456,12 @@ def test_the_library_compares_as_the_command_line_does(source: Path, place: Path
 @pytest.mark.parametrize("wrong", [
         {"rounds": 0}, {"rounds": "5"}, {"rounds": True}, {"against": ["tar"]}, {"against": "tar"},
         {"jobs": [0]}, {"jobs": 0}, {"jobs": True}, {"jobs": [True]}, {"jobs": 2.5}, {"jobs": "4"},
+        {"source": 5}, {"destination": 5},
     ], ids=str,
 )  # fmt: skip
 def test_the_library_refuses_by_an_exception(source: Path, place: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        compare(source, place, **wrong)
+        compare(**{"source": source, "destination": place, **wrong})
     assert not any(place.iterdir())
 
 

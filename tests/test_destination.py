@@ -508,6 +508,34 @@ def test_what_cannot_be_read_is_named_and_all_else_is_copied(unlocked: Path, job
     assert read_tree(unlocked / "copy") == read_tree(source)
 
 
+@SERIAL_AND_POOL
+@pytest.mark.parametrize("options", [[], ["--fsync"], ["-n"], ["--delete"]], ids=str)
+def test_a_source_that_cannot_be_read_leaves_no_empty_copy(unlocked: Path, jobs: int, options: list[str]) -> None:
+    """But what was there before stays."""
+    shut = make_tree(unlocked / "shut", {"a": "1"}, mode=0)
+    make_tree(unlocked / "old", {})
+    for copy in ("new", "old"):
+        done = unprivileged("-j", jobs, *options, shut, unlocked / copy)
+        failure, last = messages(done)
+        assert (done.returncode, "1 failed" in last) == (1, True)
+        assert failure.startswith(f"pcopy: {shut}: ")
+        assert "Permission denied" in failure
+    assert sorted(os.listdir(unlocked)) == ["old", "shut"]
+
+
+@SERIAL_AND_POOL
+def test_of_several_sources_one_that_cannot_be_read_leaves_no_empty_copy(unlocked: Path, jobs: int) -> None:
+    """And the others are copied."""
+    shut = make_tree(unlocked / "shut", {"a": "1"}, mode=0)
+    good = make_tree(unlocked / "good", many(70))
+    done = unprivileged("-j", jobs, shut, good, unlocked / "copies")
+    failure, last = messages(done)
+    assert (done.returncode, "1 failed" in last) == (1, True)
+    assert failure.startswith(f"pcopy: {shut}: ")
+    assert os.listdir(unlocked / "copies") == ["good"]
+    assert read_tree(unlocked / "copies" / "good") == read_tree(good)
+
+
 @as_root
 @SERIAL_AND_POOL
 @pytest.mark.parametrize("place", ["theirs", "theirs/new", "theirs/old", "shut"])

@@ -304,6 +304,20 @@ def test_a_quota_that_is_used_up_stops_the_run(faults: Faults, tmp_path: Path, j
     assert differences(source, copy, extra=True) == []
 
 
+@JOBS
+def test_a_large_file_that_stops_the_run_counts_as_failed_and_those_under_way_do_not(
+    faults: Faults, tmp_path: Path, jobs: int
+) -> None:
+    source = make_tree(tmp_path / "src", {"d": Dir({name: Holes(LARGE, {0: b"x" * LARGE}) for name in "abc"})})
+    words = ("-j", jobs, "--json", "--sparse", "always", source, tmp_path / "dst")
+    done = faults.run(*words, rules=[("write", errno.ENOSPC, 1, "/dst/d/.pcopy-")])
+    report = json.loads(done.stdout)
+    assert_stopped(done, "No space left on device")
+    assert (report["failed"], len(report["errors"])) == (1, 1)
+    assert "1 failed" in done.stderr
+    assert os.listdir(tmp_path / "dst" / "d") == []
+
+
 def limit_files() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
@@ -460,6 +474,39 @@ def test_a_directory_whose_listing_fails_halfway_is_named_and_never_taken_for_a_
         assert {path.name: path.read_bytes() for path in (copy / "bad").iterdir()} == {"f1": b"kept", "old": b"kept"}
     else:
         assert differences(source, copy) == ["b'bad': is missing", "b'd1/bad': is missing"]
+
+
+@JOBS
+@pytest.mark.parametrize("side", ["src", "dst"])
+@pytest.mark.parametrize("call", ["list", "open"])
+def test_a_directory_that_cannot_be_listed_is_named_with_its_side_and_the_operation(
+    faults: Faults, tmp_path: Path, jobs: int, side: str, call: str
+) -> None:
+    source = make_tree(tmp_path / "src", {**many(2), "bad": Dir({"a": b"1", "b": b"1"})})
+    make_tree(tmp_path / "dst", {"bad": Dir({"a": b"old", "b": b"old"})})
+    needle = f"/{side}/bad" if call == "list" else f"/{side}/bad$"
+    done = faults.run("-j", jobs, "--json", source, tmp_path / "dst", rules=[(call, errno.EIO, EACH, needle)])
+    (error,) = json.loads(done.stdout)["errors"]
+    operation = "read directory" if call == "list" else "open directory"
+    assert (done.returncode, error["path"], error["operation"]) == (1, str(tmp_path / side / "bad"), operation)
+    assert f"pcopy: {tmp_path}/{side}/bad: {operation}: Input/output error" in done.stderr
+    assert (tmp_path / "dst/bad/a").read_bytes() == b"old"
+
+
+@JOBS
+def test_a_source_that_cannot_be_listed_leaves_no_empty_copy_and_stops_no_other(
+    faults: Faults, tmp_path: Path, jobs: int
+) -> None:
+    """Its copy is gone, but not the destination: an error elsewhere is one of its entry."""
+    bad = make_tree(tmp_path / "bad", {"a": b"1", "b": b"1"})
+    good = make_tree(tmp_path / "good", {**many(3), "x": b"1"})
+    rules = [("list", errno.EIO, EACH, "/bad"), ("range", errno.EIO, EACH, "/good/x"), ("read", errno.EIO, EACH, "/good/x")]
+    done = faults.run("-j", jobs, "--json", "--retries", 0, good, bad, tmp_path / "dst", rules=rules)
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["failed"]) == (1, 2), done.stderr
+    assert sorted(error["path"] for error in report["errors"]) == [str(bad), f"{good}/x"]
+    assert os.listdir(tmp_path / "dst") == ["good"]
+    assert differences(good, tmp_path / "dst" / "good") == ["b'x': is missing"]
 
 
 @JOBS

@@ -679,6 +679,18 @@ def test_what_is_mounted_below_the_source_can_be_left_out(tmp_path: Path, jobs: 
     assert read_tree(tmp_path / "all").keys() == {b".", b"f", b"mount", b"mount/inside", b"d", b"d/mount", b"d/mount/inside"}
 
 
+@as_root
+def test_a_bind_mount_of_the_same_file_system_is_not_left_out(tmp_path: Path, jobs: int) -> None:
+    source = make_tree(tmp_path / "src", {"d": Dir({"f": b"text"}), "mount": Dir()})
+    if subprocess.run(["mount", "--bind", str(source / "d"), str(source / "mount")], check=False).returncode:
+        pytest.skip("cannot mount here")
+    try:
+        assert pcopy.copy(source, tmp_path / "dst", jobs=jobs, one_file_system=True).ok
+    finally:
+        subprocess.run(["umount", str(source / "mount")], check=True)
+    assert read_tree(tmp_path / "dst").keys() == {b".", b"d", b"d/f", b"mount", b"mount/f"}
+
+
 # ---- without privilege ----------------------------------------------------------------------------------------------
 
 

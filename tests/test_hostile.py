@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -340,6 +342,23 @@ def test_a_process_with_many_open_files_can_have_a_pool(tmp_path: Path) -> None:
         for handle in handles:
             os.close(handle)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@JOBS
+@pytest.mark.parametrize("options", [[], ["-L"], ["--delete"]], ids=str)
+def test_where_few_files_may_be_open_deep_trees_are_copied(tmp_path: Path, pcopy: Run, jobs: int, options: list[str]) -> None:
+    """As after ulimit -n 64."""
+    source = make_tree(tmp_path / "src", {"f": b"0"})
+    for depth in range(1, 70):
+        make_tree(source / "/".join("d" * depth), {"f": str(depth), "h": Hard("../f")})
+    command = ["sh", "-c", 'ulimit -n 64 && exec "$0" -m pcopy "$@"', sys.executable]
+    for _ in range(2):
+        words = [*command, "-j", str(jobs), *options, str(source), str(tmp_path / "dst")]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert list(read_tree(tmp_path / "dst")) == list(read_tree(source))
+    if "-L" not in options:
+        assert read_tree(tmp_path / "dst") == read_tree(source)
 
 
 @pytest.mark.parametrize("words", [["-j", "0", "a", "b"], ["--nope"], [], ["--overwrite", "x", "a", "b"], ["-j"]], ids=str)

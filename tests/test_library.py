@@ -6,6 +6,7 @@ Programs that are special in how they are started (threads, no __main__ guard, n
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import signal
 import threading
@@ -17,6 +18,7 @@ import pytest
 
 import pcopy
 from pcopy.cli import main
+from pcopy.options import ALL_ATTRIBUTES
 from tests.test_engines import (
     METHODS,
     Script,
@@ -97,6 +99,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"sources": []}, "source"),
     ({"destination": ""}, "destination"),
     ({"destination": "a\0b"}, "destination"),
+    ({"destination": "below/" * 1000}, "below/: the path, or a name in it, is too long: choose a shorter one"),
+    ({"destination": "n" * 256}, "the path, or a name in it, is too long: choose a shorter one"),
+    ({"destination": "n" * 256 + "/below"}, "the path, or a name in it, is too long: choose a shorter one"),
     ({"destination": "src/below"}, "the destination lies in the source"),
     ({"destination": "src"}, "same directory"),
     ({"destination": "no/such/parent"}, "mkdir -p"),
@@ -109,7 +114,17 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"observer": pcopy.Observer}, "pcopy.Observer"),
     ({"stop": 15}, "pcopy.Stop"),
     ({"expected": 5}, "pcopy.Report"),
-    ({"preserve": ["mode", "colour"]}, "colour"),
+    ({"preserve": ["mode", "colour"]}, "preserve 'colour': must be among all, links, mode, owner, times, xattr"),
+    ({"preserve": ""}, "preserve '': must be among all"),
+    ({"preserve": [5, "x"]}, "preserve 'x', 5: must be among all"),
+    ({"preserve": None}, "preserve None: must be among all"),
+    ({"preserve": 5}, "preserve 5: must be among all"),
+    ({"preserve": [["mode"]]}, "must be among all"),
+    ({"sources": None}, "source None: must be a path"),
+    ({"sources": 5}, "source 5: must be a path"),
+    ({"sources": ["src", None]}, "source None: must be a path"),
+    ({"destination": None}, "destination None: must be a path"),
+    ({"destination": ["dst"]}, "must be a path"),
     ({"overwrite": "sometimes"}, "sometimes"),
     ({"reflink": "perhaps"}, "perhaps"),
     ({"sparse": "perhaps"}, "perhaps"),
@@ -118,7 +133,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize("wrong, word", BAD, ids=[" ".join(f"{name}={value}" for name, value in one.items()) for one, _ in BAD])
+@pytest.mark.parametrize(
+    "wrong, word", BAD, ids=[" ".join(f"{name}={value}"[:40] for name, value in one.items()) for one, _ in BAD]
+)
 def test_bad_input_is_a_usage_error_and_touches_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any], word: str
 ) -> None:
@@ -133,6 +150,16 @@ def test_bad_input_is_a_usage_error_and_touches_nothing(
     assert isinstance(caught.value, pcopy.PcopyError)
     assert "\n" not in str(caught.value)
     assert read_tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("what", ["all", "all,mode", "mode, all", ["all"], ["mode", "all"]], ids=str)
+def test_all_attributes_have_one_name_in_both_faces(source: Path, tmp_path: Path, what: Any) -> None:
+    assert pcopy.copy(source, tmp_path / "dst", jobs=1, preserve=what).ok
+    assert read_tree(tmp_path / "dst") == read_tree(source)
+    if isinstance(what, str):
+        for option in ("preserve", "no-preserve"):
+            given = main.make_context("pcopy", [f"--{option}", what, "src", "dst"]).params
+            assert given[option.replace("-", "_")] == ALL_ATTRIBUTES
 
 
 def test_a_failure_is_in_the_report_and_raises_and_says_nothing(
@@ -269,6 +296,34 @@ def test_it_works_in_a_thread(source: Path, tmp_path: Path, jobs: int, straight_
     thread.join(60)
     assert reports
     assert reports[0].ok
+    assert read_tree(tmp_path / "dst") == read_tree(source)
+
+
+IN_A_POOL = """
+import json, multiprocessing, sys
+import pcopy
+
+def work(destination):
+    report = pcopy.copy("src", destination, jobs=2)
+    return [int(report.exit_status), report.engine, report.jobs, report.warnings]
+
+if __name__ == "__main__":
+    with multiprocessing.get_context(sys.argv[1]).Pool(1) as pool:
+        print(json.dumps(pool.map(work, ["dst"])))
+"""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_in_a_process_that_may_start_no_others_it_copies_alone_and_says_so(
+    start: Start, source: Path, tmp_path: Path, method: str
+) -> None:
+    """Such as a worker of multiprocessing.Pool, which is daemonic."""
+    make_tree(source / "more", many_files(20, 200))  # more than a first slice does
+    status, out, err = start(IN_A_POOL, method).ended()
+    assert (status, err) == (0, "")
+    ((exit_status, engine, jobs, warnings),) = json.loads(out)
+    assert (exit_status, engine, jobs) == (0, "serial", 1)
+    assert [warning for warning in warnings if "may not start others" in warning] == warnings != []
     assert read_tree(tmp_path / "dst") == read_tree(source)
 
 

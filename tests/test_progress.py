@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from tqdm.utils import disp_len
 
 import pcopy as library
 from pcopy.progress import ALMOST, TREMBLE, figures, fit, next_shown, short
@@ -389,11 +390,16 @@ def test_a_short_number_has_at_most_five_characters(count: float, text: str) -> 
         ("a/b/cd", 5, "…b/cd"),
         ("directory/file", 5, "…file"),
         ("", 5, ""),
+        ("目录/文件", 9, "目录/文件"),
+        ("目录/文件", 8, "…录/文件"),
+        ("目录/文件", 7, "…/文件"),
+        ("目录/文件", 2, "…"),
     ],
 )
 def test_of_a_long_path_the_end_is_shown(path: str, columns: int, text: str) -> None:
+    """Counted in columns of the terminal: wide characters take two, and the end would be cut off."""
     assert fit(path, columns) == text
-    assert len(text) <= columns
+    assert disp_len(text) <= columns
 
 
 @pytest.mark.parametrize("narrow", [True, False])
