@@ -173,8 +173,9 @@ class Coordinator:
             del self.first_names[name.inode]
         if first == place:
             names = (name.name,)
-            return Entries(name.tree, name.path, names, name.fresh, name.regular, name.share, name.rename, name.inode)
-        return Link(name.tree, name.path, name.name, name.rename, name.inode, first, name.share)
+            copy = Entries(name.tree, name.path, names, name.fresh, name.regular, name.share, name.rename, name.inode)
+            return copy._replace(device=name.device)
+        return Link(name.tree, name.path, name.name, name.rename, name.inode, first, name.share, device=name.device)
 
     def tell(self, outcome: Outcome) -> None:
         progress, report = self.progress, self.report

@@ -22,6 +22,7 @@ class Listing:
     """What a scan found, by what is to be done with it."""
 
     attributes: Attributes
+    device: int  # st_dev
     directories: list[tuple[str, bool]] = field(default_factory=list)  # (name, whether its copy is new)
     regular: list[str] = field(default_factory=list)
     other: list[str] = field(default_factory=list)
@@ -46,7 +47,7 @@ class Directories:
     def scan(self, unit: Scan) -> Listing:
         """List a directory, and make the copies of the directories in it."""
         pair, state = self.enter(unit)
-        listing = Listing(attributes_of(state))
+        listing = Listing(attributes_of(state), state.st_dev)
         tree = self.job.trees[unit.tree]
         if self.options.one_file_system and state.st_dev != tree.source_inode[0]:
             return listing

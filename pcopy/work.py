@@ -78,6 +78,7 @@ class Scan(NamedTuple):
     fresh: bool
     share: float  # the part of the whole run that is guessed to lie below, for the progress bar
     failed: int = 0  # times, by an error that may pass
+    device: int = 0  # st_dev of the directory that it was listed in; 0: that of the tree's top
 
     @property
     def holds(self) -> tuple[Group, ...]:
@@ -107,6 +108,7 @@ class Entries(NamedTuple):
     tries: int = 0  # how often the source changed under the copy
     failed: int = 0
     cleared: bool = False
+    device: int = 0  # as for Scan
 
     @property
     def holds(self) -> tuple[Group, ...]:
@@ -132,6 +134,7 @@ class Large(NamedTuple):
     first_of: Inode | None
     tries: int
     share: float
+    device: int = 0  # as for Scan
 
 
 class Span(NamedTuple):
@@ -196,6 +199,7 @@ class Link(NamedTuple):
     copied: bool = False  # the first was not copied, so this one has to be
     failed: int = 0
     cleared: bool = False  # as for Entries; the first copy is there by then
+    device: int = 0  # as for Scan
 
     @property
     def holds(self) -> tuple[Group, ...]:
@@ -220,6 +224,7 @@ class Finish(NamedTuple):
     last: bool = False
     failed: int = 0
     extra: tuple[tuple[str, bool], ...] = ()
+    device: int = 0  # st_dev of the directory
 
     @property
     def holds(self) -> tuple[Group, ...]:
@@ -301,6 +306,7 @@ class Shared(NamedTuple):
     inode: Inode
     links: int
     share: float
+    device: int = 0  # as for Scan
 
 
 class Failure(NamedTuple):
