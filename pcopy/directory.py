@@ -152,7 +152,7 @@ class Directories:
     def look_at_copy(self, pair: Pair, listing: Listing) -> None:
         """List the copy, and clear what dead runs left in it."""
         listing.there = fs.names_in(pair.destination)
-        if not self.options.dry_run:
+        if self.job.locked and not self.options.dry_run:
             keep = {name for name in (*listing.regular, *listing.other) if name.startswith(".pcopy-")}
             fs.clear_stale(listing.there, keep, pair.depth, pair.destination, self.job.token)
         if self.options.delete:

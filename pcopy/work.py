@@ -40,6 +40,7 @@ class Job(NamedTuple):
     trees: tuple[Tree, ...]
     token: str  # in the names of temporary files: tells this run's from those of a dead one
     umask: int
+    locked: bool = True  # no other run is in the destination
     earlier: tuple[Tree, ...] = ()  # numbered after the trees; only their destinations mean anything
 
 
