@@ -123,7 +123,7 @@ class Account:
                 self.take_away(unit)
         elif isinstance(unit, Span):
             outcome.ruined.add(large_group(unit.large))
-            outcome.failures.append(failure)
+            outcome.broken.setdefault(large_group(unit.large), failure)
         elif isinstance(unit, Seal):
             self.fail(failure)
         elif isinstance(unit, (Remove, Clear)):

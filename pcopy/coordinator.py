@@ -135,6 +135,8 @@ class Coordinator:
 
     def absorb(self, units: list[Unit], outcome: Outcome) -> None:
         """Fold in what a slice of these units did."""
+        # A large file is told once, whoever else fails at a span of it.
+        outcome.failures += [why for group, why in outcome.broken.items() if why.fatal or group not in self.ruined]
         self.ruined |= outcome.ruined
         # In one go: a directory that is left to be finished has to wait for the names in it that are still to be linked.
         self.add([*outcome.leftover, *(self.copy_or_link(name) for name in outcome.shared)])

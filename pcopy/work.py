@@ -359,7 +359,8 @@ class Outcome:
     events: list[tuple[str, str]] = field(default_factory=list)  # (what happened, path), if verbose
     leftover: list[Unit] = field(default_factory=list)  # the last is the next to do
     shared: list[Shared] = field(default_factory=list)
-    ruined: set[Group] = field(default_factory=set)  # large files of which a span failed
+    broken: dict[Group, Failure] = field(default_factory=dict)  # large files of which a span failed, and why
+    ruined: set[Group] = field(default_factory=set)  # these, and whatever else must not be taken for copied
     listed: int = 0  # entries found that are no directories
     share: float = 0.0  # of the run, without large files
     large_found: int = 0  # bytes
@@ -371,4 +372,4 @@ class Outcome:
 
     @property
     def fatal(self) -> bool:
-        return any(failure.fatal for failure in self.failures)
+        return any(failure.fatal for failure in (*self.failures, *self.broken.values()))

@@ -119,7 +119,7 @@ class Slice(Account):
     @property
     def stuck(self) -> bool:
         """Whether nothing else could be written either."""
-        return bool(self.outcome.failures) and self.outcome.fatal
+        return bool(self.outcome.failures or self.outcome.broken) and self.outcome.fatal
 
     def discard(self) -> None:
         """This slice ends by force: take away the large files that nobody else will hear of."""

@@ -434,7 +434,7 @@ def test_a_file_with_a_read_error_is_named_and_all_else_is_copied(
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     report = json.loads(done.stdout)
-    assert sorted({error["path"] for error in report["errors"]}) == [f"{source}/bad", f"{source}/d1/bad"]
+    assert sorted(error["path"] for error in report["errors"]) == [f"{source}/bad", f"{source}/d1/bad"]
     assert {error["errno"] for error in report["errors"]} == {errno.EIO}
     assert (report["failed"], report["vanished"]) == (2, 0)
     found = differences(source, copy)
@@ -444,6 +444,19 @@ def test_a_file_with_a_read_error_is_named_and_all_else_is_copied(
     else:
         assert found == ["b'bad': is missing", "b'd1/bad': is missing"]
     assert temporary(copy) == []
+
+
+@JOBS
+@pytest.mark.parametrize("retries", [0, 2])
+def test_a_large_file_of_which_many_spans_fail_is_named_once(faults: Faults, tmp_path: Path, jobs: int, retries: int) -> None:
+    source = make_tree(tmp_path / "src", {**many(3), "bad": Holes(6 * LARGE, {at << 20: b"x" for at in range(6 * 33)})})
+    rules = [(call, errno.EIO, EACH, "/src/bad") for call in ("range", "read")]
+    done = faults.run("-j", jobs, "--json", "--retries", retries, source, tmp_path / "dst", rules=rules)
+    report = json.loads(done.stdout)
+    assert [error["path"] for error in report["errors"]] == [f"{source}/bad"]
+    assert (done.returncode, report["failed"]) == (1, 1)
+    assert len([line for line in messages(done) if "Input/output error" in line]) == 1
+    assert differences(source, tmp_path / "dst") == ["b'bad': is missing"]
 
 
 @JOBS
