@@ -171,7 +171,8 @@ class Coordinator:
         place = Place(name.tree, name.path, name.rename or name.name)
         first, left = self.first_names.get(name.inode, (place, name.links))
         self.first_names[name.inode] = (first, left - 1)
-        if left == 1 and len(self.job.trees) == 1:  # sources can overlap, and then it has more names than it says
+        # Sources can overlap, and a link that is followed is a name too: then it has more names than it says.
+        if left == 1 and len(self.job.trees) == 1 and not self.job.options.dereference:
             del self.first_names[name.inode]
         if first == place:
             names = (name.name,)
