@@ -29,7 +29,9 @@ from pcopy.work import (
     large_group,
 )
 
-Retried = Scan | Entries | Span | Link | Finish | Remove | Clear
+Listed = Scan | Entries | Link | Finish
+Retried = Listed | Span | Remove | Clear
+UNMOUNTED = "is not on the file system any more that it was listed on: was it unmounted?"
 
 
 class Account:
@@ -66,11 +68,13 @@ class Account:
             return
         self.spoil(unit)
         if error.errno == errno.ENOENT and self.vanished(pair, name):
-            self.outcome.tally.vanished += 1
-            self.event("vanished", unit, name)
-        else:
-            self.keep_all(unit)
-            self.fail(self.failure_of(unit, self.full(unit.tree, unit.path, name), error))
+            if os.fstat(pair.source).st_dev == self.device_of(unit):
+                self.outcome.tally.vanished += 1
+                self.event("vanished", unit, name)
+                return
+            error = OSError(errno.ESTALE, UNMOUNTED)
+        self.keep_all(unit)
+        self.fail(self.failure_of(unit, self.full(unit.tree, unit.path, name), error))
 
     def try_again(self, unit: Retried, number: int | None) -> bool:
         """Leave a unit over if the error may pass. What comes after it waits, as for any unit that somebody else has."""
@@ -100,6 +104,8 @@ class Account:
             return
         outcome = self.outcome
         gone = failure.errno == errno.ENOENT and self.is_gone(unit)
+        if gone and isinstance(unit, (Scan, Entries, Link, Finish)) and self.is_unmounted(unit):
+            gone, failure = False, failure._replace(errno=errno.ESTALE, reason=UNMOUNTED)
         self.spoil(unit)
         if not gone:
             self.keep_all(unit)
@@ -117,7 +123,7 @@ class Account:
                 self.take_away(unit)
         elif isinstance(unit, Span):
             outcome.ruined.add(large_group(unit.large))
-            outcome.failures.append(failure)
+            outcome.broken.setdefault(large_group(unit.large), failure)
         elif isinstance(unit, Seal):
             self.fail(failure)
         elif isinstance(unit, (Remove, Clear)):
@@ -135,6 +141,23 @@ class Account:
         except OSError:
             pass
         return False
+
+    def is_unmounted(self, unit: Listed) -> bool:
+        """Whether what is left of the way to a directory that is gone lies on another file system than it did."""
+        path = unit.path
+        while path:
+            path = path.rpartition("/")[0]
+            try:
+                return os.stat(self.full(unit.tree, path)).st_dev != self.device_of(unit)
+            except (FileNotFoundError, NotADirectoryError):
+                pass  # gone too
+            except OSError:
+                break
+        return True
+
+    def device_of(self, unit: Listed) -> int:
+        """That of the directory in which the entries of a unit were listed."""
+        return unit.device or self.job.trees[unit.tree].source_inode[0]
 
     def take_away(self, unit: Scan) -> None:
         """An empty directory must not stand for one that could not be read."""

@@ -135,6 +135,8 @@ class Coordinator:
 
     def absorb(self, units: list[Unit], outcome: Outcome) -> None:
         """Fold in what a slice of these units did."""
+        # A large file is told once, whoever else fails at a span of it.
+        outcome.failures += [why for group, why in outcome.broken.items() if why.fatal or group not in self.ruined]
         self.ruined |= outcome.ruined
         # In one go: a directory that is left to be finished has to wait for the names in it that are still to be linked.
         self.add([*outcome.leftover, *(self.copy_or_link(name) for name in outcome.shared)])
@@ -169,12 +171,14 @@ class Coordinator:
         place = Place(name.tree, name.path, name.rename or name.name)
         first, left = self.first_names.get(name.inode, (place, name.links))
         self.first_names[name.inode] = (first, left - 1)
-        if left == 1 and len(self.job.trees) == 1:  # sources can overlap, and then it has more names than it says
+        # Sources can overlap, and a link that is followed is a name too: then it has more names than it says.
+        if left == 1 and len(self.job.trees) == 1 and not self.job.options.dereference:
             del self.first_names[name.inode]
         if first == place:
             names = (name.name,)
-            return Entries(name.tree, name.path, names, name.fresh, name.regular, name.share, name.rename, name.inode)
-        return Link(name.tree, name.path, name.name, name.rename, name.inode, first, name.share)
+            copy = Entries(name.tree, name.path, names, name.fresh, name.regular, name.share, name.rename, name.inode)
+            return copy._replace(device=name.device)
+        return Link(name.tree, name.path, name.name, name.rename, name.inode, first, name.share, device=name.device)
 
     def tell(self, outcome: Outcome) -> None:
         progress, report = self.progress, self.report

@@ -23,6 +23,7 @@ class Listing:
     """What a scan found, by what is to be done with it."""
 
     attributes: Attributes
+    device: int  # st_dev
     directories: list[tuple[str, bool]] = field(default_factory=list)  # (name, whether its copy is new)
     regular: list[str] = field(default_factory=list)
     other: list[str] = field(default_factory=list)
@@ -47,7 +48,7 @@ class Directories:
     def scan(self, unit: Scan) -> Listing:
         """List a directory, and make the copies of the directories in it."""
         pair, state = self.enter(unit)
-        listing = Listing(attributes_of(state))
+        listing = Listing(attributes_of(state), state.st_dev)
         tree = self.job.trees[unit.tree]
         if self.options.one_file_system and state.st_dev != tree.source_inode[0]:
             return listing
@@ -157,7 +158,7 @@ class Directories:
     def look_at_copy(self, pair: Pair, listing: Listing) -> None:
         """List the copy, and clear what dead runs left in it."""
         listing.there = fs.list_directory(pair.destination)
-        if not self.options.dry_run:
+        if self.job.locked and not self.options.dry_run:
             keep = {name for name in (*listing.regular, *listing.other) if name.startswith(".pcopy-")}
             fs.clear_stale(listing.there, keep, pair.depth, pair.destination, self.job.token)
         if self.options.delete:

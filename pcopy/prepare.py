@@ -28,7 +28,7 @@ def prepare(
     exclusive = not (len(landings) == 1 and landings[0].names)
     becomes_a_copy = any(landing.destination == top and not landing.names for landing in landings)
     fresh = make_top(top, options, mode=0o700 if becomes_a_copy else 0o777)
-    handle = None
+    handle, alone = None, False
     if not options.dry_run:
         if becomes_a_copy:
             make_accessible(top)
@@ -61,7 +61,7 @@ def prepare(
         numbers = range(len(trees) + len(earlier), len(trees) + len(earlier) + len(found))
         trees[number] = trees[number]._replace(earlier=tuple(numbers))
         earlier += found
-    return Job(options, tuple(trees), token, current_umask(), tuple(earlier)), units, handle
+    return Job(options, tuple(trees), token, current_umask(), alone, tuple(earlier)), units, handle
 
 
 def make_top(path: str, options: Options, mode: int) -> bool:

@@ -65,7 +65,8 @@ def last_line(report: Report) -> str:
 def warnings(report: Report) -> list[str]:
     """What could not be preserved, once for each kind, and whatever else is worth a line."""
     lost = [f"{kind}: could not be preserved on {count:,} of the copies" for kind, count in sorted(report.lost.items())]
-    return report.warnings + lost
+    gone = [f"vanished from the source before they were copied: {report.vanished:,} of the entries"] if report.vanished else []
+    return report.warnings + gone + lost
 
 
 def as_json(report: Report) -> str:

@@ -40,6 +40,7 @@ class Job(NamedTuple):
     trees: tuple[Tree, ...]
     token: str  # in the names of temporary files: tells this run's from those of a dead one
     umask: int
+    locked: bool = True  # no other run is in the destination
     earlier: tuple[Tree, ...] = ()  # numbered after the trees; only their destinations mean anything
 
 
@@ -79,6 +80,7 @@ class Scan(NamedTuple):
     share: float  # the part of the whole run that is guessed to lie below, for the progress bar
     failed: int = 0  # times, by an error that may pass
     again: bool = False  # a worker that was killed may have begun it
+    device: int = 0  # st_dev of the directory that it was listed in; 0: that of the tree's top
 
     @property
     def holds(self) -> tuple[Group, ...]:
@@ -109,6 +111,7 @@ class Entries(NamedTuple):
     failed: int = 0
     cleared: bool = False
     again: bool = False  # as for Scan
+    device: int = 0  # as for Scan
 
     @property
     def holds(self) -> tuple[Group, ...]:
@@ -145,6 +148,7 @@ class Large(NamedTuple):
     first_of: Inode | None
     tries: int
     share: float
+    device: int = 0  # as for Scan
 
 
 class Span(NamedTuple):
@@ -209,6 +213,7 @@ class Link(NamedTuple):
     copied: bool = False  # the first was not copied, so this one has to be
     failed: int = 0
     cleared: bool = False  # as for Entries; the first copy is there by then
+    device: int = 0  # as for Scan
 
     @property
     def holds(self) -> tuple[Group, ...]:
@@ -233,6 +238,7 @@ class Finish(NamedTuple):
     last: bool = False
     failed: int = 0
     extra: tuple[tuple[str, bool], ...] = ()
+    device: int = 0  # st_dev of the directory
 
     @property
     def holds(self) -> tuple[Group, ...]:
@@ -314,6 +320,7 @@ class Shared(NamedTuple):
     inode: Inode
     links: int
     share: float
+    device: int = 0  # as for Scan
 
 
 class Failure(NamedTuple):
@@ -365,7 +372,8 @@ class Outcome:
     events: list[tuple[str, str]] = field(default_factory=list)  # (what happened, path), if verbose
     leftover: list[Unit] = field(default_factory=list)  # the last is the next to do
     shared: list[Shared] = field(default_factory=list)
-    ruined: set[Group] = field(default_factory=set)  # large files of which a span failed
+    broken: dict[Group, Failure] = field(default_factory=dict)  # large files of which a span failed, and why
+    ruined: set[Group] = field(default_factory=set)  # these, and whatever else must not be taken for copied
     listed: int = 0  # entries found that are no directories
     share: float = 0.0  # of the run, without large files
     large_found: int = 0  # bytes
@@ -377,4 +385,4 @@ class Outcome:
 
     @property
     def fatal(self) -> bool:
-        return any(failure.fatal for failure in self.failures)
+        return any(failure.fatal for failure in (*self.failures, *self.broken.values()))

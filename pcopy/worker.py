@@ -119,7 +119,7 @@ class Slice(Account):
     @property
     def stuck(self) -> bool:
         """Whether nothing else could be written either."""
-        return bool(self.outcome.failures) and self.outcome.fatal
+        return bool(self.outcome.failures or self.outcome.broken) and self.outcome.fatal
 
     def discard(self) -> None:
         """This slice ends by force: take away the large files that nobody else will hear of."""
@@ -147,22 +147,24 @@ class Slice(Account):
         outcome.share += share * undone if found else unit.share
         prefix = f"{path}/" if path else ""
         for name, fresh in listing.directories:
-            stack.append(Scan(tree, prefix + name, fresh, share * DIRECTORY_WEIGHT, again=unit.again))
+            stack.append(Scan(tree, prefix + name, fresh, share * DIRECTORY_WEIGHT, again=unit.again, device=listing.device))
         last = self.unprivileged and not listing.attributes.mode & stat.S_IXUSR
         extra = () if listing.failures else listing.extra
-        stack.append(Finish(tree, path, listing.attributes, unit.fresh, last, extra=extra))
+        stack.append(Finish(tree, path, listing.attributes, unit.fresh, last, extra=extra, device=listing.device))
         for names, regular in ((listing.other, False), (listing.regular, True)):
             new = [name for name in names if name not in listing.there] if listing.there else names
             if len(new) < len(names):
                 there = [name for name in names if name in listing.there]
-                self.push_names(unit, there, False, regular, share)
+                self.push_names(unit, there, False, regular, share, listing.device)
             if new:
-                self.push_names(unit, new, True, regular, share)
+                self.push_names(unit, new, True, regular, share, listing.device)
 
-    def push_names(self, unit: Scan, names: list[str], new: bool, regular: bool, share: float) -> None:
+    def push_names(self, unit: Scan, names: list[str], new: bool, regular: bool, share: float, device: int) -> None:
         for at in range(0, len(names), BATCH):
             batch = tuple(names[at : at + BATCH])
-            self.stack.append(Entries(unit.tree, unit.path, batch, new, regular, share * len(batch), again=unit.again))
+            self.stack.append(
+                Entries(unit.tree, unit.path, batch, new, regular, share * len(batch), again=unit.again, device=device)
+            )
 
     def copy_entries(self, unit: Entries) -> None:
         if self.ahead:
@@ -231,9 +233,11 @@ class Slice(Account):
         elif result.fate is Fate.SHARED:
             assert result.inode
             self.outcome.share -= share
-            self.outcome.shared.append(
-                Shared(unit.tree, unit.path, name, unit.rename, unit.fresh, unit.regular, result.inode, result.links, share)
-            )
+            shared = Shared(
+                unit.tree, unit.path, name, unit.rename, unit.fresh, unit.regular, result.inode, result.links, share,
+                unit.device,
+            )  # fmt: skip
+            self.outcome.shared.append(shared)
             self.open.add(directory_group(unit.tree, unit.path))
         elif result.fate is Fate.LARGE:
             assert result.version and result.temporary
@@ -241,7 +245,7 @@ class Slice(Account):
             self.outcome.large_open += 1
             large = Large(
                 unit.tree, unit.path, name, unit.rename or name, result.temporary, result.size, result.holes, result.version,
-                unit.first_of, unit.tries, share,
+                unit.first_of, unit.tries, share, unit.device,
             )  # fmt: skip
             self.stack += [Seal(large), Span(large, 0, result.size)]
         else:
@@ -336,7 +340,7 @@ class Slice(Account):
         else:
             if result is None:  # it is copied, as if it were the first
                 copy = Entries(unit.tree, unit.path, (unit.name,), False, False, unit.share, unit.rename, unit.inode)
-                self.stack.append(copy)
+                self.stack.append(copy._replace(device=unit.device))
                 return
             if result.fate is Fate.BLOCKED:
                 self.clear_first(unit, unit._replace(cleared=True), unit.name)
@@ -357,7 +361,8 @@ class Slice(Account):
 def again(large: Large) -> Entries:
     """The unit that copies a large file once more."""
     rename = large.target if large.target != large.name else None
-    return Entries(large.tree, large.path, (large.name,), False, True, large.share, rename, large.first_of, large.tries + 1)
+    copy = Entries(large.tree, large.path, (large.name,), False, True, large.share, rename, large.first_of, large.tries + 1)
+    return copy._replace(device=large.device)
 
 
 DO: dict[type, Callable[[Slice, Any], None]] = {

@@ -31,7 +31,7 @@ import pcopy as library
 from tests.comparer import differences
 from tests.conftest import Run, as_root
 from tests.test_destination import loop_mounted, messages, mounted, unprivileged
-from tests.test_engines import Script, wait_until
+from tests.test_engines import Script, state_of, wait_until
 from tests.trees import WHEN, Dir, Fifo, File, Hard, Holes, Link, make_tree
 
 JOBS = pytest.mark.parametrize("jobs", [1, 3])
@@ -52,6 +52,7 @@ SHIM = r"""
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -190,6 +191,10 @@ int mkdirat(int directory, const char *path, mode_t mode) {
 int fchmod(int file, mode_t mode) {
     NEXT(int, "fchmod", int, mode_t);
     return fails_on("chmod", file) ? -1 : next(file, mode);
+}
+int flock(int file, int what) {
+    NEXT(int, "flock", int, int);
+    return fails_on("flock", file) ? -1 : next(file, what);
 }
 int close(int file) {
     NEXT(int, "close", int);
@@ -443,7 +448,7 @@ def test_a_file_with_a_read_error_is_named_and_all_else_is_copied(
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     report = json.loads(done.stdout)
-    assert sorted({error["path"] for error in report["errors"]}) == [f"{source}/bad", f"{source}/d1/bad"]
+    assert sorted(error["path"] for error in report["errors"]) == [f"{source}/bad", f"{source}/d1/bad"]
     assert {error["errno"] for error in report["errors"]} == {errno.EIO}
     assert (report["failed"], report["vanished"]) == (2, 0)
     found = differences(source, copy)
@@ -453,6 +458,19 @@ def test_a_file_with_a_read_error_is_named_and_all_else_is_copied(
     else:
         assert found == ["b'bad': is missing", "b'd1/bad': is missing"]
     assert temporary(copy) == []
+
+
+@JOBS
+@pytest.mark.parametrize("retries", [0, 2])
+def test_a_large_file_of_which_many_spans_fail_is_named_once(faults: Faults, tmp_path: Path, jobs: int, retries: int) -> None:
+    source = make_tree(tmp_path / "src", {**many(3), "bad": Holes(6 * LARGE, {at << 20: b"x" for at in range(6 * 33)})})
+    rules = [(call, errno.EIO, EACH, "/src/bad") for call in ("range", "read")]
+    done = faults.run("-j", jobs, "--json", "--retries", retries, source, tmp_path / "dst", rules=rules)
+    report = json.loads(done.stdout)
+    assert [error["path"] for error in report["errors"]] == [f"{source}/bad"]
+    assert (done.returncode, report["failed"]) == (1, 1)
+    assert len([line for line in messages(done) if "Input/output error" in line]) == 1
+    assert differences(source, tmp_path / "dst") == ["b'bad': is missing"]
 
 
 @JOBS
@@ -750,6 +768,36 @@ def test_a_second_run_stops_and_a_killed_one_does_not_lock_it_out(
     third = pcopy("-j", jobs, source, copy)
     assert third.returncode == 0, third.stderr
     assert differences(source, copy) == []
+
+
+@JOBS
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP], ids=errno.errorcode.get)
+def test_where_nothing_can_be_locked_a_run_leaves_the_temporary_names_of_another(
+    start: Callable[..., Script], faults: Faults, tmp_path: Path, jobs: int, number: int
+) -> None:
+    """The first is stopped while it has one, for as long as the second one runs over the same directories."""
+    source, copy = make_tree(tmp_path / "src", many()), make_tree(tmp_path / "dst", {})
+    other = make_tree(tmp_path / "other", {f"d{one}": Dir({"other": b"1"}, mtime_ns=WHEN + one) for one in range(6)})
+    no_locks = ("flock", number, EACH, "/dst")
+    slowly = [(call, PAUSE, EACH, "/.pcopy-") for call in ("into", "chmod", "close")]
+    first = start("-j", 1, "--atomic", source, copy, rules=[no_locks, *slowly])
+    names: list[Path] = []
+    while not names:
+        assert wait_until(lambda: temporary(copy), 30)
+        first.process.send_signal(signal.SIGSTOP)
+        assert wait_until(lambda: state_of(first.process.pid) == "T", 5)
+        names = temporary(copy)
+        if not names:
+            first.process.send_signal(signal.SIGCONT)
+    second = faults.run("-j", jobs, other, copy, rules=[no_locks])
+    assert second.returncode == 0, second.stderr
+    assert [line for line in messages(second) if "cannot be locked" in line] == messages(second)[:-1]
+    assert len(messages(second)) == 2
+    assert temporary(copy) == names
+    first.process.send_signal(signal.SIGCONT)
+    status, _, err = first.ended()
+    assert status == 0, err
+    assert differences(source, copy, extra=True) == differences(other, copy, extra=True) == []
 
 
 BIG = Holes(LARGE, {at << 20: b"x" * 5000 for at in range(33)})

@@ -652,6 +652,17 @@ def test_links_can_be_followed(tmp_path: Path, jobs: int) -> None:
     assert (copy[b"d"], copy[b"d/g"]) == (outside[b"d"], outside[b"d/g"])
 
 
+def test_links_that_are_followed_to_a_hard_link_do_not_part_its_names(tmp_path: Path, jobs: int) -> None:
+    """They are names of its inode beyond those that it counts."""
+    links = {f"{one}{number}": Link("d/f") if one == "l" else Hard("d/f") for number in range(4) for one in "lh"}
+    source = make_tree(tmp_path / "src", {"d": Dir({"f": b"text"}), **links})
+    for _ in range(2):
+        report = pcopy.copy(source, tmp_path / "dst", jobs=jobs, dereference=True)
+        assert report.ok, report.errors
+        copies = [tmp_path / "dst" / name for name in (*links, "d/f")]
+        assert {(one.lstat().st_ino, one.lstat().st_nlink) for one in copies} == {(copies[0].lstat().st_ino, 9)}
+
+
 def test_a_link_to_nothing_or_in_a_circle_that_is_to_be_followed_is_a_named_failure(tmp_path: Path, jobs: int) -> None:
     """Circles of links, and directories that lie below themselves: the copy ends, and has all the rest."""
     inner = Dir({"up": Link(".."), "top": Link("../.."), "f": b"text"})

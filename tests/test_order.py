@@ -20,9 +20,11 @@ import pytest
 import pcopy
 from pcopy import filesystem as fs
 from pcopy.options import Options
+from pcopy.report import warnings
 from pcopy.work import Attributes, Entries, Failure, Finish, Job, Outcome, Scan, Tree, Unit
 from pcopy.worker import run
 from tests.conftest import Run, as_root
+from tests.test_destination import mounted
 from tests.trees import WHEN, Dir, Fifo, File, Hard, Holes, Link, make_tree, read_tree
 
 LARGE = 33 << 20  # bytes: a file of this size is shared out in spans
@@ -553,6 +555,48 @@ def test_directories_that_vanish_are_counted_and_leave_nothing(tmp_path: Path, j
     copied = os.listdir(tmp_path / "dst")
     assert len(copied) + report.vanished >= 1000
     assert [name for name in copied if not os.listdir(tmp_path / "dst" / name)] == []
+
+
+class Taker(pcopy.Observer):
+    """Runs a command as soon as a directory has been read."""
+
+    def __init__(self, place: Path, command: list[str]) -> None:
+        self.place, self.command = str(place), command
+
+    def event(self, what: str, path: str) -> None:
+        if (what, path) == ("directory", self.place):
+            subprocess.run(self.command, check=True)
+
+
+@as_root
+@JOBS
+@pytest.mark.parametrize("kind", ["files", "directories"])
+@pytest.mark.parametrize("unmounted", [True, False], ids=["unmounted", "removed"])
+def test_what_was_on_a_file_system_that_is_unmounted_has_not_vanished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int, kind: str, unmounted: bool
+) -> None:
+    """The names are gone in the same way, but what they stood for is not: it was to be copied."""
+    monkeypatch.setattr("pcopy.coordinator.LONG", 0.01)
+    entry: object = b"1" if kind == "files" else Dir({"f": b"1"})
+    source = make_tree(tmp_path / "src", {"stays": b"text"})
+    with mounted(source / "m", "-t", "tmpfs", "none") as place:
+        make_tree(place, {f"e{number}": entry for number in range(3000)})
+        taker = Taker(place, ["umount", "-l", str(place)] if unmounted else ["find", str(place), "-mindepth", "1", "-delete"])
+        report = pcopy.copy(source, tmp_path / "dst", jobs=jobs, observer=taker, verbose=True)
+        if unmounted:
+            subprocess.run(["mount", "-t", "tmpfs", "none", str(place)], check=True)  # for who takes it away
+    assert report.found == report.accounted
+    assert (tmp_path / "dst/stays").read_bytes() == b"text"
+    if unmounted:
+        assert (report.exit_status, report.vanished) == (1, 0)
+        assert report.failed == len(report.errors) > 0
+        assert {error.reason for error in report.errors} == {
+            "is not on the file system any more that it was listed on: was it unmounted?"
+        }
+    else:
+        assert (report.exit_status, report.failed) == (0, 0)
+        assert report.vanished > 0
+        assert warnings(report) == [f"vanished from the source before they were copied: {report.vanished:,} of the entries"]
 
 
 def remove_all(top: Path) -> None:
