@@ -292,7 +292,8 @@ def end_with_parent() -> None:
     """End when the coordinator does: it holds the other end of a pipe, which closes however it dies.
 
     The kernel then sends SIGIO (O_ASYNC, fcntl(2); pipe_release() in fs/pipe.c), which ends a process that does not handle
-    it. No thread waits for that: in a process with two, each system call on a handle takes and drops a reference to it.
+    it; on Linux SIGKILL instead, which ends a stopped one too. No thread waits for that: in a process with two, each system
+    call on a handle takes and drops a reference to it.
     """
     import fcntl
     import select
@@ -302,6 +303,8 @@ def end_with_parent() -> None:
     if parent:
         signal.signal(signal.SIGIO, signal.SIG_DFL)
         fcntl.fcntl(parent.sentinel, fcntl.F_SETOWN, os.getpid())
+        if sys.platform == "linux":
+            fcntl.fcntl(parent.sentinel, fcntl.F_SETSIG, signal.SIGKILL)
         fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, fcntl.fcntl(parent.sentinel, fcntl.F_GETFL) | os.O_ASYNC)
         pipe = select.poll()  # select(2) knows no handles above 1023
         pipe.register(parent.sentinel, select.POLLIN)

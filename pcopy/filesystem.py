@@ -167,18 +167,22 @@ def read_link(name: str, directory: int) -> str:
 
 
 def is_local(path: str) -> bool:
-    """Whether a path is on a file system whose times come from the clock of this machine (proc_pid_mountinfo(5))."""
-    path, best, kind = os.path.realpath(path) + "/", "", ""
+    """Whether a directory is on a file system whose times come from the clock of this machine.
+
+    The kernel says which mount an open handle is on (proc_pid_fdinfo(5), proc_pid_mountinfo(5)): by the paths alone nobody
+    can tell, because a later mount hides those below it.
+    """
     try:
+        handle = os.open(path, PASS)
+        try:
+            with open(f"/proc/self/fdinfo/{handle}", encoding="ascii") as lines:
+                mount = next(line.split()[1] for line in lines if line.startswith("mnt_id:"))
+        finally:
+            os.close(handle)
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-            for line in lines:
-                before, _, after = line.partition(" - ")
-                place = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), before.split()[4]).rstrip("/") + "/"
-                if path.startswith(place) and len(place) >= len(best):  # of mounts on one place the last is seen
-                    best, kind = place, after.split()[0]
-    except OSError:
+            return next(line.partition(" - ")[2].split()[0] for line in lines if line.split()[0] == mount) in LOCAL
+    except (OSError, StopIteration):
         return False
-    return kind in LOCAL
 
 
 # ---- making and taking away -----------------------------------------------------------------------------------------

@@ -645,8 +645,15 @@ def busy(script: Script) -> bool:
     return sum(state_of(one) in "RD" for one in workers(script.process.pid)) >= 2
 
 
+def has_begun(worker: int) -> bool:
+    """Whether a worker has come to the end of begin_worker: it ignores SIGINT, and blocks SIGTERM no more."""
+    masks = dict(line.split(":\t") for line in Path(f"/proc/{worker}/status").read_text().splitlines() if line[:3] == "Sig")
+    ignored, blocked = int(masks["SigIgn"], 16), int(masks["SigBlk"], 16)
+    return bool(ignored >> signal.SIGINT - 1 & 1 and not blocked >> signal.SIGTERM - 1 & 1)
+
+
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("what", ["idle", "busy"])
+@pytest.mark.parametrize("what", ["idle", "busy", "stopped"])
 def test_no_process_outlives_a_killed_coordinator(start: Start, slow: Path, target: Path, what: str, method: str) -> None:
     if what == "idle":
         script = start(IDLE, method)
@@ -656,6 +663,11 @@ def test_no_process_outlives_a_killed_coordinator(start: Start, slow: Path, targ
         script = start(BUSY, method, slow, target)
         assert wait_until(lambda: busy(script) and temporary_names(target), HANG)
     assert len(script.others()) >= 2
+    if what == "stopped":
+        assert wait_until(lambda: all(has_begun(one) for one in workers(script.process.pid)), 10)
+        for worker in workers(script.process.pid):
+            os.kill(worker, signal.SIGSTOP)
+        assert wait_until(lambda: all(state_of(one) == "T" for one in workers(script.process.pid)), 5)
     script.process.kill()
     assert wait_until(lambda: not script.others(), 2.0), [command_of(one) for one in script.others()]
     assert script.ended()[:2] == (-signal.SIGKILL, "")

@@ -20,8 +20,8 @@ from pcopy.filesystem import temporary_name
 from pcopy.options import Options
 from pcopy.work import Job, Link, Place, Tree
 from pcopy.worker import run
-from tests.conftest import Run
-from tests.test_destination import unprivileged
+from tests.conftest import Run, as_root
+from tests.test_destination import mounted, unprivileged
 from tests.trees import Dir, Fifo, File, Hard, Holes, Socket, make_tree, read_tree
 
 JOBS = pytest.mark.parametrize("jobs", [1, 3])
@@ -178,6 +178,15 @@ def test_only_file_systems_of_this_machine_count_as_keeping_its_time(tmp_path: P
     assert not pcopy.filesystem.is_local("/proc/self")
     if os.access("/dev/shm", os.W_OK):
         assert pcopy.filesystem.is_local("/dev/shm")
+
+
+@as_root
+def test_what_is_mounted_over_others_is_what_counts(tmp_path: Path) -> None:
+    """A file system of this machine lies below, at a longer path."""
+    with mounted(tmp_path / "over", "-t", "tmpfs", "none") as over, mounted(over / "sys", "-t", "tmpfs", "none"):
+        with mounted(over, "-t", "proc", "none"):
+            assert not pcopy.filesystem.is_local(str(over / "sys"))
+        assert pcopy.filesystem.is_local(str(over / "sys"))
 
 
 # ---- handles: what is in use stays open -----------------------------------------------------------------------------
