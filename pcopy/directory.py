@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from pcopy import filesystem as fs
 from pcopy.handles import ABSENT, Handles, Pair
 from pcopy.metadata import Metadata
 from pcopy.options import Overwrite
+from pcopy.select import Here, selection
 from pcopy.work import Attributes, Failure, Finish, Job, Scan
 
 ALL_OF_OWNER = 0o700
@@ -25,12 +27,32 @@ class Listing:
     regular: list[str] = field(default_factory=list)
     other: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)  # directories that an entry to be kept stands in the way of
+    hidden: list[str] = field(default_factory=list)  # by a filter
     failures: list[Failure] = field(default_factory=list)
     there: dict[str, bool] = field(default_factory=dict)  # names in the destination: whether it is a directory
+    below: dict[str, list[str]] | None = None  # of each name that is listed, the paths below it that are; None: all
 
     @property
     def found(self) -> int:
-        return len(self.directories) + len(self.regular) + len(self.other) + len(self.skipped) + len(self.failures)
+        return len(self.directories) + len(self.regular) + len(self.other) + self.undone
+
+    @property
+    def undone(self) -> int:
+        return len(self.skipped) + len(self.hidden) + len(self.failures)
+
+    def only(self, name: str) -> tuple[str, ...] | None:
+        """What is to be copied of a directory."""
+        return None if self.below is None else tuple(self.below[name])
+
+    def hide(self, here: Here) -> None:
+        """Put aside what a filter hides."""
+        directories = here.hidden([name for name, _ in self.directories], True)
+        files = here.hidden((*self.regular, *self.other), False)
+        if directories or files:
+            self.directories = [one for one in self.directories if one[0] not in directories]
+            self.regular = [name for name in self.regular if name not in files]
+            self.other = [name for name in self.other if name not in files]
+            self.hidden = sorted(directories | files)
 
 
 class Directories:
@@ -39,6 +61,7 @@ class Directories:
     def __init__(self, job: Job, handles: Handles, metadata: Metadata) -> None:
         self.job, self.handles, self.metadata = job, handles, metadata
         self.options = job.options
+        self.selection = selection(job.options.filters)
         self.owner = os.geteuid()
 
     def scan(self, unit: Scan) -> Listing:
@@ -52,9 +75,14 @@ class Directories:
             raise OSError(errno.ELOOP, "this is the destination")
         if self.options.dereference:
             self.refuse_loop(unit, pair.source, state)
-        self.sort_entries(pair, listing)
+        if unit.only is None:
+            self.sort_entries(pair, listing)
+        else:
+            self.sort_listed(pair, listing, unit.only)
         if not unit.fresh and pair.destination != ABSENT:
             self.look_at_copy(pair, listing)
+        if self.selection:
+            listing.hide(self.selection.within(unit.path))
         if "mode" not in self.options.preserve:
             mode = state.st_mode & 0o777 & ~self.job.umask if unit.fresh else pair.mode or 0
             listing.attributes = listing.attributes._replace(mode=mode)
@@ -145,6 +173,31 @@ class Directories:
                         other.append(entry.name)
                 except OSError:  # of an unknown type, and it cannot be looked at: whoever copies it will say why
                     other.append(entry.name)
+
+    def sort_listed(self, pair: Pair, listing: Listing, only: Iterable[str]) -> None:
+        """As :meth:`sort_entries`, of what a list names. It implies the directories above what it names."""
+        listing.below = {}
+        for path in only:
+            name, _, rest = path.partition("/")
+            listing.below.setdefault(name, []).extend([rest] if rest else [])
+        for name, below in listing.below.items():
+            try:
+                self.sort_one(pair, listing, name, bool(below))
+            except OSError as error:
+                paths = ["/".join(part for part in (pair.path, name, rest) if part) for rest in below or [""]]
+                listing.failures += [fs.failure(path, error) for path in paths]
+
+    def sort_one(self, pair: Pair, listing: Listing, name: str, is_passed: bool) -> None:
+        """Put an entry that a list names where it belongs. ``is_passed``: the list names something below it."""
+        mode = fs.look_at(name, pair.source, self.options.dereference).st_mode
+        if stat.S_ISDIR(mode):
+            listing.directories.append((name, True))
+        elif is_passed:
+            advice = ": follow it with --dereference" if stat.S_ISLNK(mode) else ""
+            what = "a symbolic link" if stat.S_ISLNK(mode) else "no directory"
+            raise NotADirectoryError(errno.ENOTDIR, f"{name} is {what}{advice}")
+        else:
+            (listing.regular if stat.S_ISREG(mode) else listing.other).append(name)
 
     def look_at_copy(self, pair: Pair, listing: Listing) -> None:
         """List the copy, and clear what dead runs left in it."""

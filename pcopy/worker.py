@@ -128,20 +128,22 @@ class Slice(Account):
     def scan(self, unit: Scan) -> None:
         listing = self.directories.scan(unit)
         outcome, stack, (tree, path) = self.outcome, self.stack, unit[:2]
-        found, undone = listing.found, len(listing.failures) + len(listing.skipped)
+        found, undone = listing.found, listing.undone
         outcome.tally.found += found
         outcome.tally.directories += 1
-        outcome.tally.skipped += len(listing.skipped)
-        outcome.listed += len(listing.regular) + len(listing.other)
+        outcome.tally.skipped += len(listing.skipped) + len(listing.hidden)
+        outcome.listed += found - len(listing.directories)
         outcome.current = path
         self.event("directory", unit)
+        for name in listing.hidden:
+            self.event("hidden", unit, name)
         for failure in listing.failures:
             self.fail(failure._replace(path=self.full(tree, failure.path)))
         share = unit.share / max(1, found + (DIRECTORY_WEIGHT - 1) * len(listing.directories))
         outcome.share += share * undone if found else unit.share
         prefix = f"{path}/" if path else ""
         for name, fresh in listing.directories:
-            stack.append(Scan(tree, prefix + name, fresh, share * DIRECTORY_WEIGHT))
+            stack.append(Scan(tree, prefix + name, fresh, share * DIRECTORY_WEIGHT, only=listing.only(name)))
         last = self.unprivileged and not listing.attributes.mode & stat.S_IXUSR
         stack.append(Finish(tree, path, listing.attributes, unit.fresh, last))
         for names, regular in ((listing.other, False), (listing.regular, True)):
@@ -226,7 +228,8 @@ class Slice(Account):
             if result.fate is Fate.SKIPPED:
                 self.spoil(unit)
             self.count(result.fate)
-            self.event("updated" if result.updated else WORDS.get(result.fate, "copied"), unit, name)
+            word = "hidden" if result.hidden else "updated" if result.updated else WORDS.get(result.fate, "copied")
+            self.event(word, unit, name)
         return result.fate is Fate.LARGE
 
     def copy_span(self, unit: Span) -> None:
