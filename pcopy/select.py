@@ -24,7 +24,7 @@ from pcopy.options import Options
 NONE = -1  # the number of no rule
 Place = tuple[str, bool]  # a pattern of directories, and whether of any directory below them too
 EVERYWHERE: Place = ("", True)
-ESCAPED_SLASH = re.compile(r"(?<!\\)((?:\\\\)*)\\/")  # which is a slash all the same
+NOTHING_AFTER = "has a backslash with nothing after it that needs one"
 SPECIAL = re.compile(r"[*?\[\\]")
 # A pattern, then spaces that do not count: those that no backslash goes before.
 TRIMMED = re.compile(r"((?:\\.|[^\\])*?) *", re.DOTALL)
@@ -198,13 +198,13 @@ def parse(line: str) -> Rule | None:
         return None
     trimmed = TRIMMED.fullmatch(line)
     if not trimmed:
-        raise UsageError(f"pattern {line!r}: ends in a backslash with nothing after it")
+        raise UsageError(f"pattern {line!r}: {NOTHING_AFTER}")
     pattern = trimmed[1]
     if not pattern:
         return None
     glob = pattern.removeprefix("!")
     directories_only = glob.endswith("/")
-    parts = ESCAPED_SLASH.sub(r"\1/", glob[: len(glob) - directories_only]).split("/")
+    parts = glob[: len(glob) - directories_only].split("/")
     if len(parts) == 1:
         parts.insert(0, "**")  # a pattern without a slash is about names in any directory
     elif not parts[0]:
@@ -251,6 +251,8 @@ def expression(glob: str) -> str:
     if "[:" in glob:
         raise ValueError("has a class of characters by name; write them out, as in [a-z]")
     parts = ["?*" if part == "*" else part for part in glob.split("/")]
+    if any((len(part) - len(part.rstrip("\\"))) % 2 for part in parts):
+        raise ValueError(NOTHING_AFTER)
     text, _ = GitIgnoreSpecPattern.pattern_to_regex(f"/{'/'.join(parts)}/")
     if text is None:
         raise ValueError("has a bracket that is not closed; write \\[ for the character itself")

@@ -106,13 +106,17 @@ LINE = st.builds(
 )
 
 
-# Left out: an escaped slash after asterisks, where git's code and description do not agree, and a slash in brackets.
-@given(lines=st.lists(LINE.filter(lambda line: not re.search(r"\*\\/|\[[^]]*/", line)), max_size=6))
+# Slashes after backslashes and in brackets are refused here and mean something there. Two asterisks beside something else
+# are one to gitignore(5); git 2.39 lets them pass a slash where the addresses of its strings happen to say so (wildmatch.c).
+LEFT_OUT = re.compile(r"\\/|\[[^]]*/|[^/!]\*\*.*/|/.*[^/]\*\*|\*\*[^/ ].*/|/.*\*\*[^/ ]")
+
+
+@given(lines=st.lists(LINE.filter(lambda line: not LEFT_OUT.search(line)), max_size=6))
 @example(lines=["*", "!*/", "!*.o"])
 @example(lines=["ab/**", "!ab/ab/"])
 @example(lines=["**/ab/**/b", "!ab/ab/b"])
 @example(lines=["ab/**/"])
-@example(lines=["a\\/**", "a\\\\/ab", "!ab\\/"])
+@example(lines=["a\\\\/ab", "!ab\\/"])
 @example(lines=["a[!b]b", "ab/a[!b]b", "ab[!a]a/b"])
 @example(lines=["*b*", "!*.o", "a*", "!ab", "*b", "!a?b"])
 def test_patterns_mean_what_they_mean_to_git(repository: tuple[Path, dict[str, bool]], lines: list[str]) -> None:
@@ -453,7 +457,8 @@ def test_a_dry_run_of_a_list_says_what_a_run_does(tmp_path: Path, source: Path, 
 
 BAD: list[tuple[list[str], str]] = [
     (["--exclude", "[abc"], "pattern '[abc': has a bracket that is not closed"),
-    (["--exclude", "a\\"], "ends in a backslash with nothing after it"),
+    (["--exclude", "a\\"], "has a backslash with nothing after it"),
+    (["--exclude", "a\\/b"], "has a backslash with nothing after it"),
     (["--exclude", "[z-a]"], "pattern '[z-a]': has a bracket that makes no sense"),
     (["--exclude", "x[z-a]/y"], "pattern 'x[z-a]/y': has a bracket that makes no sense"),
     (["--exclude", "[[:alpha:]]"], "write them out, as in [a-z]"),
