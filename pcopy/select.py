@@ -14,7 +14,7 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -26,6 +26,7 @@ Place = tuple[str, bool]  # a pattern of directories, and whether of any directo
 EVERYWHERE: Place = ("", True)
 NOTHING_AFTER = "has a backslash with nothing after it that needs one"
 SPECIAL = re.compile(r"[*?\[\\]")
+WRONG = re.compile(r"[\[\\]")  # what a pattern can have wrong is about one of these
 # A pattern, then spaces that do not count: those that no backslash goes before.
 TRIMMED = re.compile(r"((?:\\.|[^\\])*?) *", re.DOTALL)
 
@@ -128,8 +129,7 @@ class Selection:
         for rule in self.rules:
             self.by_place.setdefault(rule.place, []).append(rule)
         self.everywhere = self.names(self.by_place.pop(EVERYWHERE, []))
-        self.places = [(place, compiled(about(place)).match) for place in self.by_place]
-        self.is_any = compiled("|".join(about(place) for place in self.by_place)).match if self.places else None
+        self.is_any = compiled("|".join(about(place) for place in self.by_place)).match if self.by_place else None
         self.known: dict[tuple[Place, ...], Here] = {(): Here(self.rules, *self.everywhere)}
         self.last: tuple[str, Here | None] = ("", self.within(""))
 
@@ -142,7 +142,7 @@ class Selection:
         """What is hidden in a directory that is not hidden itself."""
         path = f"{directory}/"
         special = self.is_any is not None and self.is_any(path) is not None
-        places = tuple(place for place, match in self.places if match(path)) if special else ()
+        places = tuple(place for place in self.by_place if in_place(place)(path)) if special else ()
         if places not in self.known:
             rules = sorted(rule for place in places for rule in self.by_place[place])
             of_files, of_directories = self.names(rules)
@@ -211,10 +211,11 @@ def parse(line: str) -> Rule | None:
         del parts[0]
     if not all(parts):
         raise UsageError(f"pattern {line!r}: matches nothing; write a name between the slashes")
+    place, name = cut(parts)
     try:
-        place, name = cut(parts)
-        compiled(expression(name))
-        compiled(about(place))
+        if WRONG.search(glob):
+            compiled(expression(name))
+            in_place(place)
     except ValueError as error:
         raise UsageError(f"pattern {line!r}: {error}") from None
     return Rule(NONE, pattern == glob, directories_only, place, name)
@@ -240,12 +241,20 @@ def about(place: Place) -> str:
     return text if deep else rf"{text}\Z"
 
 
+@lru_cache(maxsize=1024)
+def in_place(place: Place) -> Callable[[str], object]:
+    """Tells of a directory, with a slash at its end, whether a pattern is about it. Compiled when one may be."""
+    return compiled(about(place)).match
+
+
 def expression(glob: str) -> str:
     """The regular expression of a pattern that begins at the top, for paths with a slash at their ends. Raises ValueError.
 
     With the slash pathspec takes it for a pattern of directories, and leaves spaces at its end alone. A lone asterisk is
     written in another way, because pathspec has shorter expressions for it, which hold for whole paths only.
     """
+    if not SPECIAL.search(glob):  # nor is the library needed, whose import takes as long as to copy a thousand files
+        return f"^{re.escape(glob)}/"
     from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
 
     if "[:" in glob:

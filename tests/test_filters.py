@@ -255,7 +255,8 @@ def test_a_run_without_filters_does_not_load_what_they_need(tmp_path: Path, sour
         return "pathspec" in subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stderr
 
     assert not loads()
-    assert loads("--exclude", "x")
+    assert not loads("--exclude", "x", "--exclude", "*.o", "--exclude", "/x/y/")
+    assert loads("--exclude", "x?")
 
 
 def test_a_library_call_takes_lines_and_does_not_mix_them_up(tmp_path: Path, source: Path) -> None:
