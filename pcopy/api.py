@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import signal
 import stat
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from types import FrameType
 from typing import Literal, TypeVar
@@ -21,11 +22,14 @@ from pcopy.options import ALL_ATTRIBUTES, Options, Overwrite, When
 from pcopy.paths import Destination, Landing, Source, land
 from pcopy.prepare import make_lasting, prepare
 from pcopy.result import Observer, Report, Stop
+from pcopy.select import selection
+from pcopy.values import moment_of, relative_paths, size_of
 from pcopy.work import Failure
 
 Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 OverwriteName = Literal["changed", "always", "older", "never"]
 Choice = TypeVar("Choice", Overwrite, When)
+Given = TypeVar("Given")
 DEFAULT = signal.default_int_handler
 WhenName = Literal["auto", "always", "never"]
 
@@ -39,6 +43,11 @@ def copy(
     preserve: Iterable[str] = ALL_ATTRIBUTES,
     dereference: bool = False,
     one_file_system: bool = False,
+    filters: Sequence[str] = (),
+    files_from: Iterable[Path] | None = None,
+    max_size: int | str | None = None,
+    min_size: int | str | None = None,
+    newer_than: int | str | datetime.datetime | None = None,
     reflink: When | WhenName = "auto",
     sparse: When | WhenName = "auto",
     atomic: bool = False,
@@ -64,6 +73,13 @@ def copy(
     :param preserve: among ``mode``, ``owner``, ``times``, ``links``, ``xattr`` (ACLs with it)
     :param dereference: copy what symbolic links point to
     :param one_file_system: leave out what is mounted below a source
+    :param filters: lines as in a gitignore file, which hide what is below each source directory; the last that matches
+        decides, and one that begins with ``!`` brings back
+    :param files_from: copy only these, paths below the one source, which is a directory; directories without their contents
+    :param max_size: leave out larger files: bytes, or such as ``10k``, ``5M``, ``1G``
+    :param min_size: leave out smaller files
+    :param newer_than: leave out files that were not modified after this: nanoseconds since the epoch, a ``datetime``,
+        a date or an age such as ``7d``, ``12h``
     :param reflink: share blocks where the file system can; ``always`` fails where it cannot
     :param sparse: keep holes (``auto``), also make them of zeros (``always``), or fill them (``never``)
     :param atomic: new files too appear under their names only when they are whole
@@ -91,6 +107,10 @@ def copy(
         preserve=check_preserve(preserve),
         dereference=dereference,
         one_file_system=one_file_system,
+        filters=check_filters(filters),
+        max_size=None if max_size is None else check_value("max_size", size_of, max_size),
+        min_size=None if min_size is None else check_value("min_size", size_of, min_size),
+        newer_than=None if newer_than is None else check_value("newer_than", moment_of, newer_than),
         reflink=check_choice("reflink", When, reflink),
         sparse=check_choice("sparse", When, sparse),
         atomic=atomic,
@@ -106,12 +126,15 @@ def copy(
     if start_method not in (None, *METHODS):
         raise UsageError(f"start_method {start_method!r}: must be one of {', '.join(METHODS)}")
     check_sharing(options.reflink, options.sparse)
+    check_sizes(options)
     check_kind("observer", observer, Observer)
     check_kind("stop", stop, Stop)
     check_kind("expected", expected, Report)
     found = look_at_sources(sources, options)
     there = look_at_destination(destination)
     top, landings = land(found, there)
+    if files_from is not None:
+        landings = [only_listed(found, landings, files_from)]
     refuse_overlap(found, there, landings)
     check_deletion(options, landings)
     options = replace(options, link_dest=tuple(check_earlier(one, top) for one in options.link_dest))
@@ -276,6 +299,33 @@ def check_preserve(preserve: Iterable[str]) -> frozenset[str]:
     if unknown := names - ALL_ATTRIBUTES:
         raise UsageError(f"preserve {', '.join(sorted(unknown))}: must be among {', '.join(sorted(ALL_ATTRIBUTES))}")
     return names
+
+
+def check_filters(filters: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(filters, str) or not all(isinstance(line, str) for line in filters):
+        raise UsageError(f"filters {filters!r}: must be a list of lines as in a gitignore file")
+    selection(tuple(filters))
+    return tuple(filters)
+
+
+def check_value(name: str, meaning: Callable[[Given], int], given: Given) -> int:
+    try:
+        return meaning(given)
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from None
+
+
+def check_sizes(options: Options) -> None:
+    if options.max_size is not None and options.min_size is not None and options.max_size < options.min_size:
+        raise UsageError(f"max_size {options.max_size:,} is less than min_size {options.min_size:,}: no file is left to copy")
+
+
+def only_listed(sources: Sequence[Source], landings: Sequence[Landing], files_from: Iterable[Path]) -> Landing:
+    """The one source, of which only what a list names is copied."""
+    if len(sources) != 1 or not sources[0].is_directory:
+        raise UsageError("a list of what to copy (files_from) needs one source, the directory that its paths are below")
+    paths = [files_from] if isinstance(files_from, (str, bytes, os.PathLike)) else files_from
+    return landings[0]._replace(only=relative_paths(os.fsdecode(path) for path in paths))
 
 
 def look_at_sources(sources: Path | Iterable[Path], options: Options) -> list[Source]:

@@ -23,6 +23,7 @@ from pcopy.handles import ABSENT, Pair
 from pcopy.metadata import NEW, Metadata
 from pcopy.options import Overwrite, When
 from pcopy.plain import CLOSED, Plain, abandon
+from pcopy.select import leaves_out
 from pcopy.work import Inode, Job, Large, Temporary, Version
 
 # Bytes from which a file is shared out in spans: smaller costs two renames and messages for nothing, larger keeps the
@@ -57,6 +58,7 @@ class Result(NamedTuple):
     temporary: Temporary | None = None
     holes: bool = False
     updated: bool = False  # unchanged, but for attributes
+    hidden: bool = False  # skipped, by a filter
 
 
 class SourceChanged(Exception):
@@ -85,6 +87,8 @@ class Copier:
         state = fs.look_at(name, pair.source, self.follow)
         if stat.S_ISDIR(state.st_mode):
             raise OSError(errno.EISDIR, "became a directory while it was copied: run the same line again")
+        if self.options.limited and leaves_out(self.options, state):
+            return Result(Fate.SKIPPED, hidden=True)
         if state.st_nlink > 1 and self.keep_links and not first:
             return shared(state)
         copy = None if pair.destination == ABSENT else fs.look_if_there(target, pair.destination)

@@ -29,7 +29,8 @@ class When(str, enum.Enum):
 class Options:
     """Every choice of a run.
 
-    ``preserve`` is a subset of :data:`ALL_ATTRIBUTES`; ``verbose`` makes outcomes name every entry;
+    ``preserve`` is a subset of :data:`ALL_ATTRIBUTES`; ``filters`` are lines as in a gitignore file; sizes are in bytes,
+    ``newer_than`` is in nanoseconds since the epoch; ``verbose`` makes outcomes name every entry;
     ``start_method`` is multiprocessing's, ``None`` for the best that is safe here.
     """
 
@@ -43,6 +44,10 @@ class Options:
     atomic: bool = False
     fsync: bool = False
     retries: int = 2
+    filters: tuple[str, ...] = ()
+    max_size: int | None = None
+    min_size: int | None = None
+    newer_than: int | None = None
     dry_run: bool = False
     verbose: bool = False
     delete: bool = False
@@ -54,3 +59,8 @@ class Options:
     def whole_files_only(self) -> bool:
         """``older`` and ``never`` would take a half file of a killed run for one to keep."""
         return self.atomic or self.overwrite in (Overwrite.OLDER, Overwrite.NEVER)
+
+    @property
+    def limited(self) -> bool:
+        """Whether every file has to be looked at before it is known to be one that is copied."""
+        return (self.max_size, self.min_size, self.newer_than) != (None, None, None)

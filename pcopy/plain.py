@@ -41,11 +41,12 @@ class Plain:
         self.xattrs, self.times = "xattr" in options.preserve, "times" in options.preserve
         self.follow = options.dereference
         self.quick = False
-        self.compares = options.overwrite in (Overwrite.CHANGED, Overwrite.OLDER)
+        self.compares = options.overwrite in (Overwrite.CHANGED, Overwrite.OLDER) and not options.limited
         self.works = (
             not options.dry_run
             and not options.whole_files_only
             and not options.fsync
+            and not options.limited
             and options.reflink is not When.ALWAYS
             and options.sparse is not When.ALWAYS
         )

@@ -140,7 +140,7 @@ def earlier_trees(paths: Sequence[str], below: str) -> Iterator[Tree]:
 
 def units_of(landing: Landing, tree: int, fresh: bool, share: float) -> Iterator[Unit]:
     if not landing.names:
-        yield Scan(tree, "", fresh, share)
+        yield Scan(tree, "", fresh, share, only=landing.only)
     for at in range(0, len(landing.names), BATCH):
         names = landing.names[at : at + BATCH]
         yield Entries(tree, "", names, False, False, share * len(names) / len(landing.names), landing.rename)

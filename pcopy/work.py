@@ -71,7 +71,10 @@ class Place(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """Read one directory and make the copies of its subdirectories. ``fresh``: its copy was made by this run."""
+    """Read one directory and make the copies of its subdirectories.
+
+    ``fresh``: its copy was made by this run. ``only``: the paths below it that are to be copied; None for all.
+    """
 
     tree: int
     path: str
@@ -79,6 +82,7 @@ class Scan(NamedTuple):
     share: float  # the part of the whole run that is guessed to lie below, for the progress bar
     failed: int = 0  # times, by an error that may pass
     again: bool = False  # a worker that was killed may have begun it
+    only: tuple[str, ...] | None = None
 
     @property
     def holds(self) -> tuple[Group, ...]:

@@ -134,20 +134,23 @@ class Slice(Account):
     def scan(self, unit: Scan) -> None:
         listing = self.directories.scan(unit)
         outcome, stack, (tree, path) = self.outcome, self.stack, unit[:2]
-        found, undone = listing.found, len(listing.failures) + len(listing.skipped)
+        found, undone = listing.found, listing.undone
         outcome.tally.found += found
         outcome.tally.directories += 1
-        outcome.tally.skipped += len(listing.skipped)
-        outcome.listed += len(listing.regular) + len(listing.other)
+        outcome.tally.skipped += len(listing.skipped) + len(listing.hidden)
+        outcome.listed += found - len(listing.directories)
         outcome.current = path
         self.event("directory", unit)
+        for name in listing.hidden:
+            self.event("hidden", unit, name)
         for failure in listing.failures:
             self.fail(failure._replace(path=self.full(tree, failure.path)))
         share = unit.share / max(1, found + (DIRECTORY_WEIGHT - 1) * len(listing.directories))
         outcome.share += share * undone if found else unit.share
         prefix = f"{path}/" if path else ""
         for name, fresh in listing.directories:
-            stack.append(Scan(tree, prefix + name, fresh, share * DIRECTORY_WEIGHT, again=unit.again))
+            below = Scan(tree, prefix + name, fresh, share * DIRECTORY_WEIGHT, again=unit.again, only=listing.only(name))
+            stack.append(below)
         last = self.unprivileged and not listing.attributes.mode & stat.S_IXUSR
         extra = () if listing.failures else listing.extra
         stack.append(Finish(tree, path, listing.attributes, unit.fresh, last, extra=extra))
@@ -248,7 +251,8 @@ class Slice(Account):
             if result.fate is Fate.SKIPPED:
                 self.spoil(unit)
             self.count(result.fate)
-            self.event("updated" if result.updated else WORDS.get(result.fate, "copied"), unit, name)
+            word = "hidden" if result.hidden else "updated" if result.updated else WORDS.get(result.fate, "copied")
+            self.event(word, unit, name)
         return result.fate is Fate.LARGE
 
     def clear_first(self, unit: Entries | Link, again: Entries | Link, name: str) -> None:

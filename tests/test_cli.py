@@ -81,8 +81,9 @@ def test_help_has_every_option_and_no_option_of_later_work(pcopy: Run) -> None:
         "jobs overwrite preserve no-preserve dereference one-file-system reflink sparse atomic dry-run progress no-progress"
     )
     wanted += " quiet verbose json compare against rounds chart version help delete max-delete link-dest"
+    wanted += " exclude include exclude-from files-from null max-size min-size newer-than"
     assert {f"--{word}" for word in wanted.split()} <= shown
-    assert not shown & {"--scheduler"}
+    assert not shown & {"--checksum", "--verify", "--scheduler", "--bwlimit"}
 
 
 @pytest.mark.parametrize(
