@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pcopy.comparison import Comparison, compare
     from pcopy.errors import PcopyError, UsageError
     from pcopy.result import Observer, Progress, Report, Stop
-    from pcopy.work import Failure
+    from pcopy.work import Event, Failure
 
 HOMES = {
     "copy": "api",
@@ -28,10 +28,12 @@ HOMES = {
     "Progress": "result",
     "Report": "result",
     "Stop": "result",
+    "Event": "work",
     "Failure": "work",
 }
 __all__ = [
     "Comparison",
+    "Event",
     "Failure",
     "Observer",
     "PcopyError",

@@ -20,7 +20,7 @@ from pcopy.options import ALL_ATTRIBUTES, Options, Overwrite, When
 from pcopy.paths import Destination, Landing, Source, land
 from pcopy.prepare import make_lasting, prepare
 from pcopy.result import Observer, Report, Stop
-from pcopy.work import Failure
+from pcopy.work import Event, Failure, Job
 
 Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 OverwriteName = Literal["changed", "always", "older", "never"]
@@ -90,6 +90,7 @@ def copy(
         retries=check_retries(retries),
         dry_run=dry_run,
         verbose=verbose,
+        events=observer is not None and observer.wants_events,
         start_method=start_method,
     )
     if start_method not in (None, *METHODS):
@@ -114,6 +115,7 @@ def copy(
             coordinator = Coordinator(job, report, observer, stop)
             if expected:
                 coordinator.progress.expected = (expected.entries, expected.bytes)
+            tell_skipped(job, landings, observer)
             coordinator.add(units)
             coordinator.progress.found += sum(len(landing.names) for landing in landings)
             with stopped_by_ctrl_c(stop):
@@ -280,6 +282,13 @@ def states_above(path: str) -> Iterator[os.stat_result]:
         if path == os.path.dirname(path):
             return
         path = os.path.dirname(path)
+
+
+def tell_skipped(job: Job, landings: Sequence[Landing], observer: Observer) -> None:
+    """Of the directories that an entry to be kept stands in the way of."""
+    if job.options.tells:
+        for left_out in {landing.source for landing in landings} - {tree.source for tree in job.trees}:
+            observer.event(Event("skipped", left_out, "is there"))
 
 
 def note(report: Report, failure: Failure, observer: Observer) -> None:

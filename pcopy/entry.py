@@ -18,7 +18,7 @@ from typing import NamedTuple
 from pcopy import filesystem as fs
 from pcopy.contents import Contents, has_holes
 from pcopy.handles import ABSENT, Pair
-from pcopy.metadata import NEW, Metadata
+from pcopy.metadata import GRAINS, NEW, Metadata, grain_of
 from pcopy.options import Overwrite
 from pcopy.plain import CLOSED, Plain, abandon
 from pcopy.work import Inode, Job, Large, Version
@@ -28,7 +28,6 @@ from pcopy.work import Inode, Job, Large, Version
 LARGE = 32 << 20
 TRIES = 3  # copies of a source that changes each time
 IN_ITS_PLACE = "a directory that is not empty is in its place: move or remove it"
-GRAINS = (1, 100, 1000, 10**6, 10**7, 10**9, 2 * 10**9)  # nanoseconds: what file systems keep of a time
 
 
 class Fate(enum.Enum):
@@ -53,6 +52,7 @@ class Result(NamedTuple):
     temporary: str = ""
     holes: bool = False
     updated: bool = False  # unchanged, but for attributes
+    why: str = ""
 
 
 class SourceChanged(Exception):
@@ -86,13 +86,15 @@ class Copier:
         if copy and new and not self.options.whole_files_only:  # the scan did not see it: a killed worker's, or somebody else's
             self.clear(pair, name, target, new)
             copy = fs.look_if_there(target, pair.destination)
-        if copy:
-            fate = self.fate_of(pair, name, target, state, copy)
-            if fate is Fate.UNCHANGED and (result := self.refresh(pair, name, target, state, copy)):
-                return result
-            if fate is Fate.SKIPPED:
-                return Result(fate)
-        return self.make(pair, name, target, state, copy, first)
+        if not copy:
+            return self.make(pair, name, target, state, copy, first)
+        fate = self.fate_of(pair, name, target, state, copy)
+        if fate is Fate.UNCHANGED and (result := self.refresh(pair, name, target, state, copy)):
+            return result
+        if fate is Fate.SKIPPED:
+            return self.skipped()
+        why = self.why(pair, name, target, state, copy, fate) if self.options.tells else ""
+        return explained(self.make(pair, name, target, state, copy, first), why)
 
     def clear(self, pair: Pair, name: str, target: str, new: bool) -> None:
         """Take away what a killed worker left of an entry: its temporary name, and its own name if it was ``new``.
@@ -122,6 +124,24 @@ class Copier:
         if overwrite is Overwrite.OLDER and copy.st_mtime_ns >= state.st_mtime_ns:
             return Fate.SKIPPED
         return None
+
+    def skipped(self) -> Result:
+        return Result(Fate.SKIPPED, why="is there" if self.options.overwrite is Overwrite.NEVER else "is not older")
+
+    def why(self, pair: Pair, name: str, target: str, state: os.stat_result, copy: os.stat_result, fate: Fate | None) -> str:
+        """In a word, why an entry that is there is replaced. Looks at nothing that deciding has not looked at."""
+        regular = stat.S_ISREG(state.st_mode)
+        if stat.S_IFMT(state.st_mode) != stat.S_IFMT(copy.st_mode):
+            return "kind"
+        if fate is Fate.UNCHANGED:  # and yet to be replaced, see refresh
+            return ", ".join(self.metadata.differences(pair, name, target, state, copy))
+        if regular and state.st_size != copy.st_size:
+            return "size"
+        if regular and not self.same_time(pair, state.st_mtime_ns, copy):
+            return "time"
+        if self.options.overwrite is Overwrite.ALWAYS and self.same(pair, name, target, state, copy):
+            return "always"
+        return "contents"
 
     def same(self, pair: Pair, name: str, target: str, state: os.stat_result, copy: os.stat_result) -> bool:
         """Whether the contents of two entries of one kind count as equal."""
@@ -165,7 +185,10 @@ class Copier:
 
         It has to when the copy has other names: they may belong to a snapshot of another day, or to another source file.
         """
-        if os.path.samestat(state, copy) or not self.metadata.differs(pair, name, target, state, copy):
+        if os.path.samestat(state, copy):
+            return Result(Fate.UNCHANGED)
+        why = ", ".join(self.metadata.differences(pair, name, target, state, copy))
+        if not why:
             return Result(Fate.UNCHANGED)
         if copy.st_nlink > 1 and not stat.S_ISDIR(copy.st_mode):
             return None
@@ -185,7 +208,7 @@ class Copier:
                     fs.sync(written)
                 finally:
                     os.close(written)
-        return Result(Fate.UNCHANGED, updated=True)
+        return Result(Fate.UNCHANGED, updated=True, why=why)
 
     def open_to_sync(self, name: str, directory: int, state: os.stat_result) -> int:
         """A handle of a regular file, from before its new mode can forbid it; none if there is nothing to sync."""
@@ -201,13 +224,11 @@ class Copier:
         """Make the copy of an entry, in place of ``copy`` if there is one."""
         regular = stat.S_ISREG(state.st_mode)
         directory = copy is not None and stat.S_ISDIR(copy.st_mode)
-        if self.options.dry_run:
-            if directory:
-                self.refuse_full(target, pair.destination)
-            return state.st_size if regular else Result(fate_when_made(state.st_mode))
         if directory:
             self.clear_directory(target, pair.destination)
             copy = None
+        if self.options.dry_run:
+            return state.st_size if regular else Result(fate_when_made(state.st_mode))
         replace = copy is not None or self.options.whole_files_only
         if regular:
             return self.file(pair, name, target, first, replace)
@@ -239,20 +260,11 @@ class Copier:
     def clear_directory(self, target: str, parent: int) -> None:
         """An empty directory may give way to something else; one that holds anything may not."""
         try:
-            fs.remove_directory(target, parent)
+            fs.remove_directory(target, parent, pretend=self.options.dry_run)
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 error.strerror = IN_ITS_PLACE
             raise
-
-    def refuse_full(self, target: str, parent: int) -> None:
-        """What :meth:`clear_directory` would say."""
-        handle = fs.open_directory(target, parent)
-        try:
-            if os.listdir(handle):
-                raise OSError(errno.ENOTEMPTY, IN_ITS_PLACE)
-        finally:
-            os.close(handle)
 
     def put_in_place(self, place: str, target: str, directory: int) -> None:
         try:
@@ -344,9 +356,11 @@ class Copier:
             os.close(source)
 
 
-def grain_of(copy: os.stat_result) -> int:
-    """A guess that writes nothing: the kernel sets the change time, as finely as the file system keeps times."""
-    return next(grain for grain in reversed(GRAINS) if copy.st_ctime_ns % grain == copy.st_mtime_ns % grain == 0)
+def explained(made: int | Result, why: str) -> int | Result:
+    """What was made, with a reason if there is one to tell."""
+    if not why:
+        return made
+    return made._replace(why=why) if isinstance(made, Result) else Result(Fate.FILE, made, why=why)
 
 
 def shared(state: os.stat_result) -> Result:

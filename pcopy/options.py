@@ -29,8 +29,8 @@ class When(str, enum.Enum):
 class Options:
     """Every choice of a run.
 
-    ``preserve`` is a subset of :data:`ALL_ATTRIBUTES`; ``verbose`` makes outcomes name every entry;
-    ``start_method`` is multiprocessing's, ``None`` for the best that is safe here.
+    ``preserve`` is a subset of :data:`ALL_ATTRIBUTES`; ``events`` makes outcomes name every entry that
+    changes, ``verbose`` all; ``start_method`` is multiprocessing's, ``None`` for the best that is safe here.
     """
 
     jobs: int = 1
@@ -45,7 +45,12 @@ class Options:
     retries: int = 2
     dry_run: bool = False
     verbose: bool = False
+    events: bool = False
     start_method: str | None = None
+
+    @property
+    def tells(self) -> bool:
+        return self.verbose or self.events
 
     @property
     def whole_files_only(self) -> bool:

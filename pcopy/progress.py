@@ -13,12 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 from pcopy.report import failure_line, shown, size
 from pcopy.result import Observer, Progress
-from pcopy.work import Failure
+from pcopy.work import Event, Failure
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-DRY_RUN = {"copied": "would copy", "linked": "would link"}
+DRY_RUN = {
+    "copied": "would copy",
+    "deleted": "would delete",
+    "linked": "would link",
+    "made": "would make",
+    "skipped": "would skip",
+    "updated": "would update",
+}
 # Seconds between two pictures: fewer look smoother and cost more.
 INTERVAL = 0.1
 STEPS = 1000
@@ -52,8 +59,9 @@ class Lines(Observer):
     def __init__(self) -> None:
         self.stream = Unheard()
 
-    def event(self, what: str, path: str) -> None:
-        self.write(f"{self.words.get(what, what)} {shown(path)}")
+    def event(self, event: Event) -> None:
+        why = f" ({event.why})" if event.why else ""
+        self.write(f"{self.words.get(event.what, event.what)} {shown(event.path)}{why}")
 
     def failure(self, failure: Failure) -> None:
         self.write(f"pcopy: {failure_line(failure)}")

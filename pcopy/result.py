@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pcopy.errors import ExitStatus
-from pcopy.work import Failure, Outcome, Tally
+from pcopy.work import Event, Failure, Outcome, Tally
 
 # What one more file costs, in bytes that could be copied instead: 30 microseconds at 2 GB/s. For the bar only.
 FILE_COST = 64 << 10
@@ -59,15 +59,17 @@ class Observer:
 
     It is called in the process and thread that called :func:`pcopy.copy`, at most once for each slice. With
     ``wants_total``, directories are read ahead of the copying where the storage is slow, which tells the total early.
+    With ``wants_events`` it is told of every entry that changes even without ``verbose=True``.
     """
 
     wants_total = False
+    wants_events = False
 
     def progress(self, progress: Progress) -> None:
         """After each slice. The object is the same each time, and changes."""
 
-    def event(self, what: str, path: str) -> None:
-        """What became of one entry; only with ``verbose=True``."""
+    def event(self, event: Event) -> None:
+        """What became of one entry, or would become of it in a dry run; only if it was asked for."""
 
     def failure(self, failure: Failure) -> None:
         """An entry that could not be copied."""

@@ -76,6 +76,7 @@ class Scan(NamedTuple):
     fresh: bool
     share: float  # the part of the whole run that is guessed to lie below, for the progress bar
     failed: int = 0  # times, by an error that may pass
+    replaces: bool = False  # an entry of another kind gave way to its copy
 
     @property
     def holds(self) -> tuple[Group, ...]:
@@ -128,6 +129,7 @@ class Large(NamedTuple):
     first_of: Inode | None
     tries: int
     share: float
+    why: str = ""  # it is copied
 
 
 class Span(NamedTuple):
@@ -247,6 +249,19 @@ class Shared(NamedTuple):
     links: int
     share: float
 
+    @property
+    def holds(self) -> tuple[Group, ...]:
+        return (directory_group(self.tree, self.path),)
+
+
+class Event(NamedTuple):
+    """What became of one entry, and why. Words and reasons are in the README; ``bytes`` of a file that was copied."""
+
+    what: str
+    path: str
+    why: str = ""
+    bytes: int | None = None
+
 
 class Failure(NamedTuple):
     """One entry that could not be copied. ``fatal``: neither could any other be (no space, read-only)."""
@@ -294,7 +309,7 @@ class Outcome:
     failures: list[Failure] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     lost: dict[str, int] = field(default_factory=dict)  # what could not be preserved: how often
-    events: list[tuple[str, str]] = field(default_factory=list)  # (what happened, path), if verbose
+    events: list[Event] = field(default_factory=list)  # if the options ask for them
     leftover: list[Unit] = field(default_factory=list)  # the last is the next to do
     shared: list[Shared] = field(default_factory=list)
     ruined: set[Group] = field(default_factory=set)  # large files of which a span failed

@@ -22,6 +22,7 @@ from typing import Any
 
 from pcopy import filesystem as fs
 from pcopy.account import Account, unforeseen
+from pcopy.directory import Listing
 from pcopy.entry import TRIES, Fate, Result, SourceChanged, changed
 from pcopy.handles import ABSENT, Handles, Pair
 from pcopy.links import Linker
@@ -79,6 +80,7 @@ class Slice(Account):
         self.deadline, self.ahead = deadline, ahead
         self.linker = Linker(self.copier)
         self.unprivileged = os.geteuid() != 0
+        self.singly = self.tells  # plain files too, so that the bytes of each are known
 
     def set_out(self, started: float) -> None:
         """Go to where the first unit is. The slice then lasts at least as long as the way took.
@@ -134,14 +136,14 @@ class Slice(Account):
         outcome.tally.skipped += len(listing.skipped)
         outcome.listed += len(listing.regular) + len(listing.other)
         outcome.current = path
-        self.event("directory", unit)
+        self.tell_directory(unit, listing)
         for failure in listing.failures:
             self.fail(failure._replace(path=self.full(tree, failure.path)))
         share = unit.share / max(1, found + (DIRECTORY_WEIGHT - 1) * len(listing.directories))
         outcome.share += share * undone if found else unit.share
         prefix = f"{path}/" if path else ""
         for name, fresh in listing.directories:
-            stack.append(Scan(tree, prefix + name, fresh, share * DIRECTORY_WEIGHT))
+            stack.append(Scan(tree, prefix + name, fresh, share * DIRECTORY_WEIGHT, replaces=name in listing.replaced))
         last = self.unprivileged and not listing.attributes.mode & stat.S_IXUSR
         stack.append(Finish(tree, path, listing.attributes, unit.fresh, last))
         for names, regular in ((listing.other, False), (listing.regular, True)):
@@ -151,6 +153,14 @@ class Slice(Account):
                 self.push_names(unit, there, False, regular, share)
             if new:
                 self.push_names(unit, new, True, regular, share)
+
+    def tell_directory(self, unit: Scan, listing: Listing) -> None:
+        if unit.fresh:
+            self.event("made", unit, why="kind" if unit.replaces else "new")
+        else:
+            self.event("updated" if listing.differs else "directory", unit, why=listing.differs)
+        for name in listing.skipped:
+            self.event("skipped", unit, name, "is there")
 
     def push_names(self, unit: Scan, names: list[str], new: bool, regular: bool, share: float) -> None:
         for at in range(0, len(names), BATCH):
@@ -168,11 +178,14 @@ class Slice(Account):
         known = unit.regular and not unit.fresh and plain.compares and pair.destination != ABSENT
         while done < len(names):
             if new and plain.works and unit.first_of is None:
-                count, size = plain.copy(pair, names[done:], deadline, self.job.trees[unit.tree])
-                self.note_files(unit, names[done : done + count], size)
+                some = names[done : done + 1] if self.singly else names[done:]
+                count, size = plain.copy(pair, some, deadline, self.job.trees[unit.tree])
+                self.note_files(unit, some[:count], size)
                 done += count
                 if done == len(names) or (count and time.monotonic() >= deadline):
                     break
+                if count and self.singly:
+                    continue
             elif known:
                 count = plain.unchanged(pair, names[done:], deadline, self.job.trees[unit.tree])
                 self.note_unchanged(unit, names[done : done + count])
@@ -219,15 +232,21 @@ class Slice(Account):
             self.outcome.large_open += 1
             large = Large(
                 unit.tree, unit.path, name, unit.rename or name, result.temporary, result.size, result.holes, result.version,
-                unit.first_of, unit.tries, share,
+                unit.first_of, unit.tries, share, result.why or "new",
             )  # fmt: skip
             self.stack += [Seal(large), Span(large, 0, result.size)]
+        elif result.fate is Fate.FILE:
+            self.note_files(unit, (name,), result.size, result.why)
         else:
             if result.fate is Fate.SKIPPED:
                 self.spoil(unit)
             self.count(result.fate)
-            self.event("updated" if result.updated else WORDS.get(result.fate, "copied"), unit, name)
+            self.tell(unit, name, result)
         return result.fate is Fate.LARGE
+
+    def tell(self, unit: Entries | Link, name: str, result: Result) -> None:
+        what = "updated" if result.updated else WORDS.get(result.fate, "copied")
+        self.event(what, unit, name, result.why or ("new" if what == "copied" else ""))
 
     def copy_span(self, unit: Span) -> None:
         large, position, piece = unit.large, unit.start, FIRST_PIECE
@@ -292,7 +311,7 @@ class Slice(Account):
             self.count(Fate.FILE)
             self.outcome.tally.bytes += large.size
             self.outcome.large_sealed += large.size
-            self.event("copied", unit, large.name)
+            self.event("copied", unit, large.name, large.why, large.size)
 
     def link(self, unit: Link) -> None:
         pair = self.handles.pair(unit.tree, unit.path)
@@ -307,7 +326,7 @@ class Slice(Account):
                 self.stack.append(copy)
                 return
             self.count(result.fate)
-            self.event(WORDS.get(result.fate, "copied"), unit, unit.name)
+            self.tell(unit, unit.name, result)
         self.outcome.share += unit.share
 
     def finish(self, unit: Finish) -> None:
