@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from types import FrameType
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from pcopy import filesystem as fs
 from pcopy.coordinator import Coordinator, coordinate
@@ -19,7 +19,7 @@ from pcopy.errors import UsageError
 from pcopy.options import ALL_ATTRIBUTES, Options, Overwrite, When
 from pcopy.paths import Destination, Landing, Source, land
 from pcopy.prepare import make_lasting, prepare
-from pcopy.result import Observer, Report, Stop
+from pcopy.result import Observer, Report, Several, Stop
 from pcopy.work import Event, Failure, Job
 
 Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
@@ -46,7 +46,7 @@ def copy(
     dry_run: bool = False,
     verbose: bool = False,
     start_method: Literal["fork", "forkserver", "spawn"] | None = None,
-    observer: Observer | None = None,
+    observer: Observer | Iterable[Observer] | None = None,
     stop: Stop | None = None,
     expected: Report | None = None,
 ) -> Report:
@@ -68,7 +68,7 @@ def copy(
     :param dry_run: report what would be done and touch nothing
     :param verbose: tell the observer of every entry
     :param start_method: multiprocessing's; by default ``fork`` while this process has a single thread
-    :param observer: is told how the run goes; exceptions that it raises end the run
+    :param observer: is told how the run goes, or several are, such as a :class:`pcopy.Log`; what one raises ends the run
     :param stop: set its ``signal``, and the run stops within a slice
     :param expected: the report of a dry run, so that the progress knows the total
     :returns: what was done. Entries that failed are in ``report.errors``; they raise nothing.
@@ -77,6 +77,7 @@ def copy(
     No output of its own. Safe in a program with threads: workers are then started by ``forkserver``. They never import the
     program's main module.
     """
+    observer = check_observer(observer)
     options = Options(
         jobs=check_jobs(jobs),
         overwrite=check_choice("overwrite", Overwrite, overwrite),
@@ -90,13 +91,12 @@ def copy(
         retries=check_retries(retries),
         dry_run=dry_run,
         verbose=verbose,
-        events=observer is not None and observer.wants_events,
+        events=observer.wants_events,
         start_method=start_method,
     )
     if start_method not in (None, *METHODS):
         raise UsageError(f"start_method {start_method!r}: must be one of {', '.join(METHODS)}")
     check_sharing(options.reflink, options.sparse)
-    check_kind("observer", observer, Observer)
     check_kind("stop", stop, Stop)
     check_kind("expected", expected, Report)
     found = look_at_sources(sources, options)
@@ -104,32 +104,58 @@ def copy(
     top, landings = land(found, there)
     refuse_overlap(found, there, landings)
     report = Report(jobs=options.jobs, engine="serial" if options.jobs == 1 else "pool", dry_run=dry_run)
-    started = time.monotonic()
-    observer, stop = observer or Observer(), stop or Stop()
+    stop, started = stop or Stop(), time.monotonic()
+    observer.started([one.path for one in found], there.path, options)
+    try:
+        carry_out(Request(top, landings, options, expected), report, observer, stop)
+    finally:
+        report.signal = stop.signal
+        report.seconds = time.monotonic() - started
+        end(report, top, observer)
+    return report
+
+
+class Request(NamedTuple):
+    """What was asked for, and makes sense."""
+
+    top: str
+    landings: Sequence[Landing]
+    options: Options
+    expected: Report | None
+
+
+def carry_out(request: Request, report: Report, observer: Observer, stop: Stop) -> None:
+    """Prepare the destination and do all the work."""
+    top, landings, options, expected = request
     with contextlib.ExitStack() as stack:
         try:
             job, units, handle = prepare(top, landings, options, report, stack)
         except OSError as error:
             give_up(report, top, error, observer)
-        else:
-            coordinator = Coordinator(job, report, observer, stop)
-            if expected:
-                coordinator.progress.expected = (expected.entries, expected.bytes)
-            tell_skipped(job, landings, observer)
-            coordinator.add(units)
-            coordinator.progress.found += sum(len(landing.names) for landing in landings)
-            with stopped_by_ctrl_c(stop):
-                coordinate(coordinator, engine_for(options))
-            if options.fsync and not options.dry_run and handle is not None and not report.stopped:
-                try:
-                    make_lasting(handle, top)
-                except OSError as error:
-                    note(report, fs.failure(top, error), observer)
-    report.signal = stop.signal
-    report.seconds = time.monotonic() - started
+            return
+        coordinator = Coordinator(job, report, observer, stop)
+        if expected:
+            coordinator.progress.expected = (expected.entries, expected.bytes)
+        tell_skipped(job, landings, observer)
+        coordinator.add(units)
+        coordinator.progress.found += sum(len(landing.names) for landing in landings)
+        with stopped_by_ctrl_c(stop):
+            coordinate(coordinator, engine_for(options))
+        if options.fsync and not options.dry_run and handle is not None and not report.stopped:
+            try:
+                make_lasting(handle, top)
+            except OSError as error:
+                note(report, fs.failure(top, error), observer)
+
+
+def end(report: Report, top: str, observer: Observer) -> None:
+    """Reconcile, and let the observers have the last word: what they add to the errors is told as any other."""
     if mismatch := report.reconcile(top):
         observer.failure(mismatch)
-    return report
+    known = len(report.errors)
+    observer.finished(report)
+    for failure in report.errors[known:]:
+        observer.failure(failure)
 
 
 @contextlib.contextmanager
@@ -182,6 +208,15 @@ def check_retries(retries: int) -> int:
     if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
         raise UsageError(f"retries {retries!r}: must be 0 or more")
     return retries
+
+
+def check_observer(observer: Observer | Iterable[Observer] | None) -> Observer:
+    if observer is None or isinstance(observer, Observer):
+        return observer or Observer()
+    observers = list(observer) if isinstance(observer, Iterable) else [observer]
+    for one in observers:
+        check_kind("observer", one, Observer)
+    return Several(observers)
 
 
 def check_kind(name: str, value: object, kind: type[object]) -> None:

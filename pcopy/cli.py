@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from pcopy.progress import Lines
-    from pcopy.result import Report, Stop
+    from pcopy.result import Observer, Report, Stop
 
 EXAMPLES = """\b
 Examples:
@@ -176,6 +176,10 @@ def print_version(context: click.Context, param: click.Parameter, given: bool) -
 @click.option("-v", "--verbose", cls=Option, group=SAY, is_flag=True, help="Name every entry.  [default: failures]")
 @click.option("--json", "as_json", cls=Option, group=SAY, is_flag=True,
               help="The report on stdout as one JSON object.  [default: a line on stderr]")
+@click.option("--log", cls=Option, group=SAY, metavar="FILE", shell_complete=some_file,
+              help="Append a line of JSON for each event.  [default: none]")
+@click.option("--metrics", cls=Option, group=SAY, metavar="FILE", shell_complete=some_file,
+              help="Write the figures of the run for Prometheus' textfile collector.  [default: none]")
 @click.option("--compare", is_flag=True, cls=Option, group=MEASURE,
               help="Measure one process against many: pcopy --compare [SOURCE [DESTINATION]]. Without SOURCE it makes a "
                    "sample tree; -j 2,4,8 lists the pools to try.")
@@ -214,6 +218,8 @@ def run_copy(context: click.Context, given: dict[str, Any]) -> int:
         raise click.UsageError("a source and a destination are needed: pcopy SOURCE... DESTINATION", context)
     if given["jobs"] and len(given["jobs"]) > 1:
         raise click.UsageError("several numbers of jobs are for --compare", context)
+    if given["log"] is not None and given["log"] == given["metrics"]:
+        raise click.UsageError("--log and --metrics need a file each", context)
     from pcopy.api import copy
     from pcopy.result import Stop
 
@@ -222,7 +228,7 @@ def run_copy(context: click.Context, given: dict[str, Any]) -> int:
     with interruptible(stop), observer_for(given) as observer:
         report = copy(
             sources, destination, jobs=given["jobs"] and given["jobs"][0], preserve=preserved(given),
-            observer=observer, stop=stop, verbose=given["verbose"],
+            observer=[observer, *records(given)], stop=stop, verbose=given["verbose"],
             **{name: given[name] for name in PASSED_ON},
         )  # fmt: skip
     return report.exit_status if tell(report, given) else report.exit_status or ExitStatus.FAILED
@@ -231,9 +237,12 @@ def run_copy(context: click.Context, given: dict[str, Any]) -> int:
 PASSED_ON = ("overwrite", "dereference", "one_file_system", "reflink", "sparse", "atomic", "fsync", "retries", "dry_run")
 
 
+NOT_COMPARED = ("dry_run", "verbose", "quiet", "overwrite", "retries", "log", "metrics")
+
+
 def run_compare(context: click.Context, given: dict[str, Any]) -> int:
     """pcopy --compare [SOURCE [DESTINATION]]"""
-    refuse(context, given, ("dry_run", "verbose", "quiet", "overwrite", "retries"), "does not go with --compare")
+    refuse(context, given, NOT_COMPARED, "does not go with --compare")
     if len(given["paths"]) > 2:
         raise click.UsageError("--compare takes one source and one destination at most", context)
     from pcopy.api import check_sharing
@@ -284,15 +293,27 @@ def copy_options(given: dict[str, Any]) -> list[str]:
 
 @contextlib.contextmanager
 def observer_for(given: dict[str, Any]) -> Iterator[Lines]:
-    from pcopy.progress import DRY_RUN, Bars, Lines
+    from pcopy.progress import Bars, Lines
 
     observer = Bars() if wants_bars(given) else Lines()
-    if given["dry_run"]:
-        observer.words = DRY_RUN
     try:
         yield observer
     finally:
         observer.close()
+
+
+def records(given: dict[str, Any]) -> list[Observer]:
+    """What is kept of a run in files. The log last: it touches its file when the run starts, if nobody else refuses."""
+    kept: list[Observer] = []
+    if given["metrics"] is not None:
+        from pcopy.metrics import Metrics
+
+        kept.append(Metrics(given["metrics"]))
+    if given["log"] is not None:
+        from pcopy.log import Log
+
+        kept.append(Log(given["log"]))
+    return kept
 
 
 def wants_bars(given: dict[str, Any]) -> bool:

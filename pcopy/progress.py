@@ -7,10 +7,11 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from pcopy.options import Options
 from pcopy.report import failure_line, shown, size
 from pcopy.result import Observer, Progress
 from pcopy.work import Event, Failure
@@ -58,8 +59,16 @@ class Lines(Observer):
 
     def __init__(self) -> None:
         self.stream = Unheard()
+        self.verbose = True
+
+    def started(self, sources: Sequence[str], destination: str, options: Options) -> None:
+        self.verbose = options.verbose  # else what is told is for others, such as a log
+        if options.dry_run:
+            self.words = DRY_RUN
 
     def event(self, event: Event) -> None:
+        if not self.verbose:
+            return
         why = f" ({event.why})" if event.why else ""
         self.write(f"{self.words.get(event.what, event.what)} {shown(event.path)}{why}")
 

@@ -30,7 +30,7 @@ FLOORS = (
     ("api",),
     ("comparison",),
     ("report",),
-    ("progress", "chart"),
+    ("progress", "chart", "log", "metrics"),
     ("cli",),
     ("__main__",),
 )
@@ -64,6 +64,8 @@ NEVER = {
     "report": {"coordinator", "worker", "engines", "filesystem", "api"},
     "progress": {"coordinator", "worker", "engines", "filesystem", "api", "comparison"},
     "chart": {"coordinator", "worker", "engines", "filesystem", "api"},
+    "log": {"coordinator", "worker", "engines", "filesystem", "api"},
+    "metrics": {"coordinator", "worker", "engines", "filesystem", "api"},
 }
 FILES = sorted(path.stem for path in HOUSE.rglob("*.py"))
 
