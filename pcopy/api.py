@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import stat
 import threading
@@ -26,6 +27,10 @@ Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 OverwriteName = Literal["changed", "always", "older", "never"]
 Choice = TypeVar("Choice", Overwrite, When)
 DEFAULT = signal.default_int_handler
+RATE = re.compile(r"(\d+\.?\d*|\.\d+)\s*([kmgt]?)b?", re.IGNORECASE | re.ASCII)
+FACTORS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+# Slower, a single block would take seconds.
+SLOWEST, FASTEST = 1000, 10**15
 WhenName = Literal["auto", "always", "never"]
 
 
@@ -43,6 +48,7 @@ def copy(
     atomic: bool = False,
     fsync: bool = False,
     retries: int = 2,
+    bwlimit: float | str | None = None,
     dry_run: bool = False,
     verbose: bool = False,
     start_method: Literal["fork", "forkserver", "spawn"] | None = None,
@@ -65,6 +71,7 @@ def copy(
     :param atomic: new files too appear under their names only when they are whole
     :param fsync: wait until all that was copied is on stable storage, with its directories
     :param retries: times that an entry is tried again after an error that may pass (EIO, ESTALE, EAGAIN, ETIMEDOUT)
+    :param bwlimit: bytes a second over all workers together, or a text such as ``50M`` or ``1.5G``
     :param dry_run: report what would be done and touch nothing
     :param verbose: tell the observer of every entry
     :param start_method: multiprocessing's; by default ``fork`` while this process has a single thread
@@ -89,6 +96,7 @@ def copy(
         atomic=atomic,
         fsync=fsync,
         retries=check_retries(retries),
+        bwlimit=check_rate(bwlimit),
         dry_run=dry_run,
         verbose=verbose,
         events=observer.wants_events,
@@ -208,6 +216,19 @@ def check_retries(retries: int) -> int:
     if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
         raise UsageError(f"retries {retries!r}: must be 0 or more")
     return retries
+
+
+def check_rate(rate: float | str | None) -> float | None:
+    """Bytes a second. Raises UsageError."""
+    if rate is None:
+        return None
+    found = RATE.fullmatch(str(rate).strip()) if not isinstance(rate, bool) else None
+    if not found:
+        raise UsageError(f"bwlimit {rate!r}: must be bytes a second, such as 500k, 50M or 1.5G")
+    number = float(found[1]) * FACTORS[found[2].lower()]
+    if not SLOWEST <= number <= FASTEST:
+        raise UsageError(f"bwlimit {rate!r}: must be from {SLOWEST:,} bytes a second to {FASTEST // 10**12} TB")
+    return number
 
 
 def check_observer(observer: Observer | Iterable[Observer] | None) -> Observer:

@@ -168,6 +168,8 @@ def print_version(context: click.Context, param: click.Parameter, given: bool) -
               help="Wait until all that was copied is on stable storage.  [default: the system writes it when it likes]")
 @click.option("--retries", cls=Option, group=HOW, metavar="N", type=click.IntRange(min=0), default=2, show_default=True,
               help="Tries more for errors that may pass (EIO, ESTALE, EAGAIN, ETIMEDOUT).")
+@click.option("--bwlimit", cls=Option, group=HOW, metavar="RATE",
+              help="Bytes a second over all workers together: 500k, 50M, 1.5G.  [default: as fast as it goes]")
 @click.option("-n", "--dry-run", cls=Option, group=WHAT, is_flag=True,
               help="Say what would be done; touch nothing.  [default: do it]")
 @click.option("--progress/--no-progress", cls=Option, group=SAY, default=None,
@@ -234,10 +236,21 @@ def run_copy(context: click.Context, given: dict[str, Any]) -> int:
     return report.exit_status if tell(report, given) else report.exit_status or ExitStatus.FAILED
 
 
-PASSED_ON = ("overwrite", "dereference", "one_file_system", "reflink", "sparse", "atomic", "fsync", "retries", "dry_run")
+PASSED_ON = (
+    "overwrite",
+    "dereference",
+    "one_file_system",
+    "reflink",
+    "sparse",
+    "atomic",
+    "fsync",
+    "retries",
+    "bwlimit",
+    "dry_run",
+)
 
 
-NOT_COMPARED = ("dry_run", "verbose", "quiet", "overwrite", "retries", "log", "metrics")
+NOT_COMPARED = ("dry_run", "verbose", "quiet", "overwrite", "retries", "bwlimit", "log", "metrics")
 
 
 def run_compare(context: click.Context, given: dict[str, Any]) -> int:

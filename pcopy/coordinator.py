@@ -23,6 +23,7 @@ from typing import NamedTuple
 from pcopy.account import given_up
 from pcopy.engines import PATIENCE, Engine, NotStarted, end_workers, is_broken
 from pcopy.options import Overwrite
+from pcopy.pace import Throttle
 from pcopy.result import Observer, Progress, Report, Stop
 from pcopy.work import Entries, Failure, Finish, Group, Inode, Job, Link, Outcome, Place, Scan, Seal, Shared, Span, Unit
 from pcopy.worker import run
@@ -65,6 +66,7 @@ class Portion(NamedTuple):
     units: list[Unit]
     seconds: float
     ahead: bool = False
+    rate: float | None = None  # bytes a second
 
 
 class Coordinator:
@@ -93,6 +95,8 @@ class Coordinator:
         self.names = 0  # of entries in the frontier
         self.small_seconds = 0.0  # that slices without large files took
         self.progress = Progress()
+        limit = job.options.bwlimit
+        self.throttle = Throttle(limit, self.jobs) if limit and not job.options.dry_run else None
 
     @property
     def stopped(self) -> bool:
@@ -143,6 +147,8 @@ class Coordinator:
         self.learn_batch(len(units), outcome)
         outcome.failures = self.worth_telling(outcome.failures)
         self.report.absorb(outcome)
+        if self.throttle:
+            self.throttle.paid += outcome.paid
         if not outcome.large_done:
             self.small_seconds += outcome.seconds
         self.tell(outcome)
@@ -246,6 +252,14 @@ class Coordinator:
 
     def take(self, running: int) -> Portion | None:
         """The next slice; None if all that is left has to wait."""
+        if self.throttle and running >= self.throttle.jobs:
+            return None
+        portion = self.next_portion(running)
+        if portion and self.throttle:
+            return portion._replace(rate=self.throttle.rate(min(self.jobs, running + 1 + len(self.frontier))))
+        return portion
+
+    def next_portion(self, running: int) -> Portion | None:
         if self.stopped or (running >= self.jobs and not self.can_queue(running)):
             return None
         if running and (self.suspects or self.trial):
@@ -295,6 +309,10 @@ class Coordinator:
 
     def take_all(self) -> Portion:
         """Everything, for one slice in this process."""
+        portion = self.everything()
+        return portion._replace(rate=self.throttle.rate(1)) if self.throttle else portion
+
+    def everything(self) -> Portion:
         if self.runs_ahead:
             portion = Portion(list(self.scans), FIRST, ahead=True)
             self.scans.clear()

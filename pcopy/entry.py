@@ -69,8 +69,14 @@ class Copier:
         self.keep_links = "links" in options.preserve
         self.contents = Contents(options)
         self.metadata = Metadata(options, job.umask)
+        self.large = LARGE
         self.plain = Plain(options, self.contents, self.metadata, LARGE)
         self.grains: dict[int, int] = {}  # st_dev: granularity of times in nanoseconds
+
+    def share_out(self, size: int) -> None:
+        """Take files of more bytes than this for large ones, and read none to find out whether it is."""
+        self.large = self.plain.large = min(LARGE, size)
+        self.plain.guesses = False
 
     def copy(self, pair: Pair, name: str, target: str, new: bool, first: bool) -> int | Result:
         """Copy one entry. ``new``: a regular file that the destination lacks, says the scan; ``first``: of its inode.
@@ -282,7 +288,7 @@ class Copier:
                 raise OSError(errno.ENXIO, "became another kind of entry while it was copied")
             if state.st_nlink > 1 and self.keep_links and not first:
                 return shared(state)
-            replace = replace or state.st_size > LARGE
+            replace = replace or state.st_size > self.large
             place = fs.temporary_name(self.token, pair.depth, target) if replace else target
             return self.write(source, state, pair, place, target)
         except SourceChanged:
@@ -298,7 +304,7 @@ class Copier:
         try:
             create = fs.create if place == target else self.create_temporary
             handle = create(place, pair.destination)
-            if size <= LARGE:
+            if size <= self.large:
                 size = self.contents.whole(source, handle, state)
             elif not self.contents.try_clone(source, handle):
                 return self.begin(handle, place, state)

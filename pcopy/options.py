@@ -30,7 +30,8 @@ class Options:
     """Every choice of a run.
 
     ``preserve`` is a subset of :data:`ALL_ATTRIBUTES`; ``events`` makes outcomes name every entry that
-    changes, ``verbose`` all; ``start_method`` is multiprocessing's, ``None`` for the best that is safe here.
+    changes, ``verbose`` all; ``bwlimit`` is in
+    bytes a second over all workers; ``start_method`` is multiprocessing's, ``None`` for the best that is safe here.
     """
 
     jobs: int = 1
@@ -43,6 +44,7 @@ class Options:
     atomic: bool = False
     fsync: bool = False
     retries: int = 2
+    bwlimit: float | None = None
     dry_run: bool = False
     verbose: bool = False
     events: bool = False

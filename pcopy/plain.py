@@ -40,7 +40,7 @@ class Plain:
         self.links = "links" in options.preserve
         self.xattrs, self.times = "xattr" in options.preserve, "times" in options.preserve
         self.follow = options.dereference
-        self.quick = False
+        self.quick, self.guesses = False, True
         self.compares = options.overwrite in (Overwrite.CHANGED, Overwrite.OLDER)
         self.works = (
             not options.dry_run
@@ -117,7 +117,7 @@ class Plain:
                 written, handle = handle, CLOSED  # it is closed even if close reports an error (close(2))
                 os.close(written)
                 made = False
-                if not self.quick and self.read & fs.NOATIME:
+                if not self.quick and self.guesses and self.read & fs.NOATIME:
                     self.quick = before.st_ctime_ns < started and before.st_dev == tree.source_inode[0]
             except Exception:
                 self.works = not made  # in the rest of this slice: what is refused for one file is refused for the next

@@ -321,6 +321,7 @@ class Outcome:
     large_open: int = 0  # files begun, less those that came to an end
     current: str = ""
     seconds: float = 0.0
+    paid: int = 0  # bytes copied, if there is a limit on them
 
     @property
     def fatal(self) -> bool:

@@ -26,6 +26,7 @@ from pcopy.directory import Listing
 from pcopy.entry import TRIES, Fate, Result, SourceChanged, changed
 from pcopy.handles import ABSENT, Handles, Pair
 from pcopy.links import Linker
+from pcopy.pace import Pace
 from pcopy.work import (
     Entries,
     Finish,
@@ -53,14 +54,14 @@ FAST = 0.01  # seconds
 WORDS = {Fate.HARDLINK: "linked", Fate.UNCHANGED: "unchanged", Fate.SKIPPED: "skipped"}  # others: copied
 
 
-def run(job: Job, units: Sequence[Unit], seconds: float, ahead: bool = False) -> Outcome:
+def run(job: Job, units: Sequence[Unit], seconds: float, ahead: bool = False, rate: float | None = None) -> Outcome:
     """Do units, depth first, for about so many seconds. Raises nothing that the world can cause.
 
-    ``ahead``: read directories only, and leave the entries found in them over.
+    ``ahead``: read directories only, and leave the entries found in them over. ``rate``: copy no more bytes a second.
     """
     started = time.monotonic()
     with Handles(job) as handles:
-        work = Slice(job, handles, started + seconds, ahead)
+        work = Slice(job, handles, started + seconds, ahead, Pace(rate) if rate else None)
         work.stack.extend(units)
         try:
             work.set_out(started)
@@ -68,6 +69,9 @@ def run(job: Job, units: Sequence[Unit], seconds: float, ahead: bool = False) ->
         except BaseException:
             work.discard()
             raise
+    if work.pace:
+        work.pace.settle()
+        work.outcome.paid = work.pace.paid
     work.outcome.seconds = time.monotonic() - started
     return work.outcome
 
@@ -75,12 +79,15 @@ def run(job: Job, units: Sequence[Unit], seconds: float, ahead: bool = False) ->
 class Slice(Account):
     """One call of :func:`run`."""
 
-    def __init__(self, job: Job, handles: Handles, deadline: float, ahead: bool = False) -> None:
+    def __init__(self, job: Job, handles: Handles, deadline: float, ahead: bool = False, pace: Pace | None = None) -> None:
         super().__init__(job, handles)
         self.deadline, self.ahead = deadline, ahead
         self.linker = Linker(self.copier)
         self.unprivileged = os.geteuid() != 0
-        self.singly = self.tells  # plain files too, so that the bytes of each are known
+        self.pace = pace
+        self.singly = self.tells or pace is not None  # plain files too, so that the bytes of each are known
+        if pace:
+            self.copier.share_out(pace.piece)
 
     def set_out(self, started: float) -> None:
         """Go to where the first unit is. The slice then lasts at least as long as the way took.
@@ -181,6 +188,8 @@ class Slice(Account):
                 some = names[done : done + 1] if self.singly else names[done:]
                 count, size = plain.copy(pair, some, deadline, self.job.trees[unit.tree])
                 self.note_files(unit, some[:count], size)
+                if self.pace:
+                    self.pace.pay(size)
                 done += count
                 if done == len(names) or (count and time.monotonic() >= deadline):
                     break
@@ -213,8 +222,13 @@ class Slice(Account):
         else:
             if isinstance(result, Result):
                 return self.settle(unit, name, result)
-            self.note_files(unit, (name,), result)
+            self.copied_file(unit, name, result)
         return False
+
+    def copied_file(self, unit: Entries, name: str, size: int, why: str = "new") -> None:
+        self.note_files(unit, (name,), size, why)
+        if self.pace and size <= self.copier.large:  # a larger one shares its source's blocks, or it would be in spans
+            self.pace.pay(size)
 
     def settle(self, unit: Entries, name: str, result: Result) -> bool:
         """Note what became of an entry that is no plain file. True if a large file was begun."""
@@ -236,7 +250,7 @@ class Slice(Account):
             )  # fmt: skip
             self.stack += [Seal(large), Span(large, 0, result.size)]
         elif result.fate is Fate.FILE:
-            self.note_files(unit, (name,), result.size, result.why)
+            self.copied_file(unit, name, result.size, result.why)
         else:
             if result.fate is Fate.SKIPPED:
                 self.spoil(unit)
@@ -250,6 +264,7 @@ class Slice(Account):
 
     def copy_span(self, unit: Span) -> None:
         large, position, piece = unit.large, unit.start, FIRST_PIECE
+        most = self.pace.piece if self.pace else LAST_PIECE
         if large_group(large) in self.outcome.ruined:
             return
         pair = self.handles.pair(large.tree, large.path)
@@ -263,10 +278,16 @@ class Slice(Account):
                     began = time.monotonic()
                     if position > unit.start and began >= self.deadline:
                         break
-                    stop = min(unit.stop, position + piece)
+                    if self.pace and large.holes:  # holes are no bytes that were copied
+                        data = self.copier.contents.skip_hole(source, position, unit.stop)
+                        self.outcome.large_done += data - position
+                        position = data
+                    stop = min(unit.stop, position + min(piece, most))
                     if self.copier.contents.span(source, target, position, stop, large.holes) < stop:
                         break  # the source has shrunk: the seal will see it
                     self.outcome.large_done += stop - position
+                    if self.pace:
+                        self.pace.pay(stop - position)
                     position = stop
                     if time.monotonic() - began < FAST:
                         piece = min(piece * 2, LAST_PIECE)

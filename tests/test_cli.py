@@ -80,9 +80,9 @@ def test_help_has_every_option_and_no_option_of_later_work(pcopy: Run) -> None:
     wanted = (
         "jobs overwrite preserve no-preserve dereference one-file-system reflink sparse atomic dry-run progress no-progress"
     )
-    wanted += " quiet verbose json compare against rounds chart version help"
+    wanted += " quiet verbose json log metrics bwlimit compare against rounds chart version help"
     assert {f"--{word}" for word in wanted.split()} <= shown
-    assert not shown & {"--delete", "--checksum", "--verify", "--exclude", "--scheduler", "--bwlimit"}
+    assert not shown & {"--delete", "--checksum", "--verify", "--exclude", "--scheduler"}
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import pcopy
 HOUSE = Path(pcopy.__file__).parent
 FLOORS = (
     ("errors", "options"),
-    ("work", "paths", "engines"),  # engines know no units: work stands beside them
+    ("work", "paths", "engines", "pace"),  # engines know no units: work stands beside them
     ("result", "filesystem"),
     ("handles", "contents"),
     ("metadata",),
