@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import re
 import signal
 import stat
 import threading
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from types import FrameType
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from pcopy import filesystem as fs
 from pcopy.coordinator import Coordinator, coordinate
@@ -21,16 +22,20 @@ from pcopy.errors import UsageError
 from pcopy.options import ALL_ATTRIBUTES, Options, Overwrite, When
 from pcopy.paths import Destination, Landing, Source, land
 from pcopy.prepare import make_lasting, prepare
-from pcopy.result import Observer, Report, Stop
+from pcopy.result import Observer, Report, Several, Stop
 from pcopy.select import selection
 from pcopy.values import moment_of, relative_paths, size_of
-from pcopy.work import Failure
+from pcopy.work import Event, Failure, Job
 
 Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 OverwriteName = Literal["changed", "always", "older", "never"]
 Choice = TypeVar("Choice", Overwrite, When)
 Given = TypeVar("Given")
 DEFAULT = signal.default_int_handler
+RATE = re.compile(r"(\d+\.?\d*|\.\d+)\s*([kmgt]?)b?", re.IGNORECASE | re.ASCII)
+FACTORS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+# Slower, a single block would take seconds.
+SLOWEST, FASTEST = 1000, 10**15
 WhenName = Literal["auto", "always", "never"]
 
 
@@ -53,13 +58,14 @@ def copy(
     atomic: bool = False,
     fsync: bool = False,
     retries: int = 2,
+    bwlimit: float | str | None = None,
     dry_run: bool = False,
     delete: bool = False,
     max_delete: int | None = None,
     link_dest: Path | Iterable[Path] = (),
     verbose: bool = False,
     start_method: Literal["fork", "forkserver", "spawn"] | None = None,
-    observer: Observer | None = None,
+    observer: Observer | Iterable[Observer] | None = None,
     stop: Stop | None = None,
     expected: Report | None = None,
 ) -> Report:
@@ -85,6 +91,7 @@ def copy(
     :param atomic: new files too appear under their names only when they are whole
     :param fsync: wait until all that was copied is on stable storage, with its directories
     :param retries: times that an entry is tried again after an error that may pass (EIO, ESTALE, EAGAIN, ETIMEDOUT)
+    :param bwlimit: bytes a second over all workers together, or a text such as ``50M`` or ``1.5G``
     :param dry_run: report what would be done and touch nothing
     :param delete: remove what the source lacks from the copies of directories. An empty source is refused.
     :param max_delete: do nothing at all if that is more than so many entries; with it, a source may be empty
@@ -92,7 +99,7 @@ def copy(
         hard links to them, or share their blocks with ``reflink="always"``
     :param verbose: tell the observer of every entry
     :param start_method: multiprocessing's; by default ``fork`` while this process has a single thread
-    :param observer: is told how the run goes; exceptions that it raises end the run
+    :param observer: is told how the run goes, or several are, such as a :class:`pcopy.Log`; what one raises ends the run
     :param stop: set its ``signal``, and the run stops within a slice
     :param expected: the report of a dry run, so that the progress knows the total
     :returns: what was done. Entries that failed are in ``report.errors``; they raise nothing.
@@ -101,6 +108,7 @@ def copy(
     No output of its own. Safe in a program with threads: workers are then started by ``forkserver``. They never import the
     program's main module.
     """
+    observer = check_observer(observer)
     options = Options(
         jobs=check_jobs(jobs),
         overwrite=check_choice("overwrite", Overwrite, overwrite),
@@ -116,18 +124,19 @@ def copy(
         atomic=atomic,
         fsync=fsync,
         retries=check_count("retries", retries),
+        bwlimit=check_rate(bwlimit),
         dry_run=dry_run,
         delete=delete,
         max_delete=None if max_delete is None else check_count("max_delete", max_delete),
         link_dest=tuple(os.fsdecode(one) for one in listed(link_dest)),
         verbose=verbose,
+        events=observer.wants_events,
         start_method=start_method,
     )
     if start_method not in (None, *METHODS):
         raise UsageError(f"start_method {start_method!r}: must be one of {', '.join(METHODS)}")
     check_sharing(options.reflink, options.sparse)
     check_sizes(options)
-    check_kind("observer", observer, Observer)
     check_kind("stop", stop, Stop)
     check_kind("expected", expected, Report)
     found = look_at_sources(sources, options)
@@ -138,55 +147,78 @@ def copy(
     refuse_overlap(found, there, landings)
     check_deletion(options, landings)
     options = replace(options, link_dest=tuple(check_earlier(one, top) for one in options.link_dest))
-    observer, stop = observer or Observer(), stop or Stop()
-    if options.delete and (failure := too_much(options, top, landings, stop)):
-        report = new_report(options)
-        give_up(report, failure, observer)
-        return report
-    return run(options, top, landings, observer, stop, expected)
+    report, stop, started = new_report(options), stop or Stop(), time.monotonic()
+    observer.started([one.path for one in found], there.path, options)
+    try:
+        request = Request(top, landings, options, expected)
+        if options.delete and (failure := too_much(request, stop)):
+            give_up(report, failure, observer)
+        else:
+            carry_out(request, report, observer, stop)
+    finally:
+        report.signal = stop.signal
+        report.seconds = time.monotonic() - started
+        end(report, top, observer)
+    return report
 
 
-def run(
-    options: Options, top: str, landings: Sequence[Landing], observer: Observer, stop: Stop, expected: Report | None = None
-) -> Report:
-    """A run from its preparation to its report."""
-    report, started = new_report(options), time.monotonic()
+class Request(NamedTuple):
+    """What was asked for, and makes sense."""
+
+    top: str
+    landings: Sequence[Landing]
+    options: Options
+    expected: Report | None
+
+
+def carry_out(request: Request, report: Report, observer: Observer, stop: Stop) -> None:
+    """Prepare the destination and do all the work."""
+    top, landings, options, expected = request
     with contextlib.ExitStack() as stack:
         try:
             job, units, handle = prepare(top, landings, options, report, stack)
         except OSError as error:
             give_up(report, fs.failure(top, error)._replace(operation="prepare the destination", fatal=True), observer)
-        else:
-            coordinator = Coordinator(job, report, observer, stop)
-            if expected:
-                coordinator.progress.expected = (expected.entries, expected.bytes)
-            coordinator.add(units)
-            coordinator.progress.found += sum(len(landing.names) for landing in landings)
-            with stopped_by_ctrl_c(stop):
-                coordinate(coordinator, engine_for(options))
-            if options.fsync and not options.dry_run and handle is not None and not report.stopped:
-                try:
-                    make_lasting(handle, top)
-                except OSError as error:
-                    note(report, fs.failure(top, error), observer)
-    report.signal = stop.signal
-    report.seconds = time.monotonic() - started
+            return
+        coordinator = Coordinator(job, report, observer, stop)
+        if expected:
+            coordinator.progress.expected = (expected.entries, expected.bytes)
+        tell_skipped(job, landings, observer)
+        coordinator.add(units)
+        coordinator.progress.found += sum(len(landing.names) for landing in landings)
+        with stopped_by_ctrl_c(stop):
+            coordinate(coordinator, engine_for(options))
+        if options.fsync and not options.dry_run and handle is not None and not report.stopped:
+            try:
+                make_lasting(handle, top)
+            except OSError as error:
+                note(report, fs.failure(top, error), observer)
+
+
+def end(report: Report, top: str, observer: Observer) -> None:
+    """Reconcile, and let the observers have the last word: what they add to the errors is told as any other."""
     if mismatch := report.reconcile(top):
         observer.failure(mismatch)
-    return report
+    known = len(report.errors)
+    observer.finished(report)
+    for failure in report.errors[known:]:
+        observer.failure(failure)
 
 
 def new_report(options: Options) -> Report:
     return Report(jobs=options.jobs, engine="serial" if options.jobs == 1 else "pool", dry_run=options.dry_run)
 
 
-def too_much(options: Options, top: str, landings: Sequence[Landing], stop: Stop) -> Failure | None:
+def too_much(request: Request, stop: Stop) -> Failure | None:
     """Why nothing is to be deleted, and so nothing done at all. How much there is to delete tells a dry run."""
+    top, landings, options, _ = request
     if options.max_delete is None:
         empty = next((one.source for one in landings if is_empty(one.source)), None)
         reason = "the source is empty, so that all would be deleted: is it mounted? If it is meant to be, give max-delete"
         return Failure(empty, "delete", None, reason, fatal=True) if empty else None
-    plan = run(replace(options, dry_run=True, verbose=False), top, landings, Observer(), stop)
+    silent = replace(options, dry_run=True, verbose=False, events=False)
+    plan = new_report(silent)
+    carry_out(Request(top, landings, silent, None), plan, Observer(), stop)
     if plan.deleted <= options.max_delete:
         return None
     reason = f"would remove {plan.deleted:,} entries, more than max-delete allows ({options.max_delete:,}): nothing was done"
@@ -275,6 +307,28 @@ def is_empty(directory: str) -> bool:
             return next(entries, None) is None
     except OSError:  # which the run will meet again
         return False
+
+
+def check_rate(rate: float | str | None) -> float | None:
+    """Bytes a second. Raises UsageError."""
+    if rate is None:
+        return None
+    found = RATE.fullmatch(str(rate).strip()) if not isinstance(rate, bool) else None
+    if not found:
+        raise UsageError(f"bwlimit {rate!r}: must be bytes a second, such as 500k, 50M or 1.5G")
+    number = float(found[1]) * FACTORS[found[2].lower()]
+    if not SLOWEST <= number <= FASTEST:
+        raise UsageError(f"bwlimit {rate!r}: must be from {SLOWEST:,} bytes a second to {FASTEST // 10**12} TB")
+    return number
+
+
+def check_observer(observer: Observer | Iterable[Observer] | None) -> Observer:
+    if observer is None or isinstance(observer, Observer):
+        return observer or Observer()
+    observers = list(observer) if isinstance(observer, Iterable) else [observer]
+    for one in observers:
+        check_kind("observer", one, Observer)
+    return Several(observers)
 
 
 def check_kind(name: str, value: object, kind: type[object]) -> None:
@@ -405,6 +459,13 @@ def states_above(path: str) -> Iterator[os.stat_result]:
         if path == os.path.dirname(path):
             return
         path = os.path.dirname(path)
+
+
+def tell_skipped(job: Job, landings: Sequence[Landing], observer: Observer) -> None:
+    """Of the directories that an entry to be kept stands in the way of."""
+    if job.options.tells:
+        for left_out in {landing.source for landing in landings} - {tree.source for tree in job.trees}:
+            observer.event(Event("skipped", left_out, "is there"))
 
 
 def note(report: Report, failure: Failure, observer: Observer) -> None:

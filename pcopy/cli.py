@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from pcopy.progress import Lines
-    from pcopy.result import Report, Stop
+    from pcopy.result import Observer, Report, Stop
 
 EXAMPLES = """\b
 Examples:
@@ -216,6 +216,8 @@ def print_version(context: click.Context, param: click.Parameter, given: bool) -
 @click.option("--link-dest", cls=Option, group=HOW, multiple=True, metavar="DIR", shell_complete=some_file,
               help="Make files that have not changed since an earlier copy hard links to it; relative to DESTINATION; "
                    "repeatable.  [default: none]")
+@click.option("--bwlimit", cls=Option, group=HOW, metavar="RATE",
+              help="Bytes a second over all workers together: 500k, 50M, 1.5G.  [default: as fast as it goes]")
 @click.option("-n", "--dry-run", cls=Option, group=WHAT, is_flag=True,
               help="Say what would be done; touch nothing.  [default: do it]")
 @click.option("--progress/--no-progress", cls=Option, group=SAY, default=None,
@@ -224,6 +226,10 @@ def print_version(context: click.Context, param: click.Parameter, given: bool) -
 @click.option("-v", "--verbose", cls=Option, group=SAY, is_flag=True, help="Name every entry.  [default: failures]")
 @click.option("--json", "as_json", cls=Option, group=SAY, is_flag=True,
               help="The report on stdout as one JSON object.  [default: a line on stderr]")
+@click.option("--log", cls=Option, group=SAY, metavar="FILE", shell_complete=some_file,
+              help="Append a line of JSON for each event.  [default: none]")
+@click.option("--metrics", cls=Option, group=SAY, metavar="FILE", shell_complete=some_file,
+              help="Write the figures of the run for Prometheus' textfile collector.  [default: none]")
 @click.option("--compare", is_flag=True, cls=Option, group=MEASURE,
               help="Measure one process against many: pcopy --compare [SOURCE [DESTINATION]]. Without SOURCE it makes a "
                    "sample tree; -j 2,4,8 lists the pools to try.")
@@ -264,6 +270,8 @@ def run_copy(context: click.Context, given: dict[str, Any]) -> int:
         raise click.UsageError("several numbers of jobs are for --compare", context)
     if given["null"] and given["files_from"] is None:
         raise click.UsageError("--null goes with --files-from", context)
+    if given["log"] is not None and given["log"] == given["metrics"]:
+        raise click.UsageError("--log and --metrics need a file each", context)
     from pcopy.api import copy
     from pcopy.result import Stop
 
@@ -273,7 +281,8 @@ def run_copy(context: click.Context, given: dict[str, Any]) -> int:
     with interruptible(stop), observer_for(given) as observer:
         report = copy(
             sources, destination, jobs=given["jobs"] and given["jobs"][0], preserve=preserved(given),
-            observer=observer, stop=stop, verbose=given["verbose"], filters=filters, files_from=files_from,
+            observer=[observer, *records(given)], stop=stop, verbose=given["verbose"], filters=filters,
+            files_from=files_from,
             **{name: given[name] for name in PASSED_ON},
         )  # fmt: skip
     return report.exit_status if tell(report, given) else report.exit_status or ExitStatus.FAILED
@@ -281,10 +290,13 @@ def run_copy(context: click.Context, given: dict[str, Any]) -> int:
 
 OF_FILTERS = ("exclude", "include", "exclude_from", "files_from", "null", "max_size", "min_size", "newer_than")
 PASSED_ON = (
-    "overwrite", "dereference", "one_file_system", "reflink", "sparse", "atomic", "fsync", "retries", "dry_run", "max_size",
-    "min_size", "newer_than", "delete", "max_delete", "link_dest",
+    "overwrite", "dereference", "one_file_system", "reflink", "sparse", "atomic", "fsync", "retries", "bwlimit", "dry_run",
+    "max_size", "min_size", "newer_than", "delete", "max_delete", "link_dest",
 )  # fmt: skip
-OF_COPIES = ("dry_run", "verbose", "quiet", "overwrite", "retries", "delete", "max_delete", "link_dest", *OF_FILTERS)
+NOT_COMPARED = (
+    "dry_run", "verbose", "quiet", "overwrite", "retries", "bwlimit", "log", "metrics", "delete", "max_delete", "link_dest",
+    *OF_FILTERS,
+)  # fmt: skip
 STDIN = "-"
 
 
@@ -320,7 +332,7 @@ def listed(given: dict[str, Any]) -> list[str] | None:
 
 def run_compare(context: click.Context, given: dict[str, Any]) -> int:
     """pcopy --compare [SOURCE [DESTINATION]]"""
-    refuse(context, given, OF_COPIES, "does not go with --compare")
+    refuse(context, given, NOT_COMPARED, "does not go with --compare")
     if len(given["paths"]) > 2:
         raise click.UsageError("--compare takes one source and one destination at most", context)
     from pcopy.api import check_sharing
@@ -371,15 +383,27 @@ def copy_options(given: dict[str, Any]) -> list[str]:
 
 @contextlib.contextmanager
 def observer_for(given: dict[str, Any]) -> Iterator[Lines]:
-    from pcopy.progress import DRY_RUN, Bars, Lines
+    from pcopy.progress import Bars, Lines
 
     observer = Bars() if wants_bars(given) else Lines()
-    if given["dry_run"]:
-        observer.words = DRY_RUN
     try:
         yield observer
     finally:
         observer.close()
+
+
+def records(given: dict[str, Any]) -> list[Observer]:
+    """What is kept of a run in files. The log last: it touches its file when the run starts, if nobody else refuses."""
+    kept: list[Observer] = []
+    if given["metrics"] is not None:
+        from pcopy.metrics import Metrics
+
+        kept.append(Metrics(given["metrics"]))
+    if given["log"] is not None:
+        from pcopy.log import Log
+
+        kept.append(Log(given["log"]))
+    return kept
 
 
 def wants_bars(given: dict[str, Any]) -> bool:

@@ -27,12 +27,14 @@ class Listing:
     directories: list[tuple[str, bool]] = field(default_factory=list)  # (name, whether its copy is new)
     regular: list[str] = field(default_factory=list)
     other: list[str] = field(default_factory=list)
+    replaced: set[str] = field(default_factory=set)  # those that an entry of another kind gave way to
     skipped: list[str] = field(default_factory=list)  # directories that an entry to be kept stands in the way of
     hidden: list[str] = field(default_factory=list)  # by a filter
     failures: list[Failure] = field(default_factory=list)
     there: dict[str, bool] = field(default_factory=dict)  # names in the destination: whether it is a directory
     extra: tuple[tuple[str, bool], ...] = ()  # those of them that the source lacks, to be removed
     below: dict[str, list[str]] | None = None  # of each name that is listed, the paths below it that are; None: all
+    differs: str = ""  # in what the copy differs, if that is to be told
 
     @property
     def found(self) -> int:
@@ -70,6 +72,8 @@ class Directories:
         """List a directory, and make the copies of the directories in it."""
         pair, state = self.enter(unit)
         listing = Listing(attributes_of(state))
+        if self.options.tells and not unit.fresh and pair.destination != ABSENT:
+            listing.differs = ", ".join(self.metadata.directory_differences(pair, state))
         tree = self.job.trees[unit.tree]
         if self.options.one_file_system and state.st_dev != tree.source_inode[0]:
             return listing
@@ -251,6 +255,7 @@ class Directories:
                 return
             if not self.options.dry_run:
                 fs.remove(name, pair.destination)
+            listing.replaced.add(name)
         if not there and not self.options.dry_run:
             try:
                 fs.make_directory(name, pair.destination)

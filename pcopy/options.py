@@ -30,8 +30,9 @@ class Options:
     """Every choice of a run.
 
     ``preserve`` is a subset of :data:`ALL_ATTRIBUTES`; ``filters`` are lines as in a gitignore file; sizes are in bytes,
-    ``newer_than`` is in nanoseconds since the epoch; ``verbose`` makes outcomes name every entry;
-    ``start_method`` is multiprocessing's, ``None`` for the best that is safe here.
+    ``newer_than`` is in nanoseconds since the epoch; ``bwlimit`` is in bytes a second over all workers; ``events`` makes
+    outcomes name every entry that changes, ``verbose`` all; ``start_method`` is multiprocessing's, ``None`` for the best
+    that is safe here.
     """
 
     jobs: int = 1
@@ -44,16 +45,22 @@ class Options:
     atomic: bool = False
     fsync: bool = False
     retries: int = 2
+    bwlimit: float | None = None
     filters: tuple[str, ...] = ()
     max_size: int | None = None
     min_size: int | None = None
     newer_than: int | None = None
     dry_run: bool = False
     verbose: bool = False
+    events: bool = False
     delete: bool = False
     max_delete: int | None = None
     link_dest: tuple[str, ...] = ()
     start_method: str | None = None
+
+    @property
+    def tells(self) -> bool:
+        return self.verbose or self.events
 
     @property
     def whole_files_only(self) -> bool:

@@ -83,6 +83,7 @@ class Scan(NamedTuple):
     failed: int = 0  # times, by an error that may pass
     again: bool = False  # a worker that was killed may have begun it
     only: tuple[str, ...] | None = None
+    replaces: bool = False  # an entry of another kind gave way to its copy
 
     @property
     def holds(self) -> tuple[Group, ...]:
@@ -98,7 +99,8 @@ class Entries(NamedTuple):
 
     ``fresh``: the destination has none of them. ``regular``: the scan saw regular files. ``rename``: the name in the
     destination, if there is one name and it differs. ``first_of``: the inode of which this name is to be the first copy.
-    ``cleared``: there is one name, and it waits until the directory that was in its place is removed.
+    ``cleared``: there is one name, and it waits until the directory that was in its place is removed; ``kept``: which had
+    to stay.
     """
 
     tree: int
@@ -112,6 +114,7 @@ class Entries(NamedTuple):
     tries: int = 0  # how often the source changed under the copy
     failed: int = 0
     cleared: bool = False
+    kept: bool = False
     again: bool = False  # as for Scan
 
     @property
@@ -149,6 +152,7 @@ class Large(NamedTuple):
     first_of: Inode | None
     tries: int
     share: float
+    why: str = ""  # it is copied
 
 
 class Span(NamedTuple):
@@ -213,6 +217,7 @@ class Link(NamedTuple):
     copied: bool = False  # the first was not copied, so this one has to be
     failed: int = 0
     cleared: bool = False  # as for Entries; the first copy is there by then
+    kept: bool = False
 
     @property
     def holds(self) -> tuple[Group, ...]:
@@ -319,6 +324,19 @@ class Shared(NamedTuple):
     links: int
     share: float
 
+    @property
+    def holds(self) -> tuple[Group, ...]:
+        return (directory_group(self.tree, self.path),)
+
+
+class Event(NamedTuple):
+    """What became of one entry, and why. Words and reasons are in the README; ``bytes`` of a file that was copied."""
+
+    what: str
+    path: str
+    why: str = ""
+    bytes: int | None = None
+
 
 class Failure(NamedTuple):
     """One entry that could not be copied. ``fatal``: neither could any other be (no space, read-only)."""
@@ -366,7 +384,7 @@ class Outcome:
     failures: list[Failure] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     lost: dict[str, int] = field(default_factory=dict)  # what could not be preserved: how often
-    events: list[tuple[str, str]] = field(default_factory=list)  # (what happened, path), if verbose
+    events: list[Event] = field(default_factory=list)  # if the options ask for them
     leftover: list[Unit] = field(default_factory=list)  # the last is the next to do
     shared: list[Shared] = field(default_factory=list)
     ruined: set[Group] = field(default_factory=set)  # large files of which a span failed
@@ -378,6 +396,7 @@ class Outcome:
     large_open: int = 0  # files begun, less those that came to an end
     current: str = ""
     seconds: float = 0.0
+    paid: int = 0  # bytes copied, if there is a limit on them
 
     @property
     def fatal(self) -> bool:

@@ -306,8 +306,9 @@ def test_a_directory_with_something_that_is_left_out_gives_way_to_nothing(
 ) -> None:
     source = make_tree(tmp_path / "src", {"x": b"1", "y": b"2"})
     dst = make_tree(tmp_path / "dst", {"x": Dir({"d": Dir({"a.o": b"large"}), "e": b"3"})})
-    report = pcopy.copy(source, dst, jobs=jobs, delete=True, **options)
-    assert [(error.path, error.errno) for error in report.errors] == [(f"{source}/x", errno.ENOTEMPTY)]
+    for dry_run in (True, False):
+        report = pcopy.copy(source, dst, jobs=jobs, delete=True, dry_run=dry_run, **options)
+        assert [(error.path, error.errno) for error in report.errors] == [(f"{source}/x", errno.ENOTEMPTY)]
     assert (report.exit_status, (dst / "x/d/a.o").read_bytes(), (dst / "y").read_bytes()) == (1, b"large", b"2")
 
 

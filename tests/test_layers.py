@@ -18,7 +18,7 @@ import pcopy
 HOUSE = Path(pcopy.__file__).parent
 FLOORS = (
     ("errors", "options"),
-    ("work", "paths", "select", "values", "engines"),  # engines know no units: work stands beside them
+    ("work", "paths", "select", "values", "engines", "pace"),  # engines know no units: work stands beside them
     ("result", "filesystem", "lists"),
     ("handles", "contents"),
     ("metadata",),
@@ -31,7 +31,7 @@ FLOORS = (
     ("api",),
     ("comparison",),
     ("report",),
-    ("progress", "chart"),
+    ("progress", "chart", "log", "metrics"),
     ("cli",),
     ("__main__",),
 )
@@ -66,6 +66,8 @@ NEVER = {
     "report": {"coordinator", "worker", "engines", "filesystem", "api"},
     "progress": {"coordinator", "worker", "engines", "filesystem", "api", "comparison"},
     "chart": {"coordinator", "worker", "engines", "filesystem", "api"},
+    "log": {"coordinator", "worker", "engines", "filesystem", "api"},
+    "metrics": {"coordinator", "worker", "engines", "filesystem", "api"},
 }
 FILES = sorted(path.stem for path in HOUSE.rglob("*.py"))
 

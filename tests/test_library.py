@@ -75,6 +75,8 @@ SAID_OTHERWISE = {
     "include": "filters",
     "exclude_from": "filters",
     "null": "files_from",
+    "log": "observer",
+    "metrics": "observer",
 }
 
 
