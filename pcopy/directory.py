@@ -109,7 +109,7 @@ class Directories:
         pair = Pair(unit.tree, unit.path, source, destination, parent.depth + bool(unit.path), readable=True, mode=mode)
         if not unit.path:
             parent.close()
-        elif unit.fresh and destination != ABSENT:  # what it got when it was made, its own entries will get
+        elif unit.fresh and not unit.again and destination != ABSENT:  # what it got when made, its own entries will get
             if parent.owner is None:
                 self.metadata.learn(destination, pair)
             else:

@@ -508,7 +508,7 @@ def test_names_that_the_destination_cannot_tell_apart_are_failures(
         done = pcopy("-j", count, *options, source, dst, env=env)
         assert done.returncode == 1, done.stderr
         failed = sorted(line.split(": ")[1] for line in done.stderr.splitlines()[:-1])
-        assert [os.path.basename(path).lower() for path in failed] == ["d", "readme"]
+        assert sorted(os.path.basename(path).lower() for path in failed) == ["d", "readme"]
         assert "appeared in the destination during the run" in done.stderr
         assert (dst / "readme").read_bytes() in (b"upper", b"lower")  # the other one is whole
 
@@ -640,6 +640,21 @@ def test_a_unit_that_is_done_twice_changes_nothing(tmp_path: Path) -> None:
         assert not outcome.failures
     copy = read_tree(tmp_path / "dst")
     assert {path: copy[path] for path in (b"f", b"l", b"p")} == {path: read_tree(source)[path] for path in (b"f", b"l", b"p")}
+
+
+@as_root
+def test_a_directory_that_a_killed_worker_finished_tells_nothing_of_new_entries(tmp_path: Path) -> None:
+    """It has its own owner already; what is made in it now still has to get one."""
+    source = make_tree(tmp_path / "src", {"d": Dir({"f": File(b"1", owner=(12, 12)), "e": Dir({})})})
+    make_tree(tmp_path / "dst", {"d": Dir({})})
+    for path in (source / "d", source / "d/e", tmp_path / "dst/d"):
+        os.chown(path, 12, 12)
+    outcome = do(tmp_path, Scan(0, "d", True, 1.0, again=True))
+    assert not outcome.failures
+    wanted = read_tree(source)
+    assert {path: state for path, state in read_tree(tmp_path / "dst").items() if path != b"."} == {
+        path: state for path, state in wanted.items() if path != b"."
+    }
 
 
 def test_a_half_file_of_a_killed_worker_is_replaced(tmp_path: Path) -> None:
