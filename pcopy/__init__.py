@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from pcopy.api import copy
     from pcopy.comparison import Comparison, compare
     from pcopy.errors import PcopyError, UsageError
+    from pcopy.log import Log
+    from pcopy.metrics import Metrics
     from pcopy.result import Observer, Progress, Report, Stop
-    from pcopy.work import Failure
+    from pcopy.work import Event, Failure
 
 HOMES = {
     "copy": "api",
@@ -28,11 +30,17 @@ HOMES = {
     "Progress": "result",
     "Report": "result",
     "Stop": "result",
+    "Event": "work",
+    "Log": "log",
+    "Metrics": "metrics",
     "Failure": "work",
 }
 __all__ = [
     "Comparison",
+    "Event",
     "Failure",
+    "Log",
+    "Metrics",
     "Observer",
     "PcopyError",
     "Progress",

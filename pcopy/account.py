@@ -9,11 +9,12 @@ from collections.abc import Sequence
 
 from pcopy import filesystem as fs
 from pcopy.directory import Directories
-from pcopy.entry import Copier, Fate
+from pcopy.entry import EARLIER, Copier, Fate
 from pcopy.handles import Handles, Pair
 from pcopy.work import (
     Clear,
     Entries,
+    Event,
     Failure,
     Finish,
     Group,
@@ -29,6 +30,8 @@ from pcopy.work import (
     large_group,
 )
 
+# Told only to those who want to hear of all: what does not change.
+QUIET = frozenset({"unchanged", "directory", "hidden"})
 Listed = Scan | Entries | Link | Finish
 Retried = Listed | Span | Remove | Clear
 UNMOUNTED = "is not on the file system any more that it was listed on: was it unmounted?"
@@ -45,7 +48,7 @@ class Account:
         self.stack: list[Unit] = []
         self.waiting: list[Unit] = []  # for something that only the coordinator knows, or for better times
         self.open: set[Group] = set()  # groups that are held by something outside of this slice
-        self.verbose = job.options.verbose
+        self.verbose, self.tells = job.options.verbose, job.options.tells
 
     def give_up(self, unit: Unit, reason: str) -> Outcome:
         failure = Failure(self.source_path(unit), "copy", None, reason)
@@ -170,18 +173,19 @@ class Account:
 
     # ---- notes ----
 
-    def note_files(self, unit: Entries, names: Sequence[str], size: int) -> None:
+    def note_files(self, unit: Entries, names: Sequence[str], size: int, why: str = "new") -> None:
         self.outcome.tally.files += len(names)
         self.outcome.tally.bytes += size
-        if self.verbose:
+        if self.tells:
             for name in names:
-                self.event("copied", unit, name)
+                self.event("copied", unit, name, why, size if len(names) == 1 else None)
 
     def note_linked(self, unit: Entries, names: Sequence[str]) -> None:
+        """Names that became links to an earlier copy."""
         self.outcome.tally.hardlinks += len(names)
-        if self.verbose:
+        if self.tells:
             for name in names:
-                self.event("linked", unit, name)
+                self.event("linked", unit, name, EARLIER)
 
     def note_unchanged(self, unit: Entries, names: Sequence[str]) -> None:
         self.outcome.tally.unchanged += len(names)
@@ -207,9 +211,9 @@ class Account:
     def count(self, fate: Fate) -> None:
         setattr(self.outcome.tally, fate.value, getattr(self.outcome.tally, fate.value) + 1)
 
-    def event(self, what: str, unit: Unit, name: str = "") -> None:
-        if self.verbose:
-            self.outcome.events.append((what, self.full(unit.tree, unit.path, name)))
+    def event(self, what: str, unit: Unit, name: str = "", why: str = "", size: int | None = None) -> None:
+        if self.verbose or (self.tells and what not in QUIET):
+            self.outcome.events.append(Event(what, self.full(unit.tree, unit.path, name), why, size))
 
     def source_path(self, unit: Unit) -> str:
         if isinstance(unit, (Remove, Clear)):

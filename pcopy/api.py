@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import errno
 import os
+import re
 import signal
 import stat
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from types import FrameType
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from pcopy import filesystem as fs
 from pcopy.coordinator import Coordinator, coordinate
@@ -21,14 +23,21 @@ from pcopy.errors import UsageError
 from pcopy.options import ALL_ATTRIBUTES, Options, Overwrite, When, attributes_from
 from pcopy.paths import Destination, Landing, Source, land
 from pcopy.prepare import make_lasting, prepare
-from pcopy.result import Observer, Report, Stop
-from pcopy.work import Failure
+from pcopy.result import Observer, Report, Several, Stop
+from pcopy.select import selection
+from pcopy.values import moment_of, relative_paths, size_of
+from pcopy.work import Event, Failure, Job
 
 Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 OverwriteName = Literal["changed", "always", "older", "never"]
 Choice = TypeVar("Choice", Overwrite, When)
+Given = TypeVar("Given")
 DEFAULT = signal.default_int_handler
 ALONE = "this process is daemonic, as a worker of multiprocessing.Pool is, and may not start others: it copied alone"
+RATE = re.compile(r"(\d+\.?\d*|\.\d+)\s*([kmgt]?)b?", re.IGNORECASE | re.ASCII)
+FACTORS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+# Slower, a single block would take seconds.
+SLOWEST, FASTEST = 1000, 10**15
 WhenName = Literal["auto", "always", "never"]
 
 
@@ -41,18 +50,24 @@ def copy(
     preserve: str | Iterable[str] = ALL_ATTRIBUTES,
     dereference: bool = False,
     one_file_system: bool = False,
+    filters: Sequence[str] = (),
+    files_from: Iterable[Path] | None = None,
+    max_size: int | str | None = None,
+    min_size: int | str | None = None,
+    newer_than: int | str | datetime.datetime | None = None,
     reflink: When | WhenName = "auto",
     sparse: When | WhenName = "auto",
     atomic: bool = False,
     fsync: bool = False,
     retries: int = 2,
+    bwlimit: float | str | None = None,
     dry_run: bool = False,
     delete: bool = False,
     max_delete: int | None = None,
     link_dest: Path | Iterable[Path] = (),
     verbose: bool = False,
     start_method: Literal["fork", "forkserver", "spawn"] | None = None,
-    observer: Observer | None = None,
+    observer: Observer | Iterable[Observer] | None = None,
     stop: Stop | None = None,
     expected: Report | None = None,
 ) -> Report:
@@ -66,11 +81,19 @@ def copy(
     :param preserve: ``all``, or among ``mode``, ``owner``, ``times``, ``links``, ``xattr`` (ACLs with it)
     :param dereference: copy what symbolic links point to
     :param one_file_system: leave out other file systems mounted below a source, but not bind mounts of its own
+    :param filters: lines as in a gitignore file, which hide what is below each source directory; the last that matches
+        decides, and one that begins with ``!`` brings back
+    :param files_from: copy only these, paths below the one source, which is a directory; directories without their contents
+    :param max_size: leave out larger files: bytes, or such as ``10k``, ``5M``, ``1G``
+    :param min_size: leave out smaller files
+    :param newer_than: leave out files that were not modified after this: nanoseconds since the epoch, a ``datetime``,
+        a date or an age such as ``7d``, ``12h``
     :param reflink: share blocks where the file system can; ``always`` fails where it cannot
     :param sparse: keep holes (``auto``), also make them of zeros (``always``), or fill them (``never``)
     :param atomic: new files too appear under their names only when they are whole
     :param fsync: wait until all that was copied is on stable storage, with its directories
     :param retries: times that an entry is tried again after an error that may pass (EIO, ESTALE, EAGAIN, ETIMEDOUT)
+    :param bwlimit: bytes a second over all workers together, or a text such as ``50M`` or ``1.5G``
     :param dry_run: report what would be done and touch nothing
     :param delete: remove what the source lacks from the copies of directories. An empty source is refused.
     :param max_delete: do nothing at all if that is more than so many entries; with it, a source may be empty
@@ -78,7 +101,7 @@ def copy(
         hard links to them, or share their blocks with ``reflink="always"``
     :param verbose: tell the observer of every entry
     :param start_method: multiprocessing's; by default ``fork`` while this process has a single thread
-    :param observer: is told how the run goes; exceptions that it raises end the run
+    :param observer: is told how the run goes, or several are, such as a :class:`pcopy.Log`; what one raises ends the run
     :param stop: set its ``signal``, and the run stops within a slice
     :param expected: the report of a dry run, so that the progress knows the total
     :returns: what was done. Entries that failed are in ``report.errors``; they raise nothing.
@@ -88,72 +111,101 @@ def copy(
     program's main module. A daemonic process, such as a worker of ``multiprocessing.Pool``, may not start workers: it copies
     alone, whatever ``jobs`` says, and a warning in the report says so.
     """
+    observer = check_observer(observer)
     options = Options(
         jobs=check_jobs(jobs),
         overwrite=check_choice("overwrite", Overwrite, overwrite),
         preserve=check_preserve(preserve),
         dereference=dereference,
         one_file_system=one_file_system,
+        filters=check_filters(filters),
+        max_size=None if max_size is None else check_value("max_size", size_of, max_size),
+        min_size=None if min_size is None else check_value("min_size", size_of, min_size),
+        newer_than=None if newer_than is None else check_value("newer_than", moment_of, newer_than),
         reflink=check_choice("reflink", When, reflink),
         sparse=check_choice("sparse", When, sparse),
         atomic=atomic,
         fsync=fsync,
         retries=check_count("retries", retries),
+        bwlimit=check_rate(bwlimit),
         dry_run=dry_run,
         delete=delete,
         max_delete=None if max_delete is None else check_count("max_delete", max_delete),
         link_dest=tuple(text_of("link_dest", one) for one in listed(link_dest)),
         verbose=verbose,
+        events=observer.wants_events,
         start_method=start_method,
     )
     if start_method not in (None, *METHODS):
         raise UsageError(f"start_method {start_method!r}: must be one of {', '.join(METHODS)}")
     check_sharing(options.reflink, options.sparse)
-    check_kind("observer", observer, Observer)
+    check_sizes(options)
     check_kind("stop", stop, Stop)
     check_kind("expected", expected, Report)
     found = look_at_sources(sources, options)
     there = look_at_destination(destination)
     top, landings = land(found, there)
+    if files_from is not None:
+        landings = [only_listed(found, landings, files_from)]
     refuse_overlap(found, there, landings)
     check_deletion(options, landings)
     options = replace(options, link_dest=tuple(check_earlier(one, top) for one in options.link_dest))
-    observer, stop = observer or Observer(), stop or Stop()
-    if options.delete and (failure := too_much(options, top, landings, stop)):
-        report = new_report(options)
-        give_up(report, failure, observer)
-        return report
-    return run(options, top, landings, observer, stop, expected)
+    report, stop, started = new_report(options), stop or Stop(), time.monotonic()
+    observer.started([one.path for one in found], there.path, options)
+    try:
+        request = Request(top, landings, options, expected)
+        if options.delete and (failure := too_much(request, stop)):
+            give_up(report, failure, observer)
+        else:
+            carry_out(request, report, observer, stop)
+    finally:
+        report.signal = stop.signal
+        report.seconds = time.monotonic() - started
+        end(report, top, observer)
+    return report
 
 
-def run(
-    options: Options, top: str, landings: Sequence[Landing], observer: Observer, stop: Stop, expected: Report | None = None
-) -> Report:
-    """A run from its preparation to its report."""
-    report, started = new_report(options), time.monotonic()
+class Request(NamedTuple):
+    """What was asked for, and makes sense."""
+
+    top: str
+    landings: Sequence[Landing]
+    options: Options
+    expected: Report | None
+
+
+def carry_out(request: Request, report: Report, observer: Observer, stop: Stop) -> None:
+    """Prepare the destination and do all the work."""
+    top, landings, options, expected = request
     with contextlib.ExitStack() as stack:
         try:
             job, units, handle = prepare(top, landings, options, report, stack)
         except OSError as error:
             give_up(report, fs.failure(top, error)._replace(operation="prepare the destination", fatal=True), observer)
-        else:
-            coordinator = Coordinator(job, report, observer, stop)
-            if expected:
-                coordinator.progress.expected = (expected.entries, expected.bytes)
-            coordinator.add(units)
-            coordinator.progress.found += sum(len(landing.names) for landing in landings)
-            with stopped_by_ctrl_c(stop):
-                coordinate(coordinator, engine_for(options))
-            if options.fsync and not options.dry_run and handle is not None and not report.stopped:
-                try:
-                    make_lasting(handle, top)
-                except OSError as error:
-                    note(report, fs.failure(top, error), observer)
-    report.signal = stop.signal
-    report.seconds = time.monotonic() - started
+            return
+        coordinator = Coordinator(job, report, observer, stop)
+        if expected:
+            coordinator.progress.expected = (expected.entries, expected.bytes)
+        tell_skipped(job, landings, observer)
+        coordinator.add(units)
+        coordinator.progress.found += sum(len(landing.names) for landing in landings)
+        with stopped_by_ctrl_c(stop):
+            coordinate(coordinator, engine_for(options))
+        if options.fsync and not options.dry_run and handle is not None and not report.stopped:
+            try:
+                make_lasting(handle, top)
+            except OSError as error:
+                note(report, fs.failure(top, error), observer)
+
+
+def end(report: Report, top: str, observer: Observer) -> None:
+    """Reconcile, and let the observers have the last word: what they add to the errors is told as any other."""
     if mismatch := report.reconcile(top):
         observer.failure(mismatch)
-    return report
+    known = len(report.errors)
+    observer.finished(report)
+    for failure in report.errors[known:]:
+        observer.failure(failure)
 
 
 def new_report(options: Options) -> Report:
@@ -162,13 +214,16 @@ def new_report(options: Options) -> Report:
     return Report(jobs=engine.jobs, engine=engine.name, dry_run=options.dry_run, warnings=warnings)
 
 
-def too_much(options: Options, top: str, landings: Sequence[Landing], stop: Stop) -> Failure | None:
+def too_much(request: Request, stop: Stop) -> Failure | None:
     """Why nothing is to be deleted, and so nothing done at all. How much there is to delete tells a dry run."""
+    top, landings, options, _ = request
     if options.max_delete is None:
         empty = next((one.source for one in landings if is_empty(one.source)), None)
         reason = "the source is empty, so that all would be deleted: is it mounted? If it is meant to be, give max-delete"
         return Failure(empty, "delete", None, reason, fatal=True) if empty else None
-    plan = run(replace(options, dry_run=True, verbose=False), top, landings, Observer(), stop)
+    silent = replace(options, dry_run=True, verbose=False, events=False)
+    plan = new_report(silent)
+    carry_out(Request(top, landings, silent, None), plan, Observer(), stop)
     if plan.deleted <= options.max_delete:
         return None
     reason = f"would remove {plan.deleted:,} entries, more than max-delete allows ({options.max_delete:,}): nothing was done"
@@ -260,6 +315,28 @@ def is_empty(directory: str) -> bool:
         return False
 
 
+def check_rate(rate: float | str | None) -> float | None:
+    """Bytes a second. Raises UsageError."""
+    if rate is None:
+        return None
+    found = RATE.fullmatch(str(rate).strip()) if not isinstance(rate, bool) else None
+    if not found:
+        raise UsageError(f"bwlimit {rate!r}: must be bytes a second, such as 500k, 50M or 1.5G")
+    number = float(found[1]) * FACTORS[found[2].lower()]
+    if not SLOWEST <= number <= FASTEST:
+        raise UsageError(f"bwlimit {rate!r}: must be from {SLOWEST:,} bytes a second to {FASTEST // 10**12} TB")
+    return number
+
+
+def check_observer(observer: Observer | Iterable[Observer] | None) -> Observer:
+    if observer is None or isinstance(observer, Observer):
+        return observer or Observer()
+    observers = list(observer) if isinstance(observer, Iterable) else [observer]
+    for one in observers:
+        check_kind("observer", one, Observer)
+    return Several(observers)
+
+
 def check_kind(name: str, value: object, kind: type[object]) -> None:
     if value is not None and not isinstance(value, kind):
         raise UsageError(f"{name} {value!r}: must be a pcopy.{kind.__name__}")
@@ -282,6 +359,33 @@ def check_preserve(preserve: str | Iterable[str]) -> frozenset[str]:
         return attributes_from(preserve)
     except ValueError as error:
         raise UsageError(f"preserve {error}") from None
+
+
+def check_filters(filters: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(filters, str) or not all(isinstance(line, str) for line in filters):
+        raise UsageError(f"filters {filters!r}: must be a list of lines as in a gitignore file")
+    selection(tuple(filters))
+    return tuple(filters)
+
+
+def check_value(name: str, meaning: Callable[[Given], int], given: Given) -> int:
+    try:
+        return meaning(given)
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from None
+
+
+def check_sizes(options: Options) -> None:
+    if options.max_size is not None and options.min_size is not None and options.max_size < options.min_size:
+        raise UsageError(f"max_size {options.max_size:,} is less than min_size {options.min_size:,}: no file is left to copy")
+
+
+def only_listed(sources: Sequence[Source], landings: Sequence[Landing], files_from: Iterable[Path]) -> Landing:
+    """The one source, of which only what a list names is copied."""
+    if len(sources) != 1 or not sources[0].is_directory:
+        raise UsageError("a list of what to copy (files_from) needs one source, the directory that its paths are below")
+    paths = [files_from] if isinstance(files_from, (str, bytes, os.PathLike)) else files_from
+    return landings[0]._replace(only=relative_paths(os.fsdecode(path) for path in paths))
 
 
 def look_at_sources(sources: Path | Iterable[Path], options: Options) -> list[Source]:
@@ -376,6 +480,13 @@ def states_above(path: str) -> Iterator[os.stat_result]:
         if path == os.path.dirname(path):
             return
         path = os.path.dirname(path)
+
+
+def tell_skipped(job: Job, landings: Sequence[Landing], observer: Observer) -> None:
+    """Of the directories that an entry to be kept stands in the way of."""
+    if job.options.tells:
+        for left_out in {landing.source for landing in landings} - {tree.source for tree in job.trees}:
+            observer.event(Event("skipped", left_out, "is there"))
 
 
 def note(report: Report, failure: Failure, observer: Observer) -> None:

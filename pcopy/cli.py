@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from pcopy.progress import Lines
-    from pcopy.result import Report, Stop
+    from pcopy.result import Observer, Report, Stop
 
 EXAMPLES = """\b
 Examples:
@@ -37,6 +37,7 @@ named; 2 the command line is wrong, nothing was touched; 3 stopped early (no spa
 destination unusable, another run holds it); 129, 130, 143 interrupted."""
 
 
+ORDER = "pcopy.order"
 WHAT, HOW, SAY, MEASURE, OTHER = "What is copied", "How it is copied", "What is said", "Measuring", "Other"
 
 
@@ -56,6 +57,11 @@ class Command(click.Command):
             leave(error.exit_code)
         leave(ExitStatus.OK)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Click keeps the values of each option together; what hides and what brings back count in the order given."""
+        ctx.meta[ORDER] = [param.name for param in self.make_parser(ctx).parse_args(args=list(args))[2]]
+        return super().parse_args(ctx, args)
+
     def get_help_option(self, ctx: click.Context) -> click.Option | None:
         option = super().get_help_option(ctx)
         if option:
@@ -68,6 +74,21 @@ class Command(click.Command):
             records = [one.get_help_record(ctx) for one in options if getattr(one, "group", OTHER) == title]
             with formatter.section(title):
                 formatter.write_dl([record for record in records if record])
+
+
+class Figure(click.ParamType):  # type: ignore[type-arg]
+    """A word that stands for a number."""
+
+    def __init__(self, name: str, meaning: str) -> None:
+        self.name, self.meaning = name, meaning
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        from pcopy import values
+
+        try:
+            return int(getattr(values, self.meaning)(value))
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
 
 
 class Option(click.Option):
@@ -157,6 +178,25 @@ def print_version(context: click.Context, param: click.Parameter, given: bool) -
               help="Copy what symbolic links point to.  [default: copy links]")
 @click.option("-x", "--one-file-system", cls=Option, group=WHAT, is_flag=True,
               help="Leave out other file systems mounted below a source, but not bind mounts of its own.  [default: copy them]")
+@click.option("--exclude", cls=Option, group=WHAT, multiple=True, metavar="P",
+              help="Hide what matches this gitignore pattern, below each SOURCE directory; repeatable. Of all patterns, in the "
+                   "order given, the last that matches decides.  [default: none]")
+@click.option("--include", cls=Option, group=WHAT, multiple=True, metavar="P",
+              help="Bring back what an earlier pattern hides; nothing below a hidden directory.  [default: none]")
+@click.option("--exclude-from", cls=Option, group=WHAT, multiple=True, metavar="FILE", shell_complete=some_file,
+              help="The lines of a gitignore file, in their place in the order; '-' is stdin.  [default: none]")
+@click.option("--files-from", cls=Option, group=WHAT, metavar="FILE", shell_complete=some_file,
+              help="Copy only the paths in this list, relative to the one SOURCE: directories without their contents, and "
+                   "those above each path; '-' is stdin.  [default: all]")
+@click.option("-0", "--null", cls=Option, group=WHAT, is_flag=True,
+              help="The list of --files-from has NULs, as of find -print0.  [default: lines]")
+@click.option("--max-size", cls=Option, group=WHAT, type=Figure("SIZE", "size_of"),
+              help="Leave out files larger than this: 10k, 5M, 1.5G, or 10kB for thousands.  [default: none]")
+@click.option("--min-size", cls=Option, group=WHAT, type=Figure("SIZE", "size_of"),
+              help="Leave out files smaller than this.  [default: none]")
+@click.option("--newer-than", cls=Option, group=WHAT, type=Figure("WHEN", "moment_of"),
+              help="Leave out files not modified since a date (2026-01-31), a date and time (2026-01-31T18:30) or so long ago "
+                   "(12h, 7d).  [default: none]")
 @click.option("--reflink", cls=Option, group=HOW, type=choice(When), default="auto", show_default=True,
               help="Share blocks with the source where the file system can; 'always': fail where it cannot.")
 @click.option("--sparse", cls=Option, group=HOW, type=choice(When), default="auto", show_default=True,
@@ -175,6 +215,8 @@ def print_version(context: click.Context, param: click.Parameter, given: bool) -
 @click.option("--link-dest", cls=Option, group=HOW, multiple=True, metavar="DIR", shell_complete=some_file,
               help="Make files that have not changed since an earlier copy hard links to it; relative to DESTINATION; "
                    "repeatable.  [default: none]")
+@click.option("--bwlimit", cls=Option, group=HOW, metavar="RATE",
+              help="Bytes a second over all workers together: 500k, 50M, 1.5G.  [default: as fast as it goes]")
 @click.option("-n", "--dry-run", cls=Option, group=WHAT, is_flag=True,
               help="Say what would be done; touch nothing.  [default: do it]")
 @click.option("--progress/--no-progress", cls=Option, group=SAY, default=None,
@@ -183,6 +225,10 @@ def print_version(context: click.Context, param: click.Parameter, given: bool) -
 @click.option("-v", "--verbose", cls=Option, group=SAY, is_flag=True, help="Name every entry.  [default: failures]")
 @click.option("--json", "as_json", cls=Option, group=SAY, is_flag=True,
               help="The report on stdout as one JSON object.  [default: a line on stderr]")
+@click.option("--log", cls=Option, group=SAY, metavar="FILE", shell_complete=some_file,
+              help="Append a line of JSON for each event.  [default: none]")
+@click.option("--metrics", cls=Option, group=SAY, metavar="FILE", shell_complete=some_file,
+              help="Write the figures of the run for Prometheus' textfile collector.  [default: none]")
 @click.option("--compare", is_flag=True, cls=Option, group=MEASURE,
               help="Measure one process against many: pcopy --compare [SOURCE [DESTINATION]]. Without SOURCE it makes a "
                    "sample tree; -j 2,4,8 lists the pools to try.")
@@ -221,40 +267,71 @@ def run_copy(context: click.Context, given: dict[str, Any]) -> int:
         raise click.UsageError("a source and a destination are needed: pcopy SOURCE... DESTINATION", context)
     if given["jobs"] and len(given["jobs"]) > 1:
         raise click.UsageError("several numbers of jobs are for --compare", context)
+    if given["null"] and given["files_from"] is None:
+        raise click.UsageError("--null goes with --files-from", context)
+    if given["log"] is not None and given["log"] == given["metrics"]:
+        raise click.UsageError("--log and --metrics need a file each", context)
     from pcopy.api import copy
     from pcopy.result import Stop
 
+    filters, files_from = patterns(context, given), listed(given)
     *sources, destination = given["paths"]
     stop = Stop()
     with interruptible(stop), observer_for(given) as observer:
         report = copy(
             sources, destination, jobs=given["jobs"] and given["jobs"][0], preserve=preserved(given),
-            observer=observer, stop=stop, verbose=given["verbose"],
+            observer=[observer, *records(given)], stop=stop, verbose=given["verbose"], filters=filters,
+            files_from=files_from,
             **{name: given[name] for name in PASSED_ON},
         )  # fmt: skip
     return report.exit_status if tell(report, given) else report.exit_status or ExitStatus.FAILED
 
 
+OF_FILTERS = ("exclude", "include", "exclude_from", "files_from", "null", "max_size", "min_size", "newer_than")
 PASSED_ON = (
-    "overwrite",
-    "dereference",
-    "one_file_system",
-    "reflink",
-    "sparse",
-    "atomic",
-    "fsync",
-    "retries",
-    "dry_run",
-    "delete",
-    "max_delete",
-    "link_dest",
-)
+    "overwrite", "dereference", "one_file_system", "reflink", "sparse", "atomic", "fsync", "retries", "bwlimit", "dry_run",
+    "max_size", "min_size", "newer_than", "delete", "max_delete", "link_dest",
+)  # fmt: skip
+NOT_COMPARED = (
+    "dry_run", "verbose", "quiet", "overwrite", "retries", "bwlimit", "log", "metrics", "delete", "max_delete", "link_dest",
+    *OF_FILTERS,
+)  # fmt: skip
+STDIN = "-"
+
+
+def patterns(context: click.Context, given: dict[str, Any]) -> list[str]:
+    """The lines of all the options that hide and bring back, in the order of the command line."""
+    if [*given["exclude_from"], given["files_from"]].count(STDIN) > 1:
+        raise click.UsageError("standard input can be one list only: name a file for the other", context)
+    values = {name: iter(given[name]) for name in ("exclude", "include", "exclude_from")}
+    lines: list[str] = []
+    for name in context.meta[ORDER]:
+        if name in values:
+            lines += lines_of(name, next(values[name]))
+    return lines
+
+
+def lines_of(option: str, value: str) -> list[str]:
+    from pcopy.lists import patterns_of
+    from pcopy.select import parse
+
+    if option == "exclude_from":
+        return patterns_of(value)
+    line = value if option == "exclude" else f"!{value}"
+    if parse(line) is None:  # an empty variable of a script, or a comment
+        raise UsageError(f"--{option} {value!r}: is no pattern; write a backslash before a # that a name begins with")
+    return [line]
+
+
+def listed(given: dict[str, Any]) -> list[str] | None:
+    from pcopy.lists import paths_of
+
+    return None if given["files_from"] is None else paths_of(given["files_from"], given["null"])
 
 
 def run_compare(context: click.Context, given: dict[str, Any]) -> int:
     """pcopy --compare [SOURCE [DESTINATION]]"""
-    words = ("dry_run", "verbose", "quiet", "overwrite", "retries", "delete", "max_delete", "link_dest")
-    refuse(context, words, "does not go with --compare")
+    refuse(context, NOT_COMPARED, "does not go with --compare")
     if len(given["paths"]) > 2:
         raise click.UsageError("--compare takes one source and one destination at most", context)
     from pcopy.api import check_sharing
@@ -305,15 +382,27 @@ def copy_options(given: dict[str, Any]) -> list[str]:
 
 @contextlib.contextmanager
 def observer_for(given: dict[str, Any]) -> Iterator[Lines]:
-    from pcopy.progress import DRY_RUN, Bars, Lines
+    from pcopy.progress import Bars, Lines
 
     observer = Bars() if wants_bars(given) else Lines()
-    if given["dry_run"]:
-        observer.words = DRY_RUN
     try:
         yield observer
     finally:
         observer.close()
+
+
+def records(given: dict[str, Any]) -> list[Observer]:
+    """What is kept of a run in files. The log last: it touches its file when the run starts, if nobody else refuses."""
+    kept: list[Observer] = []
+    if given["metrics"] is not None:
+        from pcopy.metrics import Metrics
+
+        kept.append(Metrics(given["metrics"]))
+    if given["log"] is not None:
+        from pcopy.log import Log
+
+        kept.append(Log(given["log"]))
+    return kept
 
 
 def wants_bars(given: dict[str, Any]) -> bool:

@@ -80,6 +80,10 @@ class Contents:
         """Another file is at hand."""
         self.extent = (0, 0)
 
+    def skip_hole(self, source: int, start: int, stop: int) -> int:
+        """Where there is something to copy from ``start`` on; ``stop`` if there is nothing."""
+        return start if self.sparse is When.NEVER else self.next_data(source, start, stop)[0]
+
     def span(self, source: int, target: int, start: int, stop: int, holes: bool) -> int:
         """Copy the bytes from start to stop to the same place; if there are ``holes``, without them unless to be filled.
 

@@ -22,6 +22,8 @@ from typing import NamedTuple
 
 from pcopy.account import given_up
 from pcopy.engines import PATIENCE, Engine, NotStarted, end_workers, is_broken
+from pcopy.options import Overwrite
+from pcopy.pace import Throttle
 from pcopy.result import Observer, Progress, Report, Stop
 from pcopy.work import (
     Clear,
@@ -55,6 +57,12 @@ SMALLEST_SPAN = 4 << 20
 # Names in the frontier up to which directories are read ahead of the copying, for a total. More would know the total of
 # larger trees early, at about 100 bytes of memory a name.
 AHEAD = 100_000
+# Names of inodes that have several, up to which they are kept until all of an inode are known. More would decide the same
+# in each run of ever larger trees, at about 300 bytes of memory a name.
+KEPT = 200_000
+# First names of an inode that fail, or are to be left as they are, until each of the others is copied by itself. More would
+# take long where no name of a file with many can be read.
+FIRSTS = 8
 # Seconds an entry from which on that is worth it. Each directory is then opened twice and carried to a worker twice,
 # about 50 microseconds of processor time: nothing where an entry takes longer, a quarter more where it takes 20.
 SLOW = 200e-6
@@ -75,6 +83,7 @@ class Portion(NamedTuple):
     units: list[Unit]
     seconds: float
     ahead: bool = False
+    rate: float | None = None  # bytes a second
 
 
 class Coordinator:
@@ -96,9 +105,15 @@ class Coordinator:
         self.batch = 1
         self.scans: deque[Scan] = deque()  # apart from the frontier while scanning runs ahead
         self.unscanned = 0  # directories
+        self.searching = 0  # units in which more names of known inodes may be found
+        self.gathered: dict[Inode, list[Shared]] = {}  # names of inodes of which there may be more
+        self.undecided = 0  # names in there
+        self.ruins: Counter[Group] = Counter()  # of first names
         self.names = 0  # of entries in the frontier
         self.small_seconds = 0.0  # that slices without large files took
         self.progress = Progress()
+        limit = job.options.bwlimit
+        self.throttle = Throttle(limit, self.jobs) if limit and not job.options.dry_run else None
 
     @property
     def stopped(self) -> bool:
@@ -112,6 +127,7 @@ class Coordinator:
         for unit in units:
             self.holding.update(unit.holds)
             self.unscanned += isinstance(unit, Scan)
+            self.searching += searches(unit)
         for unit in units:
             if isinstance(unit, Finish) and unit.last:
                 self.last.append(unit)
@@ -123,10 +139,11 @@ class Coordinator:
                 self.frontier.append(unit)
                 self.names += len(unit.names) if isinstance(unit, Entries) else 0
 
-    def release(self, units: Iterable[Unit]) -> None:
+    def release(self, units: Iterable[Unit | Shared]) -> None:
         """These units are done, or have come back in another form: whoever waited for the last of them goes on."""
         for unit in units:
             self.unscanned -= isinstance(unit, Scan)
+            self.searching -= searches(unit)
             for group in unit.holds:
                 self.holding[group] -= 1
                 if not self.holding[group]:
@@ -138,14 +155,19 @@ class Coordinator:
         # A large file is told once, whoever else fails at a span of it.
         outcome.failures += [why for group, why in outcome.broken.items() if why.fatal or group not in self.ruined]
         self.ruined |= outcome.ruined
-        # In one go: a directory that is left to be finished has to wait for the names in it that are still to be linked.
-        self.add([*outcome.leftover, *(self.copy_or_link(name) for name in outcome.shared)])
+        for group in outcome.ruined & self.waiting.keys():
+            self.choose_again(group)
+        self.gather(outcome.shared)  # first: a directory that is left to be finished has to wait for them
+        self.add(outcome.leftover)
         self.release(units)
+        self.decide(outcome.shared)
         for unit in units:
             self.deaths.pop(unit, None)
         self.learn_batch(len(units), outcome)
         outcome.failures = self.worth_telling(outcome.failures)
         self.report.absorb(outcome)
+        if self.throttle:
+            self.throttle.paid += outcome.paid
         if not outcome.large_done:
             self.small_seconds += outcome.seconds
         self.tell(outcome)
@@ -165,6 +187,55 @@ class Coordinator:
             self.batch = min(self.batch * 2, MOST)
         elif len(outcome.leftover) > given:
             self.batch = max(self.batch // 2, 1)
+
+    def gather(self, names: Iterable[Shared]) -> None:
+        for name in names:
+            self.holding.update(name.holds)
+            self.gathered.setdefault(name.inode, []).append(name)
+            self.undecided += 1
+
+    def decide(self, names: Iterable[Shared]) -> None:
+        """Which name is copied, when all are known: so it is the same one in a dry run and in each run, however they are found.
+
+        All are known when as many came as the inode has, or when no more can come.
+        """
+        one_tree = len(self.job.trees) == 1
+        everything = not self.searching or self.undecided > KEPT
+        for inode in list(self.gathered if everything else dict.fromkeys(name.inode for name in names)):
+            group = self.gathered[inode]
+            known = self.first_names.get(inode)
+            if everything or (one_tree and len(group) >= (known[1] if known else group[0].links)):
+                del self.gathered[inode]
+                self.undecided -= len(group)
+                if not known:
+                    first = min(group, key=self.rank)
+                    group.remove(first)
+                    group.insert(0, first)
+                self.add([self.copy_or_link(name) for name in group])
+                self.release(group)
+
+    def choose_again(self, inode: Group) -> None:
+        """The first name of an inode was not copied: another one is to be, if there is one that waits for it."""
+        links = [unit for unit in self.waiting[inode] if isinstance(unit, Link)]
+        self.ruins[inode] += 1
+        if not links or self.ruins[inode] >= FIRSTS:
+            return
+        self.ruined.discard(inode)
+        first = min(links)
+        place = Place(first.tree, first.path, first.rename or first.name)
+        if first.inode in self.first_names:
+            self.first_names[first.inode] = (place, self.first_names[first.inode][1])
+        del self.waiting[inode]
+        others = [unit._replace(first=place) for unit in links if unit is not first]
+        names = (first.name,)
+        copied = Entries(first.tree, first.path, names, False, False, first.share, first.rename, first.inode)
+        self.add([copied, *others])
+        self.release(links)
+
+    def rank(self, name: Shared) -> tuple[bool, int, str, str]:
+        """Who comes first is copied: rather a name that is there already, unless such names are to be kept as they are."""
+        keeps = self.job.options.overwrite in (Overwrite.NEVER, Overwrite.OLDER)
+        return (name.fresh != keeps, name.tree, name.path, name.name)
 
     def copy_or_link(self, name: Shared) -> Unit:
         """The first name seen of an inode is copied, the others become links to it when it is there."""
@@ -193,7 +264,7 @@ class Coordinator:
         progress.bytes = progress.small_bytes + progress.large_done
         progress.current = outcome.current or progress.current
         for event in outcome.events:
-            self.observer.event(*event)
+            self.observer.event(event)
         for failure in outcome.failures:
             self.observer.failure(failure)
         self.observer.progress(progress)
@@ -202,6 +273,14 @@ class Coordinator:
 
     def take(self, running: int) -> Portion | None:
         """The next slice; None if all that is left has to wait."""
+        if self.throttle and running >= self.throttle.jobs:
+            return None
+        portion = self.next_portion(running)
+        if portion and self.throttle:
+            return portion._replace(rate=self.throttle.rate(min(self.jobs, running + 1 + len(self.frontier))))
+        return portion
+
+    def next_portion(self, running: int) -> Portion | None:
         if self.stopped or (running >= self.jobs and not self.can_queue(running)):
             return None
         if running and (self.suspects or self.trial):
@@ -251,6 +330,10 @@ class Coordinator:
 
     def take_all(self) -> Portion:
         """Everything, for one slice in this process."""
+        portion = self.everything()
+        return portion._replace(rate=self.throttle.rate(1)) if self.throttle else portion
+
+    def everything(self) -> Portion:
         if self.runs_ahead:
             portion = Portion(list(self.scans), FIRST, ahead=True)
             self.scans.clear()
@@ -279,7 +362,9 @@ class Coordinator:
             return unit._replace(copied=True)
         if isinstance(unit, Finish) and unit.extra and unit.after in self.ruined:
             return unit._replace(extra=())
-        return unit._replace(kept=True) if isinstance(unit, Clear) and unit.after in self.ruined else unit
+        if isinstance(unit, (Clear, Entries, Link)) and unit.after in self.ruined:
+            return unit._replace(kept=True)
+        return unit
 
     def split(self, idle: int) -> None:
         """Make more units of the largest there are, so that nobody stands idle."""
@@ -292,6 +377,7 @@ class Coordinator:
         parts = divide(unit, count)
         for part in parts[1:]:
             self.holding.update(part.holds)
+            self.searching += searches(part)
         return parts
 
     # ---- workers that died, and the end ----
@@ -414,6 +500,11 @@ def collect(coordinator: Coordinator, executor: Executor, running: dict[Future[O
     if lost:
         coordinator.requeue(lost)
     return broken
+
+
+def searches(unit: Unit | Shared) -> bool:
+    """Whether names of inodes that have several may be found in a unit."""
+    return isinstance(unit, Scan) or (isinstance(unit, Entries) and not unit.first_of)
 
 
 def divide(unit: Unit, parts: int) -> list[Unit]:

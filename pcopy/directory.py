@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 
 from pcopy import filesystem as fs
 from pcopy.handles import ABSENT, Handles, Pair
 from pcopy.metadata import Metadata
 from pcopy.options import Overwrite
+from pcopy.select import Here, leaves_out, selection
 from pcopy.work import Attributes, Failure, Finish, Job, Scan
 
 ALL_OF_OWNER = 0o700
@@ -27,14 +28,36 @@ class Listing:
     directories: list[tuple[str, bool]] = field(default_factory=list)  # (name, whether its copy is new)
     regular: list[str] = field(default_factory=list)
     other: list[str] = field(default_factory=list)
+    replaced: set[str] = field(default_factory=set)  # those that an entry of another kind gave way to
     skipped: list[str] = field(default_factory=list)  # directories that an entry to be kept stands in the way of
+    hidden: list[str] = field(default_factory=list)  # by a filter
     failures: list[Failure] = field(default_factory=list)
     there: dict[str, bool] = field(default_factory=dict)  # names in the destination: whether it is a directory
     extra: tuple[tuple[str, bool], ...] = ()  # those of them that the source lacks, to be removed
+    below: dict[str, list[str]] | None = None  # of each name that is listed, the paths below it that are; None: all
+    differs: str = ""  # in what the copy differs, if that is to be told
 
     @property
     def found(self) -> int:
-        return len(self.directories) + len(self.regular) + len(self.other) + len(self.skipped) + len(self.failures)
+        return len(self.directories) + len(self.regular) + len(self.other) + self.undone
+
+    @property
+    def undone(self) -> int:
+        return len(self.skipped) + len(self.hidden) + len(self.failures)
+
+    def only(self, name: str) -> tuple[str, ...] | None:
+        """What is to be copied of a directory."""
+        return None if self.below is None else tuple(self.below[name])
+
+    def hide(self, here: Here) -> None:
+        """Put aside what a filter hides."""
+        directories = here.hidden([name for name, _ in self.directories], True)
+        files = here.hidden((*self.regular, *self.other), False)
+        if directories or files:
+            self.directories = [one for one in self.directories if one[0] not in directories]
+            self.regular = [name for name in self.regular if name not in files]
+            self.other = [name for name in self.other if name not in files]
+            self.hidden = sorted(directories | files)
 
 
 class Directories:
@@ -43,12 +66,15 @@ class Directories:
     def __init__(self, job: Job, handles: Handles, metadata: Metadata) -> None:
         self.job, self.handles, self.metadata = job, handles, metadata
         self.options = job.options
+        self.selection = selection(job.options.filters)
         self.owner = os.geteuid()
 
     def scan(self, unit: Scan) -> Listing:
         """List a directory, and make the copies of the directories in it."""
         pair, state = self.enter(unit)
         listing = Listing(attributes_of(state), state.st_dev)
+        if self.options.tells and not unit.fresh and pair.destination != ABSENT:
+            listing.differs = ", ".join(self.metadata.directory_differences(pair, state))
         tree = self.job.trees[unit.tree]
         if self.options.one_file_system and state.st_dev != tree.source_inode[0]:
             return listing
@@ -56,12 +82,17 @@ class Directories:
             raise OSError(errno.ELOOP, "this is the destination")
         if self.options.dereference:
             self.refuse_loop(unit, pair.source, state)
-        self.sort_entries(pair, listing)
+        if unit.only is None:
+            self.sort_entries(pair, listing)
+        else:
+            self.sort_listed(pair, listing, unit.only)
         if not unit.fresh and pair.destination != ABSENT:
             try:
-                self.look_at_copy(pair, listing)
+                self.look_at_copy(pair, listing, unit.only is None)
             except OSError as error:
                 raise self.error_of_copy(unit, error) from None
+        if self.selection:
+            listing.hide(self.selection.within(unit.path))
         if "mode" not in self.options.preserve:
             mode = state.st_mode & 0o777 & ~self.job.umask if unit.fresh else pair.mode or 0
             listing.attributes = listing.attributes._replace(mode=mode)
@@ -155,21 +186,62 @@ class Directories:
             except OSError:  # of an unknown type, and it cannot be looked at: whoever copies it will say why
                 other.append(entry.name)
 
-    def look_at_copy(self, pair: Pair, listing: Listing) -> None:
-        """List the copy, and clear what dead runs left in it."""
+    def sort_listed(self, pair: Pair, listing: Listing, only: Iterable[str]) -> None:
+        """As :meth:`sort_entries`, of what a list names. It implies the directories above what it names."""
+        listing.below = {}
+        for path in only:
+            name, _, rest = path.partition("/")
+            listing.below.setdefault(name, []).extend([rest] if rest else [])
+        for name, below in listing.below.items():
+            try:
+                self.sort_one(pair, listing, name, bool(below))
+            except OSError as error:
+                paths = ["/".join(part for part in (pair.path, name, rest) if part) for rest in below or [""]]
+                listing.failures += [fs.failure(path, error) for path in paths]
+
+    def sort_one(self, pair: Pair, listing: Listing, name: str, is_passed: bool) -> None:
+        """Put an entry that a list names where it belongs. ``is_passed``: the list names something below it."""
+        mode = fs.look_at(name, pair.source, self.options.dereference).st_mode
+        if stat.S_ISDIR(mode):
+            listing.directories.append((name, True))
+        elif is_passed:
+            advice = ": follow it with --dereference" if stat.S_ISLNK(mode) else ""
+            what = "a symbolic link" if stat.S_ISLNK(mode) else "no directory"
+            raise NotADirectoryError(errno.ENOTDIR, f"{name} is {what}{advice}")
+        else:
+            (listing.regular if stat.S_ISREG(mode) else listing.other).append(name)
+
+    def look_at_copy(self, pair: Pair, listing: Listing, in_full: bool) -> None:
+        """List the copy, and clear what dead runs left in it. ``in_full``: the listing has all that the source has."""
         listing.there = fs.list_directory(pair.destination)
         if self.job.locked and not self.options.dry_run:
             keep = {name for name in (*listing.regular, *listing.other) if name.startswith(".pcopy-")}
             fs.clear_stale(listing.there, keep, pair.depth, pair.destination, self.job.token)
-        if self.options.delete:
+        if self.options.delete and in_full:
             found = {*listing.regular, *listing.other, *(name for name, _ in listing.directories)}
-            listing.extra = tuple(self.removable(listing.there, found))
+            listing.extra = tuple(self.removable(pair, listing.there, found))
 
-    def removable(self, there: dict[str, bool], found: Container[str]) -> Iterator[tuple[str, bool]]:
-        """What is to go of the names in a directory of the destination: all but what its source has, and other runs write."""
-        for name, is_directory in there.items():
-            if name not in found and (is_directory or not fs.TEMPORARY.match(name)):
-                yield name, is_directory
+    def removable(self, pair: Pair, there: dict[str, bool], found: Container[str]) -> list[tuple[str, bool]]:
+        """What is to go of the names in a directory of the destination.
+
+        All but what its source has, what other runs write, and what would not be copied if the source had it.
+        """
+        extra = [(name, is_dir) for name, is_dir in there.items() if name not in found]
+        extra = [(name, is_dir) for name, is_dir in extra if is_dir or not fs.TEMPORARY.match(name)]
+        if self.selection and extra:
+            here = self.selection.here(pair.path)
+            if here is None:
+                return []
+            hidden = here.hidden([name for name, is_dir in extra if is_dir], True)
+            hidden |= here.hidden([name for name, is_dir in extra if not is_dir], False)
+            extra = [one for one in extra if one[0] not in hidden]
+        if self.options.limited:
+            extra = [(name, is_dir) for name, is_dir in extra if is_dir or not self.is_left_out(name, pair.destination)]
+        return extra
+
+    def is_left_out(self, name: str, directory: int) -> bool:
+        state = fs.look_if_there(name, directory)
+        return state is not None and leaves_out(self.options, state)
 
     def make_directories(self, pair: Pair, listing: Listing, again: bool) -> None:
         """Make the copies of all the directories in one, so that its own times can be set before theirs."""
@@ -189,6 +261,7 @@ class Directories:
                 return
             if not self.options.dry_run:
                 fs.remove(name, pair.destination)
+            listing.replaced.add(name)
         if not there and not self.options.dry_run:
             try:
                 fs.make_directory(name, pair.destination)
@@ -252,9 +325,9 @@ class Directories:
         parent_path, _, name = path.rpartition("/")
         parent = self.handles.pair(~tree, parent_path)
         handle, _ = self.open_copy(name, parent.destination, fresh=False)
-        self.handles.hold(Pair(~tree, path, ABSENT, handle, parent.depth + 1, readable=True))
+        pair = self.handles.hold(Pair(~tree, path, ABSENT, handle, parent.depth + 1, readable=True))
         there = fs.list_directory(handle)
-        inside = list(self.removable(there, ()))
+        inside = self.removable(pair, there, ())
         return inside, len(inside) < len(there)
 
     def finish(self, unit: Finish) -> None:

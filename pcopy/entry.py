@@ -20,9 +20,10 @@ from pcopy import filesystem as fs
 from pcopy.contents import Contents, has_holes, lacks_data
 from pcopy.directory import APPEARED
 from pcopy.handles import ABSENT, Pair
-from pcopy.metadata import NEW, Metadata
+from pcopy.metadata import GRAINS, NEW, Metadata, grain_of
 from pcopy.options import Overwrite, When
 from pcopy.plain import CLOSED, Plain, abandon
+from pcopy.select import leaves_out
 from pcopy.work import Inode, Job, Large, Temporary, Version
 
 # Bytes from which a file is shared out in spans: smaller costs two renames and messages for nothing, larger keeps the
@@ -31,7 +32,7 @@ LARGE = 32 << 20
 CANNOT_LINK = frozenset({errno.EMLINK, errno.EPERM, errno.EXDEV, errno.ENOTSUP})
 TRIES = 3  # copies of a source that changes each time
 IN_ITS_PLACE = "a directory that is not empty is in its place: move or remove it, or give delete"
-GRAINS = (1, 100, 1000, 10**6, 10**7, 10**9, 2 * 10**9)  # nanoseconds: what file systems keep of a time
+EARLIER = "earlier"  # why a name is a link: an earlier copy has the file
 
 
 class Fate(enum.Enum):
@@ -57,6 +58,8 @@ class Result(NamedTuple):
     temporary: Temporary | None = None
     holes: bool = False
     updated: bool = False  # unchanged, but for attributes
+    hidden: bool = False  # skipped, by a filter
+    why: str = ""
 
 
 class SourceChanged(Exception):
@@ -73,9 +76,15 @@ class Copier:
         self.keep_links = "links" in options.preserve
         self.contents = Contents(options)
         self.metadata = Metadata(options, job.umask)
+        self.large = LARGE
         self.plain = Plain(options, self.contents, self.metadata, LARGE)
         self.user = os.geteuid()
         self.grains: dict[int, int] = {}  # st_dev: granularity of times in nanoseconds
+
+    def share_out(self, size: int) -> None:
+        """Take files of more bytes than this for large ones, and read none to find out whether it is."""
+        self.large = self.plain.large = min(LARGE, size)
+        self.plain.guesses = False
 
     def copy(self, pair: Pair, name: str, target: str, new: bool, first: bool) -> int | Result:
         """Copy one entry. ``new``: a regular file that the destination lacks, says the scan; ``first``: of its inode.
@@ -85,18 +94,22 @@ class Copier:
         state = fs.look_at(name, pair.source, self.follow)
         if stat.S_ISDIR(state.st_mode):
             raise OSError(errno.EISDIR, "became a directory while it was copied: run the same line again")
+        if self.options.limited and leaves_out(self.options, state):
+            return Result(Fate.SKIPPED, hidden=True)
         if state.st_nlink > 1 and self.keep_links and not first:
             return shared(state)
         copy = None if pair.destination == ABSENT else fs.look_if_there(target, pair.destination)
         if copy and new and self.options.overwrite is not Overwrite.NEVER:
             raise OSError(errno.EEXIST, APPEARED)
-        if copy:
-            fate = self.fate_of(pair, name, target, state, copy)
-            if fate is Fate.UNCHANGED and (result := self.refresh(pair, name, target, state, copy)):
-                return result
-            if fate is Fate.SKIPPED:
-                return Result(fate)
-        return self.make(pair, name, target, state, copy, first)
+        if not copy:
+            return self.make(pair, name, target, state, copy, first)
+        fate = self.fate_of(pair, name, target, state, copy)
+        if fate is Fate.UNCHANGED and (result := self.refresh(pair, name, target, state, copy)):
+            return result
+        if fate is Fate.SKIPPED:
+            return self.skipped()
+        why = self.why(pair, name, target, state, copy, fate) if self.options.tells else ""
+        return explained(self.make(pair, name, target, state, copy, first), why)
 
     def clear(self, pair: Pair, name: str, target: str, new: bool) -> None:
         """Take away what a killed worker left of an entry: its temporary name, and its own name if it was ``new``.
@@ -127,6 +140,24 @@ class Copier:
             return Fate.SKIPPED
         return None
 
+    def skipped(self) -> Result:
+        return Result(Fate.SKIPPED, why="is there" if self.options.overwrite is Overwrite.NEVER else "is not older")
+
+    def why(self, pair: Pair, name: str, target: str, state: os.stat_result, copy: os.stat_result, fate: Fate | None) -> str:
+        """In a word, why an entry that is there is replaced. Looks at nothing that deciding has not looked at."""
+        regular = stat.S_ISREG(state.st_mode)
+        if stat.S_IFMT(state.st_mode) != stat.S_IFMT(copy.st_mode):
+            return "kind"
+        if fate is Fate.UNCHANGED:  # and yet to be replaced, see refresh
+            return ", ".join(self.metadata.differences(pair, name, target, state, copy))
+        if regular and state.st_size != copy.st_size:
+            return "size"
+        if regular and not self.same_time(pair, state.st_mtime_ns, copy):
+            return "time"
+        if self.options.overwrite is Overwrite.ALWAYS and self.same(pair, name, target, state, copy):
+            return "always"
+        return "contents"
+
     def same(self, pair: Pair, name: str, target: str, state: os.stat_result, copy: os.stat_result) -> bool:
         """Whether the contents of two entries of one kind count as equal."""
         if os.path.samestat(state, copy):
@@ -134,10 +165,18 @@ class Copier:
         if stat.S_ISREG(state.st_mode):
             if state.st_size != copy.st_size or not self.same_time(pair, state.st_mtime_ns, copy):
                 return False
-            return not may_lack_data(state, copy) or self.is_whole(pair, name, target, state.st_size)
+            return not self.may_lack_data(state, copy) or self.is_whole(pair, name, target, state.st_size)
         if stat.S_ISLNK(state.st_mode):
             return fs.read_link(name, pair.source) == fs.read_link(target, pair.destination)
         return state.st_rdev == copy.st_rdev
+
+    def may_lack_data(self, state: os.stat_result, copy: os.stat_result) -> bool:
+        """Whether the length of a copy was set before its contents were written, and it takes less room than its source.
+
+        The length of any other file grows with what reaches the disk.
+        """
+        shared_out = state.st_size > self.plain.sized
+        return has_holes(copy) and copy.st_blocks < state.st_blocks and (shared_out or has_holes(state))
 
     def is_whole(self, pair: Pair, name: str, target: str, size: int) -> bool:
         """Whether a copy of the right length and time has its contents, as far as its holes tell."""
@@ -183,7 +222,10 @@ class Copier:
 
         It has to when the copy has other names: they may belong to a snapshot of another day, or to another source file.
         """
-        if os.path.samestat(state, copy) or not self.metadata.differs(pair, name, target, state, copy):
+        if os.path.samestat(state, copy):
+            return Result(Fate.UNCHANGED)
+        why = ", ".join(self.metadata.differences(pair, name, target, state, copy))
+        if not why:
             return Result(Fate.UNCHANGED)
         if copy.st_nlink > 1 and not stat.S_ISDIR(copy.st_mode):
             return None
@@ -205,7 +247,7 @@ class Copier:
                     fs.sync(written)
                 finally:
                     os.close(written)
-        return Result(Fate.UNCHANGED, updated=True)
+        return Result(Fate.UNCHANGED, updated=True, why=why)
 
     def open_to_sync(self, name: str, directory: int, state: os.stat_result) -> int:
         """A handle of a regular file, from before its new mode can forbid it; none if there is nothing to sync."""
@@ -223,11 +265,11 @@ class Copier:
         directory = copy is not None and stat.S_ISDIR(copy.st_mode)
         if directory:
             if not self.gives_way(target, pair.destination):
-                return self.blocked()
+                return Result(Fate.BLOCKED)
             copy = None
         if self.options.dry_run:
             if regular and self.find_earlier(pair, name, target, state):
-                return Result(Fate.HARDLINK)
+                return Result(Fate.HARDLINK, why=EARLIER)
             return state.st_size if regular else Result(fate_when_made(state.st_mode))
         replace = copy is not None or self.options.whole_files_only
         if regular:
@@ -259,26 +301,17 @@ class Copier:
             raise
 
     def gives_way(self, target: str, parent: int) -> bool:
-        """An empty directory gives way to something else."""
-        if self.options.dry_run:
-            handle = fs.open_directory(target, parent)
-            try:
-                return not os.listdir(handle)
-            finally:
-                os.close(handle)
+        """An empty directory gives way to something else; one that holds anything only if that may be deleted first."""
         try:
-            fs.remove_directory(target, parent)
+            fs.remove_directory(target, parent, pretend=self.options.dry_run)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
+            if not self.options.delete:
+                error.strerror = IN_ITS_PLACE
+                raise
             return False
         return True
-
-    def blocked(self) -> Result:
-        """A directory that holds anything gives way only if that may be deleted."""
-        if not self.options.delete:
-            raise OSError(errno.ENOTEMPTY, IN_ITS_PLACE)
-        return Result(Fate.BLOCKED)
 
     def put_in_place(self, place: str, target: str, directory: int) -> None:
         try:
@@ -295,8 +328,8 @@ class Copier:
             copy = fs.look_if_there(target, one.destination)
             if copy and stat.S_ISREG(copy.st_mode) and state.st_size == copy.st_size:
                 mine = self.metadata.unprivileged and copy.st_uid == self.user  # what a copy of another's file would be too
-                if self.same_time(pair, state.st_mtime_ns, copy) and not self.metadata.differs(
-                    one, name, target, state, copy, owner=not mine
+                if self.same_time(pair, state.st_mtime_ns, copy) and not any(
+                    self.metadata.differences(one, name, target, state, copy, owner=not mine)
                 ):
                     return one
         return None
@@ -322,7 +355,7 @@ class Copier:
             return None
         if replace:
             self.put_in_place(place, target, pair.destination)
-        return Result(Fate.HARDLINK)
+        return Result(Fate.HARDLINK, why=EARLIER)
 
     def file(self, pair: Pair, name: str, target: str, first: bool, replace: bool = False, tries: int = TRIES) -> int | Result:
         """Copy a regular file, again if the source changed meanwhile."""
@@ -333,7 +366,7 @@ class Copier:
                 raise OSError(errno.ENXIO, "became another kind of entry while it was copied")
             if state.st_nlink > 1 and self.keep_links and not first:
                 return shared(state)
-            replace = replace or state.st_size > LARGE
+            replace = replace or state.st_size > self.large
             place = fs.temporary_name(self.token, pair.depth, target) if replace else target
             return self.write(source, state, pair, place, target)
         except SourceChanged:
@@ -349,7 +382,7 @@ class Copier:
         try:
             create = fs.create if place == target else self.create_temporary
             handle = create(place, pair.destination)
-            if size <= LARGE:
+            if size <= self.large:
                 size = self.contents.whole(source, handle, state)
             elif not self.contents.try_clone(source, handle):
                 return self.begin(handle, place, state)
@@ -409,9 +442,11 @@ class Copier:
             os.close(source)
 
 
-def grain_of(copy: os.stat_result) -> int:
-    """A guess that writes nothing: the kernel sets the change time, as finely as the file system keeps times."""
-    return next(grain for grain in reversed(GRAINS) if copy.st_ctime_ns % grain == copy.st_mtime_ns % grain == 0)
+def explained(made: int | Result, why: str) -> int | Result:
+    """What was made, with a reason if there is one to tell."""
+    if not why:
+        return made
+    return made._replace(why=why) if isinstance(made, Result) else Result(Fate.FILE, made, why=why)
 
 
 def shared(state: os.stat_result) -> Result:
@@ -420,14 +455,6 @@ def shared(state: os.stat_result) -> Result:
 
 def fate_when_made(mode: int) -> Fate:
     return Fate.SYMLINK if stat.S_ISLNK(mode) else Fate.SPECIAL
-
-
-def may_lack_data(state: os.stat_result, copy: os.stat_result) -> bool:
-    """Whether the length of a copy was set before its contents were written, and it takes less room than its source.
-
-    The length of any other file grows with what reaches the disk.
-    """
-    return has_holes(copy) and copy.st_blocks < state.st_blocks and (state.st_size > LARGE or has_holes(state))
 
 
 def is_changed(before: os.stat_result, after: os.stat_result) -> bool:

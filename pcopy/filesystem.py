@@ -229,8 +229,17 @@ def remove_if_there(name: str, directory: int) -> None:
         remove(name, directory)
 
 
-def remove_directory(name: str, parent: int) -> None:
-    os.rmdir(name, dir_fd=parent)
+def remove_directory(name: str, parent: int, pretend: bool = False) -> None:
+    """Raises ENOTEMPTY if it holds anything; if that is all that is to be found out, touches nothing."""
+    if not pretend:
+        os.rmdir(name, dir_fd=parent)
+        return
+    handle = os.open(name, DIRECTORY | NOFOLLOW, dir_fd=parent)
+    try:
+        if os.listdir(handle):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+    finally:
+        os.close(handle)
 
 
 def close_written(handle: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from dataclasses import replace
 
 from pcopy import filesystem as fs
 from pcopy.entry import CANNOT_LINK, Copier, Fate, Result
@@ -27,17 +28,19 @@ class Linker:
         state = fs.look_at(unit.name, pair.source, self.copier.follow)
         copy = None if pair.destination == ABSENT else fs.look_if_there(target, pair.destination)
         made = None if first.destination == ABSENT else fs.look_if_there(unit.first.name, first.destination)
-        if not self.options.dry_run and not (made and self.is_copy(first, state, made)):
+        if self.options.dry_run:
+            made = self.as_it_will_be(pair, unit, first, state, made)
+        elif not (made and self.is_copy(first, state, made)):
             return None
-        fate = self.decide(pair, unit, state, copy, made)
-        if fate is not Fate.HARDLINK:
-            return Result(fate)
+        result = self.decide(pair, unit, state, copy, made)
+        if result.fate is not Fate.HARDLINK:
+            return result
         if copy and stat.S_ISDIR(copy.st_mode):
             if not self.copier.gives_way(target, pair.destination):
-                return self.copier.blocked()
+                return Result(Fate.BLOCKED)
             copy = None
         if self.options.dry_run:
-            return Result(fate)
+            return result
         place = target
         if copy:
             place = fs.temporary_name(self.copier.token, pair.depth, target)
@@ -53,7 +56,7 @@ class Linker:
             return None
         if copy:
             self.copier.put_in_place(place, target, pair.destination)
-        return Result(Fate.HARDLINK)
+        return result
 
     def is_copy(self, first: Pair, state: os.stat_result, made: os.stat_result) -> bool:
         """Whether what is under the first name can be the copy of this inode: nobody has replaced it meanwhile."""
@@ -63,17 +66,30 @@ class Linker:
             return False
         return not self.copier.metadata.keep_times or self.copier.same_time(first, state.st_mtime_ns, made)
 
+    def as_it_will_be(
+        self, pair: Pair, unit: Link, first: Pair, state: os.stat_result, made: os.stat_result | None
+    ) -> os.stat_result | None:
+        """Dry runs only: what is under the first name, if the run would leave it there; None if it would be made anew."""
+        if made is None:
+            return None
+        both = replace(first, source=pair.source)  # the source has the same inode under both names
+        names = unit.name, unit.first.name
+        if self.copier.fate_of(both, *names, state, made) is not Fate.UNCHANGED:
+            return None
+        return made if self.copier.refresh(both, *names, state, made) else None
+
     def decide(
         self, pair: Pair, unit: Link, state: os.stat_result, copy: os.stat_result | None, made: os.stat_result | None
-    ) -> Fate:
-        """What is to be done about a name. In a dry run the first copy is still what it was before."""
+    ) -> Result:
+        """What is to be done about a name, and why."""
         if copy is None:
-            return Fate.HARDLINK
+            return Result(Fate.HARDLINK, why="new")
+        if made and os.path.samestat(copy, made):
+            return Result(Fate.UNCHANGED)
         target = unit.rename or unit.name
         fate = self.copier.fate_of(pair, unit.name, target, state, copy)
-        if made and os.path.samestat(copy, made):
-            if not self.options.dry_run:
-                return Fate.UNCHANGED
-            if fate is Fate.UNCHANGED and self.copier.refresh(pair, unit.name, target, state, copy):
-                return Fate.UNCHANGED
-        return Fate.SKIPPED if fate is Fate.SKIPPED else Fate.HARDLINK
+        if fate is Fate.SKIPPED:
+            return self.copier.skipped()
+        if fate is Fate.UNCHANGED:  # but a file of its own
+            return Result(Fate.HARDLINK, why="links")
+        return Result(Fate.HARDLINK, why=self.copier.why(pair, unit.name, target, state, copy, fate))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from pcopy import filesystem as fs
 from pcopy.filesystem import Target
@@ -22,6 +22,7 @@ from pcopy.work import Attributes
 
 SPECIAL_BITS = stat.S_ISUID | stat.S_ISGID
 NEW = 0o600  # the mode that filesystem.py makes files with
+GRAINS = (1, 100, 1000, 10**6, 10**7, 10**9, 2 * 10**9)  # nanoseconds: what file systems keep of a time
 ACL, DEFAULT_ACL = "system.posix_acl_access", "system.posix_acl_default"
 # What the system itself may have given to a copy; everything else that the source lacks is dropped.
 OF_THE_SYSTEM = ("security.selinux", "security.SMACK64", "security.ima", "security.evm", "security.apparmor", "system.")
@@ -95,22 +96,43 @@ class Metadata:
         if self.keep_times and (state.st_mtime_ns, state.st_atime_ns) != (wanted.mtime_ns, wanted.atime_ns):
             self.attempt("times", fs.set_times, target, wanted.atime_ns, wanted.mtime_ns)
 
-    def differs(
-        self, pair: Pair, name: str, target: str, state: os.stat_result, copy: os.stat_result, owner: bool = True
-    ) -> bool:
-        """Whether an entry with the right contents lacks something else that its source has; ``owner``: the owner too."""
+    def differences(
+        self,
+        pair: Pair,
+        name: str,
+        target: str,
+        state: os.stat_result,
+        copy: os.stat_result,
+        had: int | None = None,
+        owner: bool = True,
+    ) -> Iterator[str]:
+        """What an entry with the right contents lacks that its source has, by the names that the options have for it.
+
+        ``had``: the mode that the copy had before this run needed another. ``owner``: tell that it has another owner, too.
+        """
         owned = (state.st_uid, state.st_gid) == (copy.st_uid, copy.st_gid)
-        if owner and self.keep_owner and not owned:
-            return True
-        if self.keep_times and not stat.S_ISREG(state.st_mode) and state.st_mtime_ns != copy.st_mtime_ns:
-            return True  # a regular file with other times counts as changed and is copied again
         if self.keep_mode and not stat.S_ISLNK(state.st_mode):
             mode = stat.S_IMODE(state.st_mode)
-            if stat.S_IMODE(copy.st_mode) != (mode if owned else mode & ~SPECIAL_BITS):
-                return True
-        if not self.keep_xattrs:
-            return False
+            if (stat.S_IMODE(copy.st_mode) if had is None else had) != (mode if owned else mode & ~SPECIAL_BITS):
+                yield "mode"
+        if owner and self.keep_owner and not owned:
+            yield "owner"
+        if self.keep_times and not stat.S_ISREG(state.st_mode) and state.st_mtime_ns != copy.st_mtime_ns:
+            yield "times"  # a regular file with other times counts as changed and is copied again
+        if self.keep_xattrs and self.attributes_differ(pair, name, target):
+            yield "xattr"
+
+    def attributes_differ(self, pair: Pair, name: str, target: str) -> bool:
         return fs.attributes_by_name(name, pair.source, self.follow) != fs.attributes_by_name(target, pair.destination)
+
+    def directory_differences(self, pair: Pair, state: os.stat_result) -> list[str]:
+        """The same of an open directory, before anything is made in it."""
+        copy = os.fstat(pair.destination)
+        found = list(self.differences(pair, ".", ".", state, copy, pair.mode))
+        grain = grain_of(copy)
+        if "times" in found and state.st_mtime_ns // grain * grain == copy.st_mtime_ns:
+            found.remove("times")  # the file system keeps no more of it
+        return found
 
     def update(self, source: Target, target: Target, state: os.stat_result, copy: os.stat_result) -> None:
         """Mend what :meth:`differs` found, on an entry that stays in place."""
@@ -176,3 +198,8 @@ class Metadata:
         if kind:
             self.lose(kind)
         return False
+
+
+def grain_of(copy: os.stat_result) -> int:
+    """A guess that writes nothing: the kernel sets the change time, as finely as the file system keeps times."""
+    return next(grain for grain in reversed(GRAINS) if copy.st_ctime_ns % grain == copy.st_mtime_ns % grain == 0)

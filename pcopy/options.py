@@ -42,8 +42,10 @@ class When(str, enum.Enum):
 class Options:
     """Every choice of a run.
 
-    ``preserve`` is a subset of :data:`ALL_ATTRIBUTES`; ``verbose`` makes outcomes name every entry;
-    ``start_method`` is multiprocessing's, ``None`` for the best that is safe here.
+    ``preserve`` is a subset of :data:`ALL_ATTRIBUTES`; ``filters`` are lines as in a gitignore file; sizes are in bytes,
+    ``newer_than`` is in nanoseconds since the epoch; ``bwlimit`` is in bytes a second over all workers; ``events`` makes
+    outcomes name every entry that changes, ``verbose`` all; ``start_method`` is multiprocessing's, ``None`` for the best
+    that is safe here.
     """
 
     jobs: int = 1
@@ -56,14 +58,29 @@ class Options:
     atomic: bool = False
     fsync: bool = False
     retries: int = 2
+    bwlimit: float | None = None
+    filters: tuple[str, ...] = ()
+    max_size: int | None = None
+    min_size: int | None = None
+    newer_than: int | None = None
     dry_run: bool = False
     verbose: bool = False
+    events: bool = False
     delete: bool = False
     max_delete: int | None = None
     link_dest: tuple[str, ...] = ()
     start_method: str | None = None
 
     @property
+    def tells(self) -> bool:
+        return self.verbose or self.events
+
+    @property
     def whole_files_only(self) -> bool:
         """``older`` and ``never`` would take a half file of a killed run for one to keep."""
         return self.atomic or self.overwrite in (Overwrite.OLDER, Overwrite.NEVER)
+
+    @property
+    def limited(self) -> bool:
+        """Whether every file has to be looked at before it is known to be one that is copied."""
+        return (self.max_size, self.min_size, self.newer_than) != (None, None, None)

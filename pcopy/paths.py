@@ -40,12 +40,16 @@ class Destination(NamedTuple):
 
 
 class Landing(NamedTuple):
-    """A source directory and the directory that its entries go into; ``names`` of them, or all if there are none."""
+    """A source directory and the directory that its entries go into.
+
+    Of them ``names``, or all if there are none; of all, those on the way to and at the end of a path in ``only``, if any.
+    """
 
     source: str
     destination: str
     names: tuple[str, ...] = ()
     rename: str | None = None
+    only: tuple[str, ...] | None = None
 
 
 def land(sources: Sequence[Source], destination: Destination) -> tuple[str, list[Landing]]:

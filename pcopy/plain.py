@@ -21,6 +21,7 @@ from pcopy.contents import Contents
 from pcopy.handles import Pair
 from pcopy.metadata import Metadata
 from pcopy.options import Options, Overwrite, When
+from pcopy.pace import SMALLEST_PIECE
 from pcopy.work import Tree
 
 CLOSED = -1
@@ -35,17 +36,19 @@ class Plain:
 
     def __init__(self, options: Options, contents: Contents, metadata: Metadata, large: int) -> None:
         self.contents, self.metadata, self.large = contents, metadata, large
+        self.sized = large if options.bwlimit is None else SMALLEST_PIECE  # longer files may have got their length first
         self.read = fs.READ | fs.NOATIME | (0 if options.dereference else fs.NOFOLLOW)
         self.mask = 0o7777 if "mode" in options.preserve else 0o777 & ~metadata.umask
         self.links = "links" in options.preserve
         self.xattrs, self.times = "xattr" in options.preserve, "times" in options.preserve
         self.follow = options.dereference
-        self.quick = False
-        self.compares = options.overwrite in (Overwrite.CHANGED, Overwrite.OLDER)
+        self.quick, self.guesses = False, True
+        self.compares = options.overwrite in (Overwrite.CHANGED, Overwrite.OLDER) and not options.limited
         self.works = (
             not options.dry_run
             and not options.whole_files_only
             and not options.fsync
+            and not options.limited
             and options.reflink is not When.ALWAYS
             and options.sparse is not When.ALWAYS
         )
@@ -119,7 +122,7 @@ class Plain:
                 written, handle = handle, CLOSED  # it is closed even if close reports an error (close(2))
                 os.close(written)
                 made = False
-                if not self.quick and self.read & fs.NOATIME:
+                if not self.quick and self.guesses and self.read & fs.NOATIME:
                     self.quick = before.st_ctime_ns < started and before.st_dev == tree.source_inode[0]
             except Exception:
                 self.works = not made  # in the rest of this slice: what is refused for one file is refused for the next
@@ -194,7 +197,7 @@ class Plain:
                 or state.st_gid != copy.st_gid
                 or (links and state.st_nlink > 1)
                 or copy.st_nlink > 1
-                or (copy.st_blocks < state.st_blocks and (state.st_size > self.large or state.st_blocks * 512 < state.st_size))
+                or (copy.st_blocks < state.st_blocks and (state.st_size > self.sized or state.st_blocks * 512 < state.st_size))
                 or (
                     xattrs
                     and (

@@ -67,7 +67,12 @@ def prepare(
 def make_top(path: str, options: Options, mode: int) -> bool:
     """Make the directory that the run locks. True if it was not there."""
     if options.dry_run:
-        return not os.path.isdir(path)
+        fresh = not os.path.isdir(path)
+        if not fresh:
+            check_usable(path)
+        elif not may_write(os.path.dirname(path)):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return fresh
     try:
         os.mkdir(path, mode)
         return True
@@ -140,7 +145,7 @@ def earlier_trees(paths: Sequence[str], below: str) -> Iterator[Tree]:
 
 def units_of(landing: Landing, tree: int, fresh: bool, share: float) -> Iterator[Unit]:
     if not landing.names:
-        yield Scan(tree, "", fresh, share)
+        yield Scan(tree, "", fresh, share, only=landing.only)
     for at in range(0, len(landing.names), BATCH):
         names = landing.names[at : at + BATCH]
         yield Entries(tree, "", names, False, False, share * len(names) / len(landing.names), landing.rename)
@@ -179,12 +184,16 @@ def lock_with_others(handle: int, top: str, exclusive: bool) -> None:
 
 def check_usable(top: str) -> None:
     """Say once what would otherwise be said of each entry. Raises OSError; a directory of our own can be made writable."""
-    if os.access(top, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+    if may_write(top):
         return
     if os.statvfs(top).f_flag & os.ST_RDONLY:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), top)
     if os.stat(top).st_uid != os.geteuid():
         raise OSError(errno.EACCES, os.strerror(errno.EACCES), top)
+
+
+def may_write(directory: str) -> bool:
+    return os.access(directory, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def current_umask() -> int:

@@ -7,18 +7,26 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from pcopy.options import Options
 from pcopy.report import failure_line, shown, size
 from pcopy.result import Observer, Progress
-from pcopy.work import Failure
+from pcopy.work import Event, Failure
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-DRY_RUN = {"copied": "would copy", "linked": "would link", "deleted": "would delete"}
+DRY_RUN = {
+    "copied": "would copy",
+    "deleted": "would delete",
+    "linked": "would link",
+    "made": "would make",
+    "skipped": "would skip",
+    "updated": "would update",
+}
 # Seconds between two pictures: fewer look smoother and cost more.
 INTERVAL = 0.1
 STEPS = 1000
@@ -51,9 +59,18 @@ class Lines(Observer):
 
     def __init__(self) -> None:
         self.stream = Unheard()
+        self.verbose = True
 
-    def event(self, what: str, path: str) -> None:
-        self.write(f"{self.words.get(what, what)} {shown(path)}")
+    def started(self, sources: Sequence[str], destination: str, options: Options) -> None:
+        self.verbose = options.verbose  # else what is told is for others, such as a log
+        if options.dry_run:
+            self.words = DRY_RUN
+
+    def event(self, event: Event) -> None:
+        if not self.verbose:
+            return
+        why = f" ({event.why})" if event.why else ""
+        self.write(f"{self.words.get(event.what, event.what)} {shown(event.path)}{why}")
 
     def failure(self, failure: Failure) -> None:
         self.write(f"pcopy: {failure_line(failure)}")

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable
 
 from pcopy.account import Account
-from pcopy.work import Clear, Finish, Remove, Unit, directory_group, join
+from pcopy.work import Clear, Event, Finish, Remove, Unit, directory_group, gone_group, join
 
 # Names in one unit, as of those to be copied.
 BATCH = 128
@@ -74,7 +74,7 @@ def clear(work: Account, unit: Clear) -> None:
     if gone or (work.job.options.dry_run and not is_kept(work, unit)):
         deleted(work, unit)
     elif is_kept(work, unit):
-        work.outcome.ruined.add(directory_group(unit.tree, above))
+        work.outcome.ruined |= {directory_group(unit.tree, above), gone_group(unit.tree, unit.path)}
     else:
         failed(work, unit, OSError(errno.ENOTEMPTY, "somebody puts entries into it: run the same line again"))
 
@@ -105,5 +105,5 @@ def failed(work: Account, unit: Remove | Clear, error: OSError) -> None:
 
 def deleted(work: Account, unit: Remove | Clear, name: str = "") -> None:
     work.outcome.tally.deleted += 1
-    if work.verbose:
-        work.outcome.events.append(("deleted", work.copy_path(unit.tree, unit.path, name)))
+    if work.tells:
+        work.outcome.events.append(Event("deleted", work.copy_path(unit.tree, unit.path, name)))

@@ -71,6 +71,13 @@ def warnings(report: Report) -> list[str]:
 
 def as_json(report: Report) -> str:
     """The report as one line of JSON. Bytes of names that are not UTF-8 are lone surrogates (os.fsdecode)."""
+    import json
+
+    return json.dumps(figures(report))
+
+
+def figures(report: Report) -> dict[str, Any]:
+    """All that a report tells, as JSON has it."""
     numbers: dict[str, Any] = {key: getattr(report, key) for key in KEYS}
     numbers["seconds"] = round(report.seconds, 6)
     numbers["bytes_per_second"] = round(report.bytes_per_second)
@@ -81,9 +88,7 @@ def as_json(report: Report) -> str:
     ]
     numbers["warnings"] = warnings(report)
     numbers["exit_status"] = int(report.exit_status)
-    import json
-
-    return json.dumps(numbers)
+    return numbers
 
 
 # ---- comparisons ----------------------------------------------------------------------------------------------------

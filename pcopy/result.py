@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pcopy.errors import ExitStatus
-from pcopy.work import Failure, Outcome, Tally
+from pcopy.options import Options
+from pcopy.work import Event, Failure, Outcome, Tally
 
 # What one more file costs, in bytes that could be copied instead: 30 microseconds at 2 GB/s. For the bar only.
 FILE_COST = 64 << 10
@@ -59,18 +61,55 @@ class Observer:
 
     It is called in the process and thread that called :func:`pcopy.copy`, at most once for each slice. With
     ``wants_total``, directories are read ahead of the copying where the storage is slow, which tells the total early.
+    With ``wants_events`` it is told of every entry that changes even without ``verbose=True``.
     """
 
     wants_total = False
+    wants_events = False
+
+    def started(self, sources: Sequence[str], destination: str, options: Options) -> None:
+        """The request makes sense, and nothing was touched. The paths are absolute. May raise UsageError to refuse."""
 
     def progress(self, progress: Progress) -> None:
         """After each slice. The object is the same each time, and changes."""
 
-    def event(self, what: str, path: str) -> None:
-        """What became of one entry; only with ``verbose=True``."""
+    def event(self, event: Event) -> None:
+        """What became of one entry, or would become of it in a dry run; only if it was asked for."""
 
     def failure(self, failure: Failure) -> None:
         """An entry that could not be copied."""
+
+    def finished(self, report: Report) -> None:
+        """At the end, however it came. What is added to ``report.errors`` is an error of the run."""
+
+
+class Several(Observer):
+    """Passes on what it is told. Who was started last is the first to hear of the end."""
+
+    def __init__(self, observers: Iterable[Observer]) -> None:
+        self.observers = list(observers)
+        self.wants_total = any(one.wants_total for one in self.observers)
+        self.wants_events = any(one.wants_events for one in self.observers)
+
+    def started(self, sources: Sequence[str], destination: str, options: Options) -> None:
+        for one in self.observers:
+            one.started(sources, destination, options)
+
+    def progress(self, progress: Progress) -> None:
+        for one in self.observers:
+            one.progress(progress)
+
+    def event(self, event: Event) -> None:
+        for one in self.observers:
+            one.event(event)
+
+    def failure(self, failure: Failure) -> None:
+        for one in self.observers:
+            one.failure(failure)
+
+    def finished(self, report: Report) -> None:
+        for one in reversed(self.observers):
+            one.finished(report)
 
 
 @dataclass(eq=False)

@@ -72,7 +72,10 @@ class Place(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """Read one directory and make the copies of its subdirectories. ``fresh``: its copy was made by this run."""
+    """Read one directory and make the copies of its subdirectories.
+
+    ``fresh``: its copy was made by this run. ``only``: the paths below it that are to be copied; None for all.
+    """
 
     tree: int
     path: str
@@ -80,6 +83,8 @@ class Scan(NamedTuple):
     share: float  # the part of the whole run that is guessed to lie below, for the progress bar
     failed: int = 0  # times, by an error that may pass
     again: bool = False  # a worker that was killed may have begun it
+    only: tuple[str, ...] | None = None
+    replaces: bool = False  # an entry of another kind gave way to its copy
     device: int = 0  # st_dev of the directory that it was listed in; 0: that of the tree's top
 
     @property
@@ -96,7 +101,8 @@ class Entries(NamedTuple):
 
     ``fresh``: the destination has none of them. ``regular``: the scan saw regular files. ``rename``: the name in the
     destination, if there is one name and it differs. ``first_of``: the inode of which this name is to be the first copy.
-    ``cleared``: there is one name, and it waits until the directory that was in its place is removed.
+    ``cleared``: there is one name, and it waits until the directory that was in its place is removed; ``kept``: which had
+    to stay.
     """
 
     tree: int
@@ -110,6 +116,7 @@ class Entries(NamedTuple):
     tries: int = 0  # how often the source changed under the copy
     failed: int = 0
     cleared: bool = False
+    kept: bool = False
     again: bool = False  # as for Scan
     device: int = 0  # as for Scan
 
@@ -148,6 +155,7 @@ class Large(NamedTuple):
     first_of: Inode | None
     tries: int
     share: float
+    why: str = ""  # it is copied
     device: int = 0  # as for Scan
 
 
@@ -214,6 +222,7 @@ class Link(NamedTuple):
     failed: int = 0
     cleared: bool = False  # as for Entries; the first copy is there by then
     device: int = 0  # as for Scan
+    kept: bool = False
 
     @property
     def holds(self) -> tuple[Group, ...]:
@@ -322,6 +331,19 @@ class Shared(NamedTuple):
     share: float
     device: int = 0  # as for Scan
 
+    @property
+    def holds(self) -> tuple[Group, ...]:
+        return (directory_group(self.tree, self.path),)
+
+
+class Event(NamedTuple):
+    """What became of one entry, and why. Words and reasons are in the README; ``bytes`` of a file that was copied."""
+
+    what: str
+    path: str
+    why: str = ""
+    bytes: int | None = None
+
 
 class Failure(NamedTuple):
     """One entry that could not be copied. ``fatal``: neither could any other be (no space, read-only)."""
@@ -369,7 +391,7 @@ class Outcome:
     failures: list[Failure] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     lost: dict[str, int] = field(default_factory=dict)  # what could not be preserved: how often
-    events: list[tuple[str, str]] = field(default_factory=list)  # (what happened, path), if verbose
+    events: list[Event] = field(default_factory=list)  # if the options ask for them
     leftover: list[Unit] = field(default_factory=list)  # the last is the next to do
     shared: list[Shared] = field(default_factory=list)
     broken: dict[Group, Failure] = field(default_factory=dict)  # large files of which a span failed, and why
@@ -382,6 +404,7 @@ class Outcome:
     large_open: int = 0  # files begun, less those that came to an end
     current: str = ""
     seconds: float = 0.0
+    paid: int = 0  # bytes copied, if there is a limit on them
 
     @property
     def fatal(self) -> bool:

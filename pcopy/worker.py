@@ -25,9 +25,11 @@ from typing import Any
 from pcopy import filesystem as fs
 from pcopy import removal
 from pcopy.account import Account, unforeseen
+from pcopy.directory import Listing
 from pcopy.entry import IN_ITS_PLACE, TRIES, Fate, Result, SourceChanged, changed, open_temporary
 from pcopy.handles import ABSENT, Handles, Pair
 from pcopy.links import Linker
+from pcopy.pace import Pace
 from pcopy.work import (
     Clear,
     Entries,
@@ -58,14 +60,14 @@ FAST = 0.01  # seconds
 WORDS = {Fate.HARDLINK: "linked", Fate.UNCHANGED: "unchanged", Fate.SKIPPED: "skipped"}  # others: copied
 
 
-def run(job: Job, units: Sequence[Unit], seconds: float, ahead: bool = False) -> Outcome:
+def run(job: Job, units: Sequence[Unit], seconds: float, ahead: bool = False, rate: float | None = None) -> Outcome:
     """Do units, depth first, for about so many seconds. Raises nothing that the world can cause.
 
-    ``ahead``: read directories only, and leave the entries found in them over.
+    ``ahead``: read directories only, and leave the entries found in them over. ``rate``: copy no more bytes a second.
     """
     started = time.monotonic()
     with Handles(job) as handles:
-        work = Slice(job, handles, started + seconds, ahead)
+        work = Slice(job, handles, started + seconds, ahead, Pace(rate) if rate else None)
         work.stack.extend(units)
         try:
             work.set_out(started)
@@ -73,6 +75,9 @@ def run(job: Job, units: Sequence[Unit], seconds: float, ahead: bool = False) ->
         except BaseException:
             work.discard()
             raise
+    if work.pace:
+        work.pace.settle()
+        work.outcome.paid = work.pace.paid
     work.outcome.seconds = time.monotonic() - started
     return work.outcome
 
@@ -80,11 +85,15 @@ def run(job: Job, units: Sequence[Unit], seconds: float, ahead: bool = False) ->
 class Slice(Account):
     """One call of :func:`run`."""
 
-    def __init__(self, job: Job, handles: Handles, deadline: float, ahead: bool = False) -> None:
+    def __init__(self, job: Job, handles: Handles, deadline: float, ahead: bool = False, pace: Pace | None = None) -> None:
         super().__init__(job, handles, deadline)
         self.ahead = ahead
         self.linker = Linker(self.copier)
         self.unprivileged = os.geteuid() != 0
+        self.pace = pace
+        self.singly = self.tells or pace is not None  # plain files too, so that the bytes of each are known
+        if pace:
+            self.copier.share_out(pace.piece)
 
     def set_out(self, started: float) -> None:
         """Go to where the first unit is. The slice then lasts at least as long as the way took.
@@ -134,20 +143,21 @@ class Slice(Account):
     def scan(self, unit: Scan) -> None:
         listing = self.directories.scan(unit)
         outcome, stack, (tree, path) = self.outcome, self.stack, unit[:2]
-        found, undone = listing.found, len(listing.failures) + len(listing.skipped)
+        found, undone = listing.found, listing.undone
         outcome.tally.found += found
         outcome.tally.directories += 1
-        outcome.tally.skipped += len(listing.skipped)
-        outcome.listed += len(listing.regular) + len(listing.other)
+        outcome.tally.skipped += len(listing.skipped) + len(listing.hidden)
+        outcome.listed += found - len(listing.directories)
         outcome.current = path
-        self.event("directory", unit)
+        self.tell_directory(unit, listing)
         for failure in listing.failures:
             self.fail(failure._replace(path=self.full(tree, failure.path)))
         share = unit.share / max(1, found + (DIRECTORY_WEIGHT - 1) * len(listing.directories))
         outcome.share += share * undone if found else unit.share
         prefix = f"{path}/" if path else ""
         for name, fresh in listing.directories:
-            stack.append(Scan(tree, prefix + name, fresh, share * DIRECTORY_WEIGHT, again=unit.again, device=listing.device))
+            weight, replaces = share * DIRECTORY_WEIGHT, name in listing.replaced
+            stack.append(Scan(tree, prefix + name, fresh, weight, 0, unit.again, listing.only(name), replaces, listing.device))
         last = self.unprivileged and not listing.attributes.mode & stat.S_IXUSR
         extra = () if listing.failures else listing.extra
         stack.append(Finish(tree, path, listing.attributes, unit.fresh, last, extra=extra, device=listing.device))
@@ -158,6 +168,16 @@ class Slice(Account):
                 self.push_names(unit, there, False, regular, share, listing.device)
             if new:
                 self.push_names(unit, new, True, regular, share, listing.device)
+
+    def tell_directory(self, unit: Scan, listing: Listing) -> None:
+        if unit.fresh:
+            self.event("made", unit, why="kind" if unit.replaces else "new")
+        else:
+            self.event("updated" if listing.differs else "directory", unit, why=listing.differs)
+        for name in listing.skipped:
+            self.event("skipped", unit, name, "is there")
+        for name in listing.hidden:
+            self.event("hidden", unit, name)
 
     def push_names(self, unit: Scan, names: list[str], new: bool, regular: bool, share: float, device: int) -> None:
         for at in range(0, len(names), BATCH):
@@ -177,11 +197,16 @@ class Slice(Account):
         known = unit.regular and not new and plain.compares and pair.destination != ABSENT
         while done < len(names):
             if new and plain.works and unit.first_of is None and not pair.earlier:
-                count, size = plain.copy(pair, names[done:], deadline, self.job.trees[unit.tree])
-                self.note_files(unit, names[done : done + count], size)
+                some = names[done : done + 1] if self.singly else names[done:]
+                count, size = plain.copy(pair, some, deadline, self.job.trees[unit.tree])
+                self.note_files(unit, some[:count], size)
+                if self.pace:
+                    self.pace.pay(size)
                 done += count
                 if done == len(names) or (count and time.monotonic() >= deadline):
                     break
+                if count and self.singly:
+                    continue
             elif new and plain.links_earlier and pair.earlier:
                 count = plain.link(pair, names[done:], deadline)
                 self.note_linked(unit, names[done : done + count])
@@ -208,7 +233,10 @@ class Slice(Account):
         pair = self.handles.pair(unit.tree, unit.path)
         if self.job.earlier:
             pair = self.handles.with_earlier(pair)
-        return replace(pair, destination=ABSENT) if unit.cleared and self.job.options.dry_run else pair  # as if it were cleared
+        kept = unit.kept or unit.after in self.outcome.ruined
+        if unit.cleared and self.job.options.dry_run and not kept:
+            return replace(pair, destination=ABSENT)  # as if it were cleared
+        return pair
 
     def copy_entry(self, unit: Entries, pair: Pair, name: str, new: bool) -> bool:
         """Copy whatever is behind a name. True if a large file was begun."""
@@ -221,8 +249,13 @@ class Slice(Account):
         else:
             if isinstance(result, Result):
                 return self.settle(unit, name, result)
-            self.note_files(unit, (name,), result)
+            self.copied_file(unit, name, result)
         return False
+
+    def copied_file(self, unit: Entries, name: str, size: int, why: str = "") -> None:
+        self.note_files(unit, (name,), size, reason(unit, why))
+        if self.pace and size <= self.copier.large:  # a larger one shares its source's blocks, or it would be in spans
+            self.pace.pay(size)
 
     def settle(self, unit: Entries, name: str, result: Result) -> bool:
         """Note what became of an entry that is no plain file. True if a large file was begun."""
@@ -245,15 +278,21 @@ class Slice(Account):
             self.outcome.large_open += 1
             large = Large(
                 unit.tree, unit.path, name, unit.rename or name, result.temporary, result.size, result.holes, result.version,
-                unit.first_of, unit.tries, share, unit.device,
+                unit.first_of, unit.tries, share, reason(unit, result.why), unit.device,
             )  # fmt: skip
             self.stack += [Seal(large), Span(large, 0, result.size)]
+        elif result.fate is Fate.FILE:
+            self.copied_file(unit, name, result.size, result.why)
         else:
             if result.fate is Fate.SKIPPED:
                 self.spoil(unit)
             self.count(result.fate)
-            self.event("updated" if result.updated else WORDS.get(result.fate, "copied"), unit, name)
+            self.tell(unit, name, result)
         return result.fate is Fate.LARGE
+
+    def tell(self, unit: Entries | Link, name: str, result: Result) -> None:
+        what = "hidden" if result.hidden else "updated" if result.updated else WORDS.get(result.fate, "copied")
+        self.event(what, unit, name, reason(unit, result.why) if what in ("copied", "linked") else result.why)
 
     def clear_first(self, unit: Entries | Link, again: Entries | Link, name: str) -> None:
         """A directory that is not empty is in the place of something else: once it is removed, that is tried again."""
@@ -267,6 +306,7 @@ class Slice(Account):
 
     def copy_span(self, unit: Span) -> None:
         large, position, piece = unit.large, unit.start, FIRST_PIECE
+        most = self.pace.piece if self.pace else LAST_PIECE
         if large_group(large) in self.outcome.ruined:
             return
         pair = self.handles.pair(large.tree, large.path)
@@ -280,10 +320,16 @@ class Slice(Account):
                     began = time.monotonic()
                     if position > unit.start and began >= self.deadline:
                         break
-                    stop = min(unit.stop, position + piece)
+                    if self.pace and large.holes:  # holes are no bytes that were copied
+                        data = self.copier.contents.skip_hole(source, position, unit.stop)
+                        self.outcome.large_done += data - position
+                        position = data
+                    stop = min(unit.stop, position + min(piece, most))
                     if self.copier.contents.span(source, target, position, stop, large.holes) < stop:
                         break  # the source has shrunk: the seal will see it
                     self.outcome.large_done += stop - position
+                    if self.pace:
+                        self.pace.pay(stop - position)
                     position = stop
                     if time.monotonic() - began < FAST:
                         piece = min(piece * 2, LAST_PIECE)
@@ -328,7 +374,7 @@ class Slice(Account):
             self.count(Fate.FILE)
             self.outcome.tally.bytes += large.size
             self.outcome.large_sealed += large.size
-            self.event("copied", unit, large.name)
+            self.event("copied", unit, large.name, large.why, large.size)
 
     def link(self, unit: Link) -> None:
         pair = self.pair_of(unit)
@@ -346,7 +392,7 @@ class Slice(Account):
                 self.clear_first(unit, unit._replace(cleared=True), unit.name)
                 return
             self.count(result.fate)
-            self.event(WORDS.get(result.fate, "copied"), unit, unit.name)
+            self.tell(unit, unit.name, result)
         self.outcome.share += unit.share
 
     def finish(self, unit: Finish) -> None:
@@ -356,6 +402,11 @@ class Slice(Account):
             removal.begin(self, unit)
         else:
             self.directories.finish(unit)
+
+
+def reason(unit: Entries | Link, why: str) -> str:
+    """Why something was made, in a word."""
+    return "kind" if unit.cleared else why or "new"
 
 
 def again(large: Large) -> Entries:

@@ -80,9 +80,10 @@ def test_help_has_every_option_and_no_option_of_later_work(pcopy: Run) -> None:
     wanted = (
         "jobs overwrite preserve no-preserve dereference one-file-system reflink sparse atomic dry-run progress no-progress"
     )
-    wanted += " quiet verbose json compare against rounds chart version help delete max-delete link-dest"
+    wanted += " quiet verbose json log metrics bwlimit compare against rounds chart version help delete max-delete link-dest"
+    wanted += " exclude include exclude-from files-from null max-size min-size newer-than"
     assert {f"--{word}" for word in wanted.split()} <= shown
-    assert not shown & {"--scheduler"}
+    assert not shown & {"--checksum", "--verify", "--scheduler"}
 
 
 @pytest.mark.parametrize(
@@ -274,11 +275,13 @@ def test_quiet_says_nothing_but_names_errors(tmp_path: Path, source: Path, pcopy
 def test_verbose_names_every_entry(source: Path, pcopy: Run, jobs: int) -> None:
     def told(*arguments: object) -> list[tuple[str, str]]:
         *lines, _ = pcopy("-v", "-j", jobs, *arguments, "src", "dst").stderr.splitlines()
-        return sorted((line[: line.index(" /")], line[line.index(" /") + 1 :]) for line in lines)
+        bare = [line.partition(" (")[0] for line in lines]
+        return sorted((line[: line.index(" /")], line[line.index(" /") + 1 :]) for line in bare)
 
     files = [f"{source}/d/f{number}" for number in range(30)]
-    directories = [("directory", str(source)), ("directory", f"{source}/d")]
-    for lines, copied, linked in ((told("-n"), "would copy", "would link"), (told(), "copied", "linked")):
+    words = (("would copy", "would link", "would make"), ("copied", "linked", "made"))
+    for lines, (copied, linked, made) in ((told("-n"), words[0]), (told(), words[1])):
+        directories = [(made, str(source)), (made, f"{source}/d")]
         hard = [one for one in lines if one[1] in (f"{source}/a", f"{source}/h")]
         assert sorted(what for what, _ in hard) == [copied, linked]
         assert sorted(set(lines) - set(hard)) == sorted([*directories, *((copied, path) for path in [*files, f"{source}/l"])])

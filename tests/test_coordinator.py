@@ -25,11 +25,12 @@ from hypothesis import strategies as st
 from pcopy.api import copy
 from pcopy.coordinator import DEATHS, SMALLEST_SPAN, STARTS, Coordinator, divide
 from pcopy.engines import Engine, InPlace, NotStarted
-from pcopy.options import Options
+from pcopy.options import Options, Overwrite
 from pcopy.result import Observer, Report, Stop
 from pcopy.work import (
     Attributes,
     Entries,
+    Event,
     Failure,
     Finish,
     Job,
@@ -105,7 +106,8 @@ def nothing_is_held(coordinator: Coordinator) -> bool:
     """Whatever the run was, at its end no bookkeeping is left: a million files must not leave a million marks."""
     queues = (coordinator.frontier, coordinator.scans, coordinator.suspects, coordinator.last)
     marks = (coordinator.holding, coordinator.waiting, coordinator.first_names, coordinator.unscanned)
-    return not any([*queues, *marks])
+    names = (coordinator.gathered, coordinator.undecided, coordinator.searching)
+    return not any([*queues, *marks, *names])
 
 
 # ---- order ----
@@ -270,6 +272,53 @@ def test_the_names_of_an_inode_are_forgotten_when_all_are_seen() -> None:
         assert not coordinator.first_names or name != "one"
         done(coordinator, [], shared=[shared(name)])
     assert not coordinator.first_names
+
+
+def test_the_same_name_is_copied_in_whatever_order_they_are_found() -> None:
+    """As long as there is something to search, a name that should come first may still be found."""
+    for order in itertools.permutations(["b", "c", "a"]):
+        coordinator = a_coordinator(1, [scan("d")])
+        search = take(coordinator, 0)
+        for name in order[:2]:
+            done(coordinator, [], shared=[shared(name, links=9)])
+            assert take(coordinator, 0) == []
+        done(coordinator, search, shared=[shared(order[2], links=9)])
+        first = take(coordinator, 0)
+        assert names_in(first) == [("", "a")]
+        done(coordinator, first)
+        assert sorted(unit.name for _ in "bc" for unit in take(coordinator, 0) if isinstance(unit, Link)) == ["b", "c"]
+
+
+def test_a_name_that_is_there_already_comes_first_unless_it_is_to_be_kept() -> None:
+    for overwrite, expected in (("changed", "b"), ("always", "b"), ("older", "a"), ("never", "a")):
+        coordinator = a_coordinator(1)
+        coordinator.job = coordinator.job._replace(options=Options(overwrite=Overwrite(overwrite)))
+        done(coordinator, [], shared=[shared("a"), shared("b")._replace(fresh=False)])
+        assert names_in(take(coordinator, 0)) == [("", expected)]
+
+
+def test_more_names_than_can_be_kept_are_decided_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pcopy.coordinator.KEPT", 2)
+    coordinator = a_coordinator(1, [scan("d")])
+    take(coordinator, 0)
+    done(coordinator, [], shared=[shared("c", links=9), shared("b", links=9)])
+    assert take(coordinator, 0) == []
+    done(coordinator, [], shared=[shared("d", links=9)])
+    assert names_in(take(coordinator, 0)) == [("", "b")]
+
+
+def test_when_the_first_name_is_not_copied_another_one_is() -> None:
+    coordinator = a_coordinator(1)
+    done(coordinator, [], shared=[shared("a", links=4), shared("b", links=4), shared("c", links=4), shared("d", links=4)])
+    for name in ("a", "b"):
+        first = take(coordinator, 0)
+        assert names_in(first) == [("", name)]
+        done(coordinator, first, ruined={INODE})
+    done(coordinator, take(coordinator, 0))
+    (link,) = take(coordinator, 0)
+    assert link == Link(0, "", "d", None, INODE, Place(0, "", "c"), 0.1)
+    done(coordinator, [link])
+    assert nothing_is_held(coordinator)
 
 
 def test_a_killed_slice_that_saw_the_first_name_twice_copies_it_twice() -> None:
@@ -571,7 +620,7 @@ MESSAGES: list[object] = [
         failures=[Failure("p\udcff", "read", 5, "Input/output error", fatal=True)],
         warnings=["w"],
         lost={"owner": 2},
-        events=[("copied", "p")],
+        events=[Event("copied", "p", "new", 3)],
         leftover=[scan(), Span(large(), 0, 1)],
         shared=[shared("a")],
         ruined={large_group(large())},

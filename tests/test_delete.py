@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import pcopy
 from tests.conftest import Run
-from tests.trees import Dir, Fifo, Hard, Link, make_tree, read_tree
+from tests.trees import WHEN, Dir, Fifo, File, Hard, Link, make_tree, read_tree
 
 
 @pytest.fixture(params=[1, 3], ids=["serial", "pool"])
@@ -209,6 +211,112 @@ def test_a_live_run_keeps_what_it_writes(tmp_path: Path, jobs: int) -> None:
     report = pcopy.copy(source, dst, jobs=jobs, delete=True)
     assert (report.ok, report.deleted) == (True, 1)
     assert os.listdir(dst / "x") == [name]
+
+
+# ---- what filters leave out -----------------------------------------------------------------------------------------
+
+EXTRA: dict[str | bytes, object] = {
+    "x.o": b"1",
+    "x.c": b"2",
+    "build": Dir({"y": b"3"}),
+    "gone": Dir({"z.c": b"4", "deep": Dir({"z.o": b"5", "z.c": b"6"}), "build": Dir({})}),
+    "all": Dir({"z.c": b"7", "none": Dir({})}),
+}
+
+
+def both_runs(source: Path, dst: Path, jobs: int, **options: Any) -> int:
+    """Delete, after a dry run that says the same. Returns how many entries went."""
+    before = read_tree(dst)
+    plan = pcopy.copy(source, dst, jobs=jobs, delete=True, dry_run=True, **options)
+    assert read_tree(dst) == before
+    report = pcopy.copy(source, dst, jobs=jobs, delete=True, **options)
+    assert (plan.ok, report.ok, plan.deleted) == (True, True, report.deleted), report.errors
+    assert len(before.keys() - read_tree(dst).keys()) == report.deleted
+    assert pcopy.copy(source, dst, jobs=jobs, delete=True, **options).deleted == 0
+    return report.deleted
+
+
+def paths(top: Path) -> set[str]:
+    return {os.fsdecode(path) for path in read_tree(top)} - {"."}
+
+
+def test_what_a_filter_hides_is_not_deleted(tmp_path: Path, jobs: int) -> None:
+    """Nor is a directory that holds any of it, however deep; nor what is in the source and hidden there."""
+    source = make_tree(tmp_path / "src", {"f": b"1", "d": Dir({"g": b"2"}), "old.o": b"3", "build": Dir({"of source": b"4"})})
+    dst = make_tree(tmp_path / "dst", {**EXTRA, "d": Dir(EXTRA), "old.o": Dir({"a": b"8"})})
+    assert both_runs(source, dst, jobs, filters=["*.o", "build/"]) == 2 * (3 + 3)
+    kept = {"x.o", "build", "build/y", "gone", "gone/build", "gone/deep", "gone/deep/z.o"}
+    assert paths(dst) == {"f", "d", "d/g", "old.o", "old.o/a", *kept, *(f"d/{path}" for path in kept)}
+
+
+def test_what_is_brought_back_is_deleted_and_what_hides_it_stays(tmp_path: Path, jobs: int) -> None:
+    source = make_tree(tmp_path / "src", {"f.jpg": b"1", "notes": b"2"})
+    dst = make_tree(
+        tmp_path / "dst", {"x.jpg": b"3", "x": b"4", "d": Dir({"y.jpg": b"5", "y": b"6", "e": Dir({"z.jpg": b"7"})})}
+    )
+    assert both_runs(source, dst, jobs, filters=["*", "!*/", "!*.jpg"]) == 4
+    assert paths(dst) == {"f.jpg", "x", "d", "d/y"}
+
+
+def test_patterns_with_a_place_hold_there_only(tmp_path: Path, jobs: int) -> None:
+    source = make_tree(tmp_path / "src", {"f": b"1", "d": Dir({})})
+    inside = Dir({"cache": b"2", "d": Dir({"cache": b"3"})})
+    dst = make_tree(tmp_path / "dst", {"cache": b"4", "d": inside, "gone": inside})
+    assert both_runs(source, dst, jobs, filters=["/d/cache", "gone/**/cache"]) == 3
+    assert paths(dst) == {"f", "d", "d/cache", "gone", "gone/cache", "gone/d", "gone/d/cache"}
+
+
+@pytest.mark.parametrize(
+    ("limits", "stays"),
+    [
+        ({"max_size": 10}, {"large", "gone", "gone/large"}),
+        ({"min_size": 10}, {"small", "young", "gone", "gone/small"}),
+        ({"newer_than": WHEN}, {"large", "small", "gone", "gone/large", "gone/small"}),
+    ],
+    ids=["max_size", "min_size", "newer_than"],
+)
+def test_what_a_limit_leaves_out_is_not_deleted(tmp_path: Path, jobs: int, limits: dict[str, int], stays: set[str]) -> None:
+    files: dict[str | bytes, object] = {"large": bytes(99), "small": b"1"}
+    gone = Dir({**files, "link": Link("large"), "none": Dir({})})
+    source = make_tree(tmp_path / "src", {"d": Dir({})})
+    dst = make_tree(tmp_path / "dst", {**files, "young": File(b"2", mtime_ns=WHEN + 1), "gone": gone, "link": Link("large")})
+    everything = paths(dst)
+    assert both_runs(source, dst, jobs, **limits) == len(everything - stays)
+    assert paths(dst) == {"d", *stays}
+
+
+def test_what_a_list_does_not_name_is_not_deleted(tmp_path: Path, jobs: int) -> None:
+    source = make_tree(tmp_path / "src", {"f": b"1", "other": b"2", "d": Dir({"g": b"3", "more": b"4"})})
+    here: dict[str | bytes, object] = {"other": b"5", "extra": b"6", "gone": Dir({"x": b"7"})}
+    dst = make_tree(tmp_path / "dst", {**here, "d": Dir({**here, "more": b"8"})})
+    before = read_tree(dst)
+    assert both_runs(source, dst, jobs, files_from=["f", "d/g"]) == 0
+    after = read_tree(dst)
+    assert after.keys() - before.keys() == {b"f", b"d/g"}
+    assert {path: after[path] for path in before if path not in (b".", b"d")} == {
+        path: before[path] for path in before if path not in (b".", b"d")
+    }
+
+
+@pytest.mark.parametrize(
+    "options", [{"filters": ["*.o"]}, {"filters": ["/x/"]}, {"max_size": 3}], ids=["hidden", "itself hidden", "too large"]
+)
+def test_a_directory_with_something_that_is_left_out_gives_way_to_nothing(
+    tmp_path: Path, jobs: int, options: dict[str, Any]
+) -> None:
+    source = make_tree(tmp_path / "src", {"x": b"1", "y": b"2"})
+    dst = make_tree(tmp_path / "dst", {"x": Dir({"d": Dir({"a.o": b"large"}), "e": b"3"})})
+    for dry_run in (True, False):
+        report = pcopy.copy(source, dst, jobs=jobs, delete=True, dry_run=dry_run, **options)
+        assert [(error.path, error.errno) for error in report.errors] == [(f"{source}/x", errno.ENOTEMPTY)]
+    assert (report.exit_status, (dst / "x/d/a.o").read_bytes(), (dst / "y").read_bytes()) == (1, b"large", b"2")
+
+
+def test_what_is_left_out_does_not_count_against_max_delete(tmp_path: Path, jobs: int) -> None:
+    source = make_tree(tmp_path / "src", {"f": b"1"})
+    dst = make_tree(tmp_path / "dst", {**{f"{number}.o": b"" for number in range(20)}, "x": b"2"})
+    report = pcopy.copy(source, dst, jobs=jobs, delete=True, max_delete=1, filters=["*.o"])
+    assert (report.ok, report.deleted, len(os.listdir(dst))) == (True, 1, 21)
 
 
 # ---- a directory in the place of something else ---------------------------------------------------------------------

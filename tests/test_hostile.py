@@ -164,8 +164,8 @@ def test_verbose_tells_that_only_attributes_were_brought_up_to_date(tmp_path: Pa
     seen: list[tuple[str, str]] = []
 
     class Hears(pcopy.Observer):
-        def event(self, what: str, path: str) -> None:
-            seen.append((what, os.path.basename(path)))
+        def event(self, event: pcopy.Event) -> None:
+            seen.append((event.what, os.path.basename(event.path)))
 
     for dry_run in (True, False):
         seen.clear()

@@ -18,8 +18,8 @@ import pcopy
 HOUSE = Path(pcopy.__file__).parent
 FLOORS = (
     ("errors", "options"),
-    ("work", "paths", "engines"),  # engines know no units: work stands beside them
-    ("result", "filesystem"),
+    ("work", "paths", "select", "values", "engines", "pace"),  # engines know no units: work stands beside them
+    ("result", "filesystem", "lists"),
     ("handles", "contents"),
     ("metadata",),
     ("directory", "plain"),
@@ -31,7 +31,7 @@ FLOORS = (
     ("api",),
     ("comparison",),
     ("report",),
-    ("progress", "chart"),
+    ("progress", "chart", "log", "metrics"),
     ("cli",),
     ("__main__",),
 )
@@ -42,6 +42,7 @@ HOMES = {
     "click": {"cli"},
     "tqdm": {"progress"},
     "matplotlib": {"chart"},
+    "pathspec": {"select"},
     "multiprocessing": {"engines"},
     "concurrent": {"engines", "coordinator"},
     "subprocess": {"comparison"},
@@ -65,6 +66,8 @@ NEVER = {
     "report": {"coordinator", "worker", "engines", "filesystem", "api"},
     "progress": {"coordinator", "worker", "engines", "filesystem", "api", "comparison"},
     "chart": {"coordinator", "worker", "engines", "filesystem", "api"},
+    "log": {"coordinator", "worker", "engines", "filesystem", "api"},
+    "metrics": {"coordinator", "worker", "engines", "filesystem", "api"},
 }
 FILES = sorted(path.stem for path in HOUSE.rglob("*.py"))
 
@@ -143,5 +146,5 @@ def test_a_start_pays_for_nothing_that_it_does_not_use(arguments: tuple[str, ...
     run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     loaded = {line.rpartition("|")[2].strip() for line in run.stderr.splitlines() if line.startswith("import time:")}
     assert "pcopy" in loaded
-    heavy = {"multiprocessing", "concurrent.futures", "tqdm", "matplotlib", "pcopy.coordinator", "pcopy.worker"}
+    heavy = {"multiprocessing", "concurrent.futures", "tqdm", "matplotlib", "pathspec", "pcopy.coordinator", "pcopy.worker"}
     assert not loaded & heavy

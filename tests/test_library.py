@@ -71,7 +71,15 @@ def test_names_that_are_not_utf_8_are_taken_as_bytes_and_as_text(tmp_path: Path)
 # What is the command line's own: how a report looks to a person, and the choice of the function to call.
 OF_THE_COMMAND = {"progress", "quiet", "as_json", "compare", "chart", "version", "help"}
 OF_COMPARE = {"against", "rounds"}
-SAID_OTHERWISE = {"no_preserve": "preserve"}
+SAID_OTHERWISE = {
+    "no_preserve": "preserve",
+    "exclude": "filters",
+    "include": "filters",
+    "exclude_from": "filters",
+    "null": "files_from",
+    "log": "observer",
+    "metrics": "observer",
+}
 
 
 def test_every_option_is_a_keyword() -> None:

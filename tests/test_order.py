@@ -563,8 +563,8 @@ class Taker(pcopy.Observer):
     def __init__(self, place: Path, command: list[str]) -> None:
         self.place, self.command = str(place), command
 
-    def event(self, what: str, path: str) -> None:
-        if (what, path) == ("directory", self.place):
+    def event(self, event: pcopy.Event) -> None:
+        if event.what in ("made", "directory") and event.path == self.place:
             subprocess.run(self.command, check=True)
 
 

@@ -207,8 +207,8 @@ def test_verbose_lines_stand_whole_above_the_bar(small: Path, columns: int) -> N
     copy = small.parent / f"verbose-{columns}"
     status, screen = on_terminal(columns, "-j", "2", "-v", small, copy)
     assert status == 0, screen.text[-1]
-    files = {f"copied {path}" for path in small.rglob("f*")}
-    directories = {f"directory {path}" for path in [small, *small.rglob("*")] if path.is_dir()}
+    files = {f"copied {path} (new)" for path in small.rglob("f*")}
+    directories = {f"made {path} (new)" for path in [small, *small.rglob("*")] if path.is_dir()}
     told = without_report(screen)
     assert len(told) == len(files) + len(directories)
     assert set(told) == files | directories
@@ -447,8 +447,8 @@ class Listener(library.Observer):
         self.totals.add(progress.expected)
         self.history.append((progress.done, progress.found, progress.bytes, progress.growing))
 
-    def event(self, what: str, path: str) -> None:
-        self.events.append((what, path))
+    def event(self, event: library.Event) -> None:
+        self.events.append((event.what, event.path))
 
     def failure(self, failure: library.Failure) -> None:
         self.failures.append(failure)
@@ -480,7 +480,7 @@ def test_an_observer_is_told_events_and_failures(tmp_path: Path) -> None:
     (tmp_path / "dst/a/in the way").mkdir(parents=True)
     listener = Listener()
     report = library.copy(source, tmp_path / "dst", jobs=1, observer=listener, verbose=True)
-    assert sorted(listener.events) == [("copied", f"{source}/d/b"), ("directory", str(source)), ("directory", f"{source}/d")]
+    assert sorted(listener.events) == [("copied", f"{source}/d/b"), ("made", f"{source}/d"), ("updated", str(source))]
     assert listener.failures == report.errors
     assert [one.path for one in report.errors] == [f"{source}/a"]
 
