@@ -760,6 +760,7 @@ def test_a_second_run_stops_and_a_killed_one_does_not_lock_it_out(
     copy = make_tree(tmp_path / "dst", {})
     first = start("-j", jobs, source, copy)
     assert wait_until(lambda: files_in(copy) > 20, 30)
+    first.process.send_signal(signal.SIGSTOP)  # it cannot end meanwhile
     second = pcopy("-j", jobs, source, copy)
     assert_stopped(second, "another run is copying into it")
     first.process.kill()
