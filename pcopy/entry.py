@@ -9,6 +9,7 @@ something is written under a temporary name and renamed over it, so the old entr
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import errno
@@ -20,7 +21,7 @@ from pcopy import filesystem as fs
 from pcopy.contents import Contents, has_holes, lacks_data
 from pcopy.directory import APPEARED
 from pcopy.handles import ABSENT, Pair
-from pcopy.metadata import GRAINS, NEW, Metadata, grain_of
+from pcopy.metadata import COARSEST, EARLIEST, GRAINS, LATEST, NEW, Metadata, grain_of
 from pcopy.options import Overwrite, When
 from pcopy.plain import CLOSED, Plain, abandon
 from pcopy.select import leaves_out
@@ -33,6 +34,7 @@ CANNOT_LINK = frozenset({errno.EMLINK, errno.EPERM, errno.EXDEV, errno.ENOTSUP})
 TRIES = 3  # copies of a source that changes each time
 IN_ITS_PLACE = "a directory that is not empty is in its place: move or remove it, or give delete"
 EARLIER = "earlier"  # why a name is a link: an earlier copy has the file
+FAR = 2**40 * 10**9  # nanoseconds: beyond the times that a file system with limits keeps
 
 
 class Fate(enum.Enum):
@@ -80,6 +82,7 @@ class Copier:
         self.plain = Plain(options, self.contents, self.metadata, LARGE)
         self.user = os.geteuid()
         self.grains: dict[int, int] = {}  # st_dev: granularity of times in nanoseconds
+        self.ranges: dict[int, tuple[int, int]] = {}  # st_dev: the first time that is kept and the last, likewise
 
     def share_out(self, size: int) -> None:
         """Take files of more bytes than this for large ones, and read none to find out whether it is."""
@@ -191,10 +194,15 @@ class Copier:
             os.close(source)
 
     def same_time(self, pair: Pair, mtime_ns: int, copy: os.stat_result) -> bool:
-        """Equal to the granularity that the destination keeps, which is measured when two times nearly agree."""
+        """Equal as far as the destination keeps times: its granularity is measured when two nearly agree, its range when one
+        is beyond what every file system keeps.
+        """
         if mtime_ns == copy.st_mtime_ns:
             return True
-        if abs(mtime_ns - copy.st_mtime_ns) >= GRAINS[-1]:
+        if not EARLIEST <= mtime_ns <= LATEST:
+            first, last = self.range_at(pair, copy)
+            mtime_ns = min(max(mtime_ns, first), last)
+        if abs(mtime_ns - copy.st_mtime_ns) >= COARSEST:
             return False
         if self.options.dry_run:
             grain = grain_of(copy)
@@ -204,18 +212,31 @@ class Copier:
             grain = self.grains[copy.st_dev]
         return mtime_ns // grain * grain == copy.st_mtime_ns
 
+    def range_at(self, pair: Pair, copy: os.stat_result) -> tuple[int, int]:
+        """The first and the last time that a file system keeps. In a dry run a guess: the copy's may be one of them."""
+        if self.options.dry_run:
+            return min(copy.st_mtime_ns, EARLIEST), max(copy.st_mtime_ns, LATEST)
+        if copy.st_dev not in self.ranges:
+            self.ranges[copy.st_dev] = (self.kept(pair, -FAR), self.kept(pair, FAR))
+        return self.ranges[copy.st_dev]
+
     def measure_grain(self, pair: Pair) -> int:
         """Set a time that no coarse file system can keep, and see what it keeps of it."""
-        name = fs.temporary_name(self.token, pair.depth, "time/")
+        wanted = 1_000_000_001_123_456_789
+        kept = self.kept(pair, wanted)
+        return next((grain for grain in GRAINS if wanted // grain * grain == kept), 1)
+
+    def kept(self, pair: Pair, wanted: int) -> int:
+        """What the destination keeps of a time."""
+        name = fs.temporary_name(self.token, pair.depth, f"time/{os.getpid()}")  # several workers may ask at once
         handle = self.create_temporary(name, pair.destination)
         try:
-            wanted = 1_000_000_001_123_456_789
-            fs.set_times(handle, wanted, wanted)
-            kept = os.fstat(handle).st_mtime_ns
+            with contextlib.suppress(OSError):  # refused: it keeps the time of its making, which is no other's
+                fs.set_times(handle, wanted, wanted)
+            return os.fstat(handle).st_mtime_ns
         finally:
             os.close(handle)
             fs.remove_if_there(name, pair.destination)
-        return next((grain for grain in GRAINS if wanted // grain * grain == kept), 1)
 
     def refresh(self, pair: Pair, name: str, target: str, state: os.stat_result, copy: os.stat_result) -> Result | None:
         """Bring the attributes of an unchanged entry up to date. None if it has to be copied anew for that.

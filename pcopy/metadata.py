@@ -22,8 +22,11 @@ from pcopy.work import Attributes
 
 SPECIAL_BITS = stat.S_ISUID | stat.S_ISGID
 NEW = 0o600  # the mode that filesystem.py makes files with
-GRAINS = (1, 100, 1000, 10**6, 10**7, 10**9, 2 * 10**9)  # nanoseconds: what file systems keep of a time
 ACL, DEFAULT_ACL = "system.posix_acl_access", "system.posix_acl_default"
+# Nanoseconds. Times between these every file system keeps, if coarsely: FAT begins with 1980, many end in 2038.
+EARLIEST, LATEST = 347_155_200 * 10**9, (2**31 - 1) * 10**9
+COARSEST = 2 * 10**9  # nanoseconds: what FAT keeps of a time
+GRAINS = (1, 100, 1000, 10**6, 10**7, 10**9, COARSEST)  # nanoseconds: what file systems keep of a time
 # What the system itself may have given to a copy; everything else that the source lacks is dropped.
 OF_THE_SYSTEM = ("security.selinux", "security.SMACK64", "security.ima", "security.evm", "security.apparmor", "system.")
 
@@ -62,12 +65,18 @@ class Metadata:
             if mode is not None:
                 fs.set_mode(target, mode)
             if self.keep_times:
-                fs.set_times(target, atime_ns, mtime_ns)
+                self.set_times(target, atime_ns, mtime_ns)
         except OSError:  # which of the two is not allowed?
             if mode is not None:
                 self.attempt("mode", fs.set_mode, target, mode)
             if self.keep_times:
-                self.attempt("times", fs.set_times, target, atime_ns, mtime_ns)
+                self.attempt("times", self.set_times, target, atime_ns, mtime_ns)
+
+    def set_times(self, target: Target, atime_ns: int, mtime_ns: int) -> None:
+        """A time beyond what the file system can keep becomes the nearest that it can, and no error tells (utimensat(2))."""
+        fs.set_times(target, atime_ns, mtime_ns)
+        if not EARLIEST <= mtime_ns <= LATEST and abs(os.stat(target).st_mtime_ns - mtime_ns) >= COARSEST:
+            self.lose("times")
 
     def learn(self, target: Target, pair: Pair) -> None:
         """What new entries of a directory get: the group can be the directory's, the owner that of a squashed root."""
@@ -94,7 +103,7 @@ class Metadata:
         if names or not as_it_was or mode != stat.S_IMODE(state.st_mode):  # an owner or an ACL may have changed it
             self.attempt("mode", fs.set_mode, target, mode)
         if self.keep_times and (state.st_mtime_ns, state.st_atime_ns) != (wanted.mtime_ns, wanted.atime_ns):
-            self.attempt("times", fs.set_times, target, wanted.atime_ns, wanted.mtime_ns)
+            self.attempt("times", self.set_times, target, wanted.atime_ns, wanted.mtime_ns)
 
     def differences(
         self,
@@ -147,7 +156,7 @@ class Metadata:
             mode = self.mode_of(state.st_mode, owned) if self.keep_mode else stat.S_IMODE(copy.st_mode)
             self.attempt("mode", fs.set_mode, target, mode)
         if self.keep_times and state.st_mtime_ns != copy.st_mtime_ns:
-            self.attempt("times", fs.set_times, target, state.st_atime_ns, state.st_mtime_ns)
+            self.attempt("times", self.set_times, target, state.st_atime_ns, state.st_mtime_ns)
 
     def mode_of(self, mode: int, owned: bool) -> int:
         """The permissions to set: special bits only where the owner is the source's."""

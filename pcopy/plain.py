@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pcopy import filesystem as fs
 from pcopy.contents import Contents
 from pcopy.handles import Pair
-from pcopy.metadata import Metadata
+from pcopy.metadata import EARLIEST, LATEST, Metadata
 from pcopy.options import Options, Overwrite, When
 from pcopy.pace import SMALLEST_PIECE
 from pcopy.work import Tree
@@ -136,11 +136,12 @@ class Plain:
         return done, total
 
     def is_plain(self, state: os.stat_result) -> bool:
-        """Whether a file is regular, has one name, no holes, and no more bytes than fit into one step."""
+        """Whether a file is regular, has one name, no holes, no more bytes than fit into one step, and a usual time."""
         return (
             state.st_mode & 0o170000 == 0o100000  # S_IFREG
             and not (self.links and state.st_nlink > 1)
             and state.st_size <= self.large
+            and EARLIEST <= state.st_mtime_ns <= LATEST
             and state.st_blocks * 512 >= state.st_size
         )
 

@@ -379,6 +379,35 @@ def test_times_are_compared_as_coarsely_as_the_destination_keeps_them(
         assert (report["files"], report["unchanged"]) == (1, 39)
 
 
+@as_root
+@SERIAL_AND_POOL
+@pytest.mark.parametrize(
+    ("kind", "make", "year"),
+    [("ext4", ["-q"], 2500), ("ext4", ["-q", "-I", "128"], 2100), ("ext4", ["-q", "-I", "128"], 1890), ("vfat", [], 1970)],
+)
+def test_times_beyond_what_the_destination_keeps_are_said_and_copied_once(
+    tmp_path: Path, pcopy: Run, jobs: int, kind: str, make: list[str], year: int
+) -> None:
+    """The kernel makes of them the nearest time that can be kept."""
+    time = (year - 1970) * 31_556_952 * SECOND + SECOND
+    far: dict[str | bytes, object] = {f"f{number}": File(b"x", mtime_ns=time + number * 777_777_777) for number in range(20)}
+    with mounted(tmp_path / "src", "-t", "tmpfs", "none") as source, loop_mounted(tmp_path, kind, *make) as place:
+        make_tree(source, {**far, "d": Dir(far, mtime_ns=time), "h": Hard("f1")})
+        done = pcopy("-j", jobs, source, place / "copy")
+        assert done.returncode == 0, done.stderr
+        assert len([line for line in messages(done) if "times: could not be preserved on " in line]) == 1
+        if kind == "ext4":
+            assert (place / "copy/h").samefile(place / "copy/f1")
+        for dry in ([], ["-n"]):
+            report = json.loads(pcopy("-j", jobs, "--json", *dry, source, place / "copy").stdout)
+            assert (report["files"], report["hardlinks"], report["unchanged"]) == (0, 0, 41), dry
+            assert report["exit_status"] == 0
+        os.utime(source / "f3", ns=(WHEN, WHEN))
+        report = json.loads(pcopy("-j", jobs, "--json", source, place / "copy").stdout)
+        assert (report["files"], report["unchanged"]) == (1, 40)
+        assert_no_temporary_names(place / "copy")
+
+
 # ---- a dry run ------------------------------------------------------------------------------------------------------
 
 
