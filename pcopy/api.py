@@ -35,6 +35,7 @@ def copy(
     *,
     jobs: int | None = None,
     overwrite: Overwrite | OverwriteName = "changed",
+    checksum: bool = False,
     preserve: Iterable[str] = ALL_ATTRIBUTES,
     dereference: bool = False,
     one_file_system: bool = False,
@@ -57,6 +58,7 @@ def copy(
 
     :param jobs: worker processes; by default as many as this process may use processors; 1 copies in this process
     :param overwrite: what to do with a file that is there: ``changed`` replaces it if size or modification time differ
+    :param checksum: ``changed`` means that contents differ, which takes reading both; times are brought up to date
     :param preserve: among ``mode``, ``owner``, ``times``, ``links``, ``xattr`` (ACLs with it)
     :param dereference: copy what symbolic links point to
     :param one_file_system: leave out what is mounted below a source
@@ -80,6 +82,7 @@ def copy(
     options = Options(
         jobs=check_jobs(jobs),
         overwrite=check_choice("overwrite", Overwrite, overwrite),
+        checksum=checksum,
         preserve=check_preserve(preserve),
         dereference=dereference,
         one_file_system=one_file_system,
@@ -95,6 +98,8 @@ def copy(
     if start_method not in (None, *METHODS):
         raise UsageError(f"start_method {start_method!r}: must be one of {', '.join(METHODS)}")
     check_sharing(options.reflink, options.sparse)
+    if checksum and options.overwrite is not Overwrite.CHANGED:
+        raise UsageError(f"checksum says what 'changed' means: leave overwrite at it, not at '{options.overwrite.value}'")
     check_kind("observer", observer, Observer)
     check_kind("stop", stop, Stop)
     check_kind("expected", expected, Report)

@@ -151,6 +151,8 @@ def print_version(context: click.Context, param: click.Parameter, given: bool) -
               help="Worker processes; 1 copies in this process.  [default: the processors that this process may use]")
 @click.option("--overwrite", cls=Option, group=WHAT, type=choice(Overwrite), default="changed", show_default=True,
               help="What to do with a file that is there; 'changed': its size or modification time differs.")
+@click.option("-c", "--checksum", cls=Option, group=WHAT, is_flag=True,
+              help="'changed' looks at contents, not at times.  [default: size and modification time]")
 @click.option("--preserve", cls=Option, group=WHAT, type=WhatList(), default="all", show_default=True,
               help="Preserve only these: mode, owner, times, links, xattr (ACLs with it), separated by commas.")
 @click.option("--no-preserve", cls=Option, group=WHAT, type=WhatList(), help="Do not preserve these.  [default: none]")
@@ -228,12 +230,14 @@ def run_copy(context: click.Context, given: dict[str, Any]) -> int:
     return report.exit_status if tell(report, given) else report.exit_status or ExitStatus.FAILED
 
 
-PASSED_ON = ("overwrite", "dereference", "one_file_system", "reflink", "sparse", "atomic", "fsync", "retries", "dry_run")
+PASSED_ON = (
+    "overwrite", "checksum", "dereference", "one_file_system", "reflink", "sparse", "atomic", "fsync", "retries", "dry_run",
+)  # fmt: skip
 
 
 def run_compare(context: click.Context, given: dict[str, Any]) -> int:
     """pcopy --compare [SOURCE [DESTINATION]]"""
-    refuse(context, given, ("dry_run", "verbose", "quiet", "overwrite", "retries"), "does not go with --compare")
+    refuse(context, given, ("dry_run", "verbose", "quiet", "overwrite", "checksum", "retries"), "does not go with --compare")
     if len(given["paths"]) > 2:
         raise click.UsageError("--compare takes one source and one destination at most", context)
     from pcopy.api import check_sharing

@@ -16,6 +16,7 @@ import stat
 from typing import NamedTuple
 
 from pcopy import filesystem as fs
+from pcopy.audit import Auditor, is_changed, version_of
 from pcopy.contents import Contents, has_holes
 from pcopy.handles import ABSENT, Pair
 from pcopy.metadata import NEW, Metadata
@@ -69,6 +70,7 @@ class Copier:
         self.keep_links = "links" in options.preserve
         self.contents = Contents(options)
         self.metadata = Metadata(options, job.umask)
+        self.auditor = Auditor(options)
         self.plain = Plain(options, self.contents, self.metadata, LARGE)
         self.grains: dict[int, int] = {}  # st_dev: granularity of times in nanoseconds
 
@@ -117,7 +119,11 @@ class Copier:
             return None
         if overwrite is Overwrite.ALWAYS and not os.path.samestat(state, copy):
             return None
-        if self.same(pair, name, target, state, copy):
+        if self.options.checksum and stat.S_ISREG(state.st_mode) and not os.path.samestat(state, copy):
+            same = state.st_size == copy.st_size and self.auditor.equal(pair, name, target)
+        else:
+            same = self.same(pair, name, target, state, copy)
+        if same:
             return Fate.UNCHANGED
         if overwrite is Overwrite.OLDER and copy.st_mtime_ns >= state.st_mtime_ns:
             return Fate.SKIPPED
@@ -165,7 +171,11 @@ class Copier:
 
         It has to when the copy has other names: they may belong to a snapshot of another day, or to another source file.
         """
-        if os.path.samestat(state, copy) or not self.metadata.differs(pair, name, target, state, copy):
+        if os.path.samestat(state, copy):
+            return Result(Fate.UNCHANGED)
+        old = self.options.checksum and self.metadata.keep_times and stat.S_ISREG(state.st_mode)
+        old = old and not self.same_time(pair, state.st_mtime_ns, copy)
+        if not old and not self.metadata.differs(pair, name, target, state, copy):
             return Result(Fate.UNCHANGED)
         if copy.st_nlink > 1 and not stat.S_ISDIR(copy.st_mode):
             return None
@@ -355,15 +365,6 @@ def shared(state: os.stat_result) -> Result:
 
 def fate_when_made(mode: int) -> Fate:
     return Fate.SYMLINK if stat.S_ISLNK(mode) else Fate.SPECIAL
-
-
-def is_changed(before: os.stat_result, after: os.stat_result) -> bool:
-    """Whether an open file was written to, or had its attributes changed, between two looks at it."""
-    return after.st_mtime_ns != before.st_mtime_ns or after.st_ctime_ns != before.st_ctime_ns or after.st_size != before.st_size
-
-
-def version_of(state: os.stat_result) -> Version:
-    return Version((state.st_dev, state.st_ino), state.st_size, state.st_mtime_ns, state.st_ctime_ns)
 
 
 def changed() -> OSError:

@@ -240,6 +240,10 @@ def read(source: int, size: int) -> bytes:
     return os.read(source, size)
 
 
+def read_into(source: int, buffer: memoryview, position: int) -> int:
+    return os.preadv(source, [buffer], position)
+
+
 def write(target: int, block: bytes) -> None:
     """Write all of the block."""
     view = memoryview(block)

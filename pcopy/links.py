@@ -70,10 +70,12 @@ class Linker:
         if copy is None:
             return Fate.HARDLINK
         target = unit.rename or unit.name
+        linked = made is not None and os.path.samestat(copy, made)
+        if linked and not self.options.dry_run:
+            return Fate.UNCHANGED
+        if self.options.checksum and not linked:  # whatever is in it: nothing is to be kept
+            return Fate.HARDLINK
         fate = self.copier.fate_of(pair, unit.name, target, state, copy)
-        if made and os.path.samestat(copy, made):
-            if not self.options.dry_run:
-                return Fate.UNCHANGED
-            if fate is Fate.UNCHANGED and self.copier.refresh(pair, unit.name, target, state, copy):
-                return Fate.UNCHANGED
+        if linked and fate is Fate.UNCHANGED and self.copier.refresh(pair, unit.name, target, state, copy):
+            return Fate.UNCHANGED
         return Fate.SKIPPED if fate is Fate.SKIPPED else Fate.HARDLINK

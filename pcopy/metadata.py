@@ -101,7 +101,7 @@ class Metadata:
         if self.keep_owner and not owned:
             return True
         if self.keep_times and not stat.S_ISREG(state.st_mode) and state.st_mtime_ns != copy.st_mtime_ns:
-            return True  # a regular file with other times counts as changed and is copied again
+            return True  # a regular file with other times counts as changed, unless contents decide: see Copier.refresh
         if self.keep_mode and not stat.S_ISLNK(state.st_mode):
             mode = stat.S_IMODE(state.st_mode)
             if stat.S_IMODE(copy.st_mode) != (mode if owned else mode & ~SPECIAL_BITS):

@@ -35,6 +35,7 @@ class Options:
 
     jobs: int = 1
     overwrite: Overwrite = Overwrite.CHANGED
+    checksum: bool = False
     preserve: frozenset[str] = ALL_ATTRIBUTES
     dereference: bool = False
     one_file_system: bool = False

@@ -41,7 +41,7 @@ class Plain:
         self.xattrs, self.times = "xattr" in options.preserve, "times" in options.preserve
         self.follow = options.dereference
         self.quick = False
-        self.compares = options.overwrite in (Overwrite.CHANGED, Overwrite.OLDER)
+        self.compares = options.overwrite in (Overwrite.CHANGED, Overwrite.OLDER) and not options.checksum
         self.works = (
             not options.dry_run
             and not options.whole_files_only

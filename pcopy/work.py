@@ -60,6 +60,14 @@ class Version(NamedTuple):
     ctime_ns: int
 
 
+class Compared(NamedTuple):
+    """How far a file and its copy are known to be equal, as long as both are what they were then."""
+
+    position: int  # bytes
+    source: Version
+    copy: Version
+
+
 class Place(NamedTuple):
     """One name in the destination."""
 
@@ -91,6 +99,7 @@ class Entries(NamedTuple):
 
     ``fresh``: the destination has none of them. ``regular``: the scan saw regular files. ``rename``: the name in the
     destination, if there is one name and it differs. ``first_of``: the inode of which this name is to be the first copy.
+    ``compared``: of the first name, where contents decide.
     """
 
     tree: int
@@ -103,6 +112,7 @@ class Entries(NamedTuple):
     first_of: Inode | None = None
     tries: int = 0  # how often the source changed under the copy
     failed: int = 0
+    compared: Compared | None = None
 
     @property
     def holds(self) -> tuple[Group, ...]:
@@ -191,6 +201,7 @@ class Link(NamedTuple):
     share: float
     copied: bool = False  # the first was not copied, so this one has to be
     failed: int = 0
+    compared: Compared | None = None
 
     @property
     def holds(self) -> tuple[Group, ...]:

@@ -22,6 +22,7 @@ from typing import Any
 
 from pcopy import filesystem as fs
 from pcopy.account import Account, unforeseen
+from pcopy.audit import Unfinished
 from pcopy.entry import TRIES, Fate, Result, SourceChanged, changed
 from pcopy.handles import ABSENT, Handles, Pair
 from pcopy.links import Linker
@@ -78,6 +79,7 @@ class Slice(Account):
         super().__init__(job, handles)
         self.deadline, self.ahead = deadline, ahead
         self.linker = Linker(self.copier)
+        self.copier.auditor.deadline = deadline
         self.unprivileged = os.geteuid() != 0
 
     def set_out(self, started: float) -> None:
@@ -93,7 +95,7 @@ class Slice(Account):
             with contextlib.suppress(OSError):  # which the unit will meet again
                 self.handles.pair(unit.tree, path)
             now = time.monotonic()
-            self.deadline = max(self.deadline, now + (now - started))
+            self.deadline = self.copier.auditor.deadline = max(self.deadline, now + (now - started))
 
     def go(self) -> None:
         while self.stack:  # the time is looked at last: a slice without any still makes progress
@@ -164,7 +166,7 @@ class Slice(Account):
             return
         pair = self.handles.pair(unit.tree, unit.path)
         names, deadline, plain = unit.names, self.deadline, self.copier.plain
-        new, done, began_large = unit.fresh and unit.regular, 0, False
+        new, done, began_large, compared = unit.fresh and unit.regular, 0, False, None
         known = unit.regular and not unit.fresh and plain.compares and pair.destination != ABSENT
         while done < len(names):
             if new and plain.works and unit.first_of is None:
@@ -179,20 +181,29 @@ class Slice(Account):
                 done += count
                 if done == len(names) or (count and time.monotonic() >= deadline):
                     break
-            began_large = self.copy_entry(unit, pair, names[done], new)
+            try:
+                began_large = self.copy_entry(unit, pair, names[done], new)
+            except Unfinished as unfinished:
+                compared = unfinished.compared
+                break
             done += 1
             if began_large or time.monotonic() >= deadline or self.stuck:
                 break  # a large file comes first, so that others can join in
         self.outcome.share += unit.share * done / len(names)
-        self.outcome.current = f"{unit.path}/{names[done - 1]}" if unit.path else names[done - 1]
+        current = names[max(0, done - 1)]
+        self.outcome.current = f"{unit.path}/{current}" if unit.path else current
         if done < len(names):
-            rest = unit._replace(names=names[done:], share=unit.share * (len(names) - done) / len(names))
+            share = unit.share * (len(names) - done) / len(names)
+            rest = unit._replace(names=names[done:], share=share, compared=compared)
             self.stack.insert(len(self.stack) - (2 if began_large else 0), rest)  # below the large file's two units
 
     def copy_entry(self, unit: Entries, pair: Pair, name: str, new: bool) -> bool:
         """Copy whatever is behind a name. True if a large file was begun."""
+        self.copier.auditor.compared = unit.compared
         try:
             result = self.copier.copy(pair, name, unit.rename or name, new, unit.first_of is not None)
+        except Unfinished:
+            raise
         except OSError as error:
             self.entry_failed(unit, pair, name, error)
         except Exception as error:
@@ -297,8 +308,12 @@ class Slice(Account):
     def link(self, unit: Link) -> None:
         pair = self.handles.pair(unit.tree, unit.path)
         first = self.handles.pair(unit.first.tree, unit.first.path)
+        self.copier.auditor.compared = unit.compared
         try:
             result = None if unit.copied else self.linker.link(pair, unit, first)
+        except Unfinished as unfinished:
+            self.stack.append(unit._replace(compared=unfinished.compared))
+            return
         except OSError as error:
             self.entry_failed(unit, pair, unit.name, error)
         else:

@@ -82,7 +82,7 @@ def test_help_has_every_option_and_no_option_of_later_work(pcopy: Run) -> None:
     )
     wanted += " quiet verbose json compare against rounds chart version help"
     assert {f"--{word}" for word in wanted.split()} <= shown
-    assert not shown & {"--delete", "--checksum", "--verify", "--exclude", "--scheduler", "--bwlimit"}
+    assert not shown & {"--delete", "--exclude", "--scheduler", "--bwlimit"}
 
 
 @pytest.mark.parametrize(
