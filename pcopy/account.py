@@ -11,9 +11,9 @@ from pcopy import filesystem as fs
 from pcopy.directory import Directories
 from pcopy.entry import Copier, Fate
 from pcopy.handles import Handles, Pair
-from pcopy.work import Entries, Failure, Finish, Group, Job, Link, Outcome, Scan, Seal, Span, Unit, large_group
+from pcopy.work import Entries, Failure, Finish, Group, Job, Link, Outcome, Scan, Seal, Span, Unit, Verify, large_group
 
-Retried = Scan | Entries | Span | Link | Finish
+Retried = Scan | Entries | Span | Verify | Link | Finish
 
 
 class Account:
@@ -96,7 +96,7 @@ class Account:
                     self.fail(failure if failure.fatal else failure._replace(path=self.full(unit.tree, unit.path, name)))
             if isinstance(unit, Scan) and unit.fresh and failure.errno:
                 self.take_away(unit)
-        elif isinstance(unit, Span):
+        elif isinstance(unit, (Span, Verify)):
             outcome.ruined.add(large_group(unit.large))
             outcome.failures.append(failure)
         elif isinstance(unit, Seal):
@@ -156,7 +156,7 @@ class Account:
             self.outcome.events.append((what, self.full(unit.tree, unit.path, name)))
 
     def source_path(self, unit: Unit) -> str:
-        name = unit.large.name if isinstance(unit, (Span, Seal)) else unit.name if isinstance(unit, Link) else ""
+        name = unit.large.name if isinstance(unit, (Span, Verify, Seal)) else unit.name if isinstance(unit, Link) else ""
         return self.full(unit.tree, unit.path, name)
 
     def full(self, tree: int, path: str, name: str = "") -> str:

@@ -43,6 +43,7 @@ def copy(
     sparse: When | WhenName = "auto",
     atomic: bool = False,
     fsync: bool = False,
+    verify: bool = False,
     retries: int = 2,
     dry_run: bool = False,
     verbose: bool = False,
@@ -66,6 +67,7 @@ def copy(
     :param sparse: keep holes (``auto``), also make them of zeros (``always``), or fill them (``never``)
     :param atomic: new files too appear under their names only when they are whole
     :param fsync: wait until all that was copied is on stable storage, with its directories
+    :param verify: read every copied file back from the storage and compare; what differs fails, and is not left in place
     :param retries: times that an entry is tried again after an error that may pass (EIO, ESTALE, EAGAIN, ETIMEDOUT)
     :param dry_run: report what would be done and touch nothing
     :param verbose: tell the observer of every entry
@@ -90,6 +92,7 @@ def copy(
         sparse=check_choice("sparse", When, sparse),
         atomic=atomic,
         fsync=fsync,
+        verify=verify,
         retries=check_retries(retries),
         dry_run=dry_run,
         verbose=verbose,

@@ -1,6 +1,8 @@
 """What is known by reading files, not by their times: whether a copy is equal to its source.
 
-equal      does the copy that is there differ from the source (--checksum)?  ─▶ yes │ no │ Unfinished: later, from here
+equal           is the copy that is there equal to its source (--checksum)?  ─▶ yes │ no │ Unfinished: later, from here
+read_back       did the bytes that were copied reach the storage (--verify)?  ─▶ OSError if not
+read_back_span  write out ─▶ forget what memory holds of it ─▶ read both ─▶ compare
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from pcopy.contents import has_holes
 from pcopy.handles import Pair
 from pcopy.options import Options
 from pcopy.reading import Reader
-from pcopy.work import Compared, Version
+from pcopy.work import Compared, Large, Version
 
 
 class Unfinished(Exception):
@@ -61,6 +63,41 @@ class Auditor:
         if same and position < size:
             raise Unfinished(found._replace(position=position))
         return same and version_of(os.fstat(source)) == found.source
+
+    def read_back(self, source: int, state: os.stat_result, place: str, directory: int, size: int) -> None:
+        """Compare the ``size`` bytes of a file that was just written with its open source. Raises OSError if they differ.
+
+        A source that changed meanwhile proves nothing, and the caller sees that it did.
+        """
+        copy = fs.open_to_read(place, directory)
+        try:
+            fs.write_out(copy)
+            fs.forget(copy, 0, 0)
+            position, same = self.reader.compare(source, copy, 0, size, has_holes(state))
+            same = same and os.fstat(copy).st_size == size
+            fs.verify(same or is_changed(state, os.fstat(source)), position)
+        finally:
+            os.close(copy)
+
+    def read_back_span(self, pair: Pair, large: Large, start: int, stop: int) -> int:
+        """Compare a part of a large file with its source. Returns how far it came. Raises OSError if they differ.
+
+        If the source is not what it was, there is nothing to compare with: the seal will see it.
+        """
+        source = fs.open_to_read(large.name, pair.source, self.follow)
+        try:
+            copy = fs.open_to_read(large.temporary, pair.destination)
+            try:
+                fs.write_out(copy)
+                fs.forget(copy, start, stop - start)
+                position, same = self.reader.compare(source, copy, start, stop, large.holes, self.deadline)
+                changed = version_of(os.fstat(source)) != large.version
+                fs.verify(same or changed, position)
+                return stop if changed else position
+            finally:
+                os.close(copy)
+        finally:
+            os.close(source)
 
 
 def is_changed(before: os.stat_result, after: os.stat_result) -> bool:

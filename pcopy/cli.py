@@ -168,6 +168,8 @@ def print_version(context: click.Context, param: click.Parameter, given: bool) -
               help="New files too appear only whole, for destinations that others read meanwhile.  [default: those replaced]")
 @click.option("--fsync", cls=Option, group=HOW, is_flag=True,
               help="Wait until all that was copied is on stable storage.  [default: the system writes it when it likes]")
+@click.option("--verify", cls=Option, group=HOW, is_flag=True,
+              help="Read every copied file back from the storage and compare.  [default: trust the system's calls]")
 @click.option("--retries", cls=Option, group=HOW, metavar="N", type=click.IntRange(min=0), default=2, show_default=True,
               help="Tries more for errors that may pass (EIO, ESTALE, EAGAIN, ETIMEDOUT).")
 @click.option("-n", "--dry-run", cls=Option, group=WHAT, is_flag=True,
@@ -231,13 +233,19 @@ def run_copy(context: click.Context, given: dict[str, Any]) -> int:
 
 
 PASSED_ON = (
-    "overwrite", "checksum", "dereference", "one_file_system", "reflink", "sparse", "atomic", "fsync", "retries", "dry_run",
+    "overwrite", "checksum", "dereference", "one_file_system", "reflink", "sparse", "atomic", "fsync", "verify",
+    "retries", "dry_run",
 )  # fmt: skip
 
 
 def run_compare(context: click.Context, given: dict[str, Any]) -> int:
     """pcopy --compare [SOURCE [DESTINATION]]"""
-    refuse(context, given, ("dry_run", "verbose", "quiet", "overwrite", "checksum", "retries"), "does not go with --compare")
+    refuse(
+        context,
+        given,
+        ("dry_run", "verbose", "quiet", "overwrite", "checksum", "verify", "retries"),
+        "does not go with --compare",
+    )
     if len(given["paths"]) > 2:
         raise click.UsageError("--compare takes one source and one destination at most", context)
     from pcopy.api import check_sharing

@@ -23,7 +23,24 @@ from typing import NamedTuple
 from pcopy.account import given_up
 from pcopy.engines import PATIENCE, Engine, NotStarted, end_workers, is_broken
 from pcopy.result import Observer, Progress, Report, Stop
-from pcopy.work import Entries, Failure, Finish, Group, Inode, Job, Link, Outcome, Place, Scan, Seal, Shared, Span, Unit
+from pcopy.work import (
+    Entries,
+    Failure,
+    Finish,
+    Group,
+    Inode,
+    Job,
+    Link,
+    Outcome,
+    Place,
+    Scan,
+    Seal,
+    Shared,
+    Span,
+    Unit,
+    Verify,
+    large_group,
+)
 from pcopy.worker import run
 
 # Seconds of a slice. Long: messages are rare, but a worker that runs dry waits so long for the others' leftovers.
@@ -35,6 +52,7 @@ FIRST = 0.01
 MOST = 64
 # Bytes of the smallest span worth sharing out.
 SMALLEST_SPAN = 4 << 20
+PAGE = 64 << 10  # bytes: the largest that Linux is built for
 # Names in the frontier up to which directories are read ahead of the copying, for a total. More would know the total of
 # larger trees early, at about 100 bytes of memory a name.
 AHEAD = 100_000
@@ -248,9 +266,14 @@ class Coordinator:
         return units
 
     def current(self, unit: Unit) -> Unit:
-        """A large file of which a span failed is not to be sealed, nor a name linked to one that was not copied."""
+        """A large file of which a span failed is not to be sealed, nor a name linked to one that was not copied.
+
+        The other spans of such a file have nothing left to do.
+        """
         if isinstance(unit, Seal) and unit.after in self.ruined:
             return unit._replace(discard=True)
+        if isinstance(unit, (Span, Verify)) and large_group(unit.large) in self.ruined:
+            return unit._replace(start=unit.stop)
         return unit._replace(copied=True) if isinstance(unit, Link) and unit.inode in self.ruined else unit
 
     def split(self, idle: int) -> None:
@@ -388,8 +411,9 @@ def divide(unit: Unit, parts: int) -> list[Unit]:
         size = max(1, len(unit.names) // parts)
         names = [unit.names[at : at + size] for at in range(0, len(unit.names), size)]
         return [unit._replace(names=some, share=unit.share * len(some) / len(unit.names)) for some in names]
-    if isinstance(unit, Span) and unit.stop - unit.start >= 2 * SMALLEST_SPAN:
+    if isinstance(unit, (Span, Verify)) and unit.stop - unit.start >= 2 * SMALLEST_SPAN:
         size = max(SMALLEST_SPAN, -(-(unit.stop - unit.start) // parts))
+        size = -(-size // PAGE) * PAGE  # no page is written by two workers, one of which has verified its part of it
         starts = range(unit.start, unit.stop, size)
-        return [Span(unit.large, start, min(start + size, unit.stop)) for start in starts]
+        return [unit._replace(start=start, stop=min(start + size, unit.stop)) for start in starts]
     return [unit]

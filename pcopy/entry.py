@@ -54,6 +54,7 @@ class Result(NamedTuple):
     temporary: str = ""
     holes: bool = False
     updated: bool = False  # unchanged, but for attributes
+    cloned: bool = False  # all its blocks are there already
 
 
 class SourceChanged(Exception):
@@ -292,14 +293,16 @@ class Copier:
 
     def write(self, source: int, state: os.stat_result, pair: Pair, place: str, target: str) -> int | Result:
         """Make the copy of an open file as ``place``, and give it its name when it is whole. Returns its bytes."""
-        handle, closing, size = CLOSED, False, state.st_size
+        handle, closing, cloned, size = CLOSED, False, False, state.st_size
         try:
             create = fs.create if place == target else self.create_temporary
             handle = create(place, pair.destination)
             if size <= LARGE:
                 size = self.contents.whole(source, handle, state)
-            elif not self.contents.try_clone(source, handle):
-                return self.begin(handle, place, state)
+            elif not (cloned := self.contents.try_clone(source, handle)) or self.options.verify:
+                return self.begin(handle, place, state, cloned)
+            if self.options.verify:  # before its mode may forbid us to read it
+                self.auditor.read_back(source, state, place, pair.destination, size)
             if is_changed(state, os.fstat(source)):
                 raise SourceChanged
             self.metadata.dress(source, handle, state, pair)
@@ -324,12 +327,13 @@ class Copier:
 
     # ---- large files ----
 
-    def begin(self, handle: int, place: str, state: os.stat_result) -> Result:
+    def begin(self, handle: int, place: str, state: os.stat_result, cloned: bool) -> Result:
         """Leave a large file to whoever has time: its length set, its bytes to be copied."""
         fs.set_length(handle, state.st_size)
         fs.set_mode(handle, NEW)  # which the umask may have narrowed: others have to open it
         fs.close_written(handle)
-        return Result(Fate.LARGE, state.st_size, version=version_of(state), temporary=place, holes=has_holes(state))
+        version = version_of(state)
+        return Result(Fate.LARGE, state.st_size, version=version, temporary=place, holes=has_holes(state), cloned=cloned)
 
     def seal(self, pair: Pair, large: Large) -> None:
         """Give a large file its attributes and its name. Raises SourceChanged if the source is not what it was."""

@@ -236,6 +236,31 @@ def sync(handle: int) -> None:
     os.fsync(handle)
 
 
+def write_out(handle: int) -> None:
+    """Wait until the contents of a file have left memory, where the file system can tell (fdatasync(2))."""
+    try:
+        os.fdatasync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise
+
+
+def forget(handle: int, start: int, size: int) -> None:
+    """Drop what memory holds of a part of a file, to the end if ``size`` is 0; what is not written out yet begins to be.
+
+    POSIX_FADV_DONTNEED, posix_fadvise(2); generic_fadvise() in mm/fadvise.c. tmpfs has nowhere else to read it from.
+    """
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(handle, start, size, os.POSIX_FADV_DONTNEED)
+
+
+def verify(same: bool, position: int) -> None:
+    """Raises if what was read back is not what was copied. No number: to do it again would only hide bad storage."""
+    if not same:
+        raise OSError(f"read back, the copy differs from its source at byte {position:,} or after: check the storage")
+
+
 def read(source: int, size: int) -> bytes:
     return os.read(source, size)
 

@@ -43,6 +43,7 @@ class Options:
     sparse: When = When.AUTO
     atomic: bool = False
     fsync: bool = False
+    verify: bool = False
     retries: int = 2
     dry_run: bool = False
     verbose: bool = False

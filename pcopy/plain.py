@@ -46,6 +46,7 @@ class Plain:
             not options.dry_run
             and not options.whole_files_only
             and not options.fsync
+            and not options.verify
             and options.reflink is not When.ALWAYS
             and options.sparse is not When.ALWAYS
         )

@@ -165,6 +165,31 @@ class Span(NamedTuple):
         return None
 
 
+class Verify(NamedTuple):
+    """Read back the bytes from start to stop of a large file, and compare them with the source's."""
+
+    large: Large
+    start: int
+    stop: int
+    failed: int = 0
+
+    @property
+    def tree(self) -> int:
+        return self.large.tree
+
+    @property
+    def path(self) -> str:
+        return self.large.path
+
+    @property
+    def holds(self) -> tuple[Group, ...]:
+        return (large_group(self.large),)
+
+    @property
+    def after(self) -> Group:
+        return None
+
+
 class Seal(NamedTuple):
     """Give a large file its attributes and its name, or take it away if the run stops or a span of it failed."""
 
@@ -234,7 +259,7 @@ class Finish(NamedTuple):
         return directory_group(self.tree, self.path)
 
 
-Unit = Scan | Entries | Span | Seal | Link | Finish
+Unit = Scan | Entries | Span | Verify | Seal | Link | Finish
 
 
 def directory_group(tree: int, path: str) -> Group:

@@ -38,6 +38,7 @@ from pcopy.work import (
     Shared,
     Span,
     Unit,
+    Verify,
     directory_group,
     large_group,
 )
@@ -50,6 +51,8 @@ DIRECTORY_WEIGHT = 10
 # short slice for long, doubled while the storage is fast, up to the last.
 FIRST_PIECE, LAST_PIECE = 1 << 20, 64 << 20
 FAST = 0.01  # seconds
+# Bytes of a large file copied before they are verified: more would keep a slice waiting for the storage for longer.
+VERIFIED = 64 << 20
 WORDS = {Fate.HARDLINK: "linked", Fate.UNCHANGED: "unchanged", Fate.SKIPPED: "skipped"}  # others: copied
 
 
@@ -232,7 +235,8 @@ class Slice(Account):
                 unit.tree, unit.path, name, unit.rename or name, result.temporary, result.size, result.holes, result.version,
                 unit.first_of, unit.tries, share,
             )  # fmt: skip
-            self.stack += [Seal(large), Span(large, 0, result.size)]
+            self.outcome.large_done += result.size if result.cloned else 0
+            self.stack += [Seal(large), (Verify if result.cloned else Span)(large, 0, result.size)]
         else:
             if result.fate is Fate.SKIPPED:
                 self.spoil(unit)
@@ -242,6 +246,7 @@ class Slice(Account):
 
     def copy_span(self, unit: Span) -> None:
         large, position, piece = unit.large, unit.start, FIRST_PIECE
+        reached, most = position, VERIFIED if self.job.options.verify else large.size
         if large_group(large) in self.outcome.ruined:
             return
         pair = self.handles.pair(large.tree, large.path)
@@ -253,13 +258,15 @@ class Slice(Account):
             try:
                 while position < unit.stop:
                     began = time.monotonic()
-                    if position > unit.start and began >= self.deadline:
+                    if position > unit.start and (began >= self.deadline or position - unit.start >= most):
                         break
                     stop = min(unit.stop, position + piece)
                     if self.copier.contents.span(source, target, position, stop, large.holes) < stop:
                         break  # the source has shrunk: the seal will see it
                     self.outcome.large_done += stop - position
-                    position = stop
+                    if most == VERIFIED:
+                        fs.forget(target, position, stop - position)  # it begins to be written out
+                    position = reached = stop
                     if time.monotonic() - began < FAST:
                         piece = min(piece * 2, LAST_PIECE)
                 else:
@@ -271,8 +278,18 @@ class Slice(Account):
             position = unit.stop
         finally:
             os.close(source)
-        if position < unit.stop and time.monotonic() >= self.deadline:
+        if position < unit.stop and (time.monotonic() >= self.deadline or position - unit.start >= most):
             self.stack.append(unit._replace(start=position))
+        if self.job.options.verify and reached > unit.start:
+            self.stack.append(Verify(large, unit.start, reached))
+
+    def verify_span(self, unit: Verify) -> None:
+        """Read back what was copied. It fails as a span does: then the file is not given its name."""
+        if unit.start < unit.stop and unit.holds[0] not in self.outcome.ruined:
+            pair = self.handles.pair(unit.tree, unit.path)
+            reached = self.copier.auditor.read_back_span(pair, unit.large, unit.start, unit.stop)
+            if reached < unit.stop:
+                self.stack.append(unit._replace(start=reached))
 
     def seal(self, unit: Seal) -> None:
         large = unit.large
@@ -342,6 +359,7 @@ DO: dict[type, Callable[[Slice, Any], None]] = {
     Scan: Slice.scan,
     Entries: Slice.copy_entries,
     Span: Slice.copy_span,
+    Verify: Slice.verify_span,
     Seal: Slice.seal,
     Link: Slice.link,
     Finish: Slice.finish,
