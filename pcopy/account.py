@@ -11,9 +11,9 @@ from pcopy import filesystem as fs
 from pcopy.directory import Directories
 from pcopy.entry import Copier, Fate
 from pcopy.handles import Handles, Pair
-from pcopy.work import Entries, Failure, Finish, Group, Job, Link, Outcome, Scan, Seal, Span, Unit, Verify, large_group
+from pcopy.work import Entries, Failure, Finish, Group, Job, Link, Outcome, Scan, Seal, Span, Sums, Unit, Verify, large_group
 
-Retried = Scan | Entries | Span | Verify | Link | Finish
+Retried = Scan | Entries | Span | Verify | Link | Sums | Finish
 
 
 class Account:
@@ -28,6 +28,8 @@ class Account:
         self.waiting: list[Unit] = []  # for something that only the coordinator knows, or for better times
         self.open: set[Group] = set()  # groups that are held by something outside of this slice
         self.verbose = job.options.verbose
+        self.summing = job.options.sums is not None and not job.options.dry_run
+        self.to_sum: list[Sums] = []  # files that are in the copy, by what the unit at hand did
 
     def give_up(self, unit: Unit, reason: str) -> Outcome:
         failure = Failure(self.source_path(unit), "copy", None, reason)
@@ -101,7 +103,7 @@ class Account:
             outcome.failures.append(failure)
         elif isinstance(unit, Seal):
             self.fail(failure)
-        elif not gone:
+        elif isinstance(unit, Sums) or not gone:
             outcome.failures.append(failure)  # a directory's attributes; the directory was counted already
 
     def is_gone(self, unit: Unit) -> bool:
@@ -128,15 +130,31 @@ class Account:
     def note_files(self, unit: Entries, names: Sequence[str], size: int) -> None:
         self.outcome.tally.files += len(names)
         self.outcome.tally.bytes += size
+        if self.summing and names:
+            self.to_sum.append(Sums(unit.tree, unit.path, tuple(names), unit.rename, copied=True))
         if self.verbose:
             for name in names:
                 self.event("copied", unit, name)
 
     def note_unchanged(self, unit: Entries, names: Sequence[str]) -> None:
         self.outcome.tally.unchanged += len(names)
+        if self.summing and names:
+            self.to_sum.append(Sums(unit.tree, unit.path, tuple(names), unit.rename, copied=False))
         if self.verbose:
             for name in names:
                 self.event("unchanged", unit, name)
+
+    def note_there(self, unit: Entries | Link | Seal, name: str, rename: str | None, copied: bool = False) -> None:
+        """An entry is in the copy, maybe a file."""
+        if self.summing:
+            self.to_sum.append(Sums(unit.tree, unit.path, (name,), rename, copied))
+
+    def sum_failed(self, unit: Sums, name: str, error: OSError) -> None:
+        """The copy could not be read; it was counted already."""
+        if not self.try_again(unit._replace(names=(name,)), error.errno):
+            top = self.job.trees[unit.tree].destination
+            path = "/".join(part for part in (top, unit.path, unit.rename or name) if part)
+            self.outcome.failures.append(self.failure_of(path, error))
 
     def spoil(self, unit: Unit) -> None:
         """The first name of an inode was not copied: no other may become a link to what is there under it."""

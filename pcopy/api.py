@@ -16,15 +16,17 @@ from pcopy import filesystem as fs
 from pcopy.coordinator import Coordinator, coordinate
 from pcopy.engines import METHODS, Engine, Pool, Serial
 from pcopy.errors import UsageError
-from pcopy.options import ALL_ATTRIBUTES, Options, Overwrite, When
+from pcopy.manifest import Spool, check_place, hasher, within, write
+from pcopy.options import ALL_ATTRIBUTES, Hash, Options, Overwrite, When
 from pcopy.paths import Destination, Landing, Source, land
 from pcopy.prepare import make_lasting, prepare
 from pcopy.result import Observer, Report, Stop
-from pcopy.work import Failure
+from pcopy.work import Failure, Job
 
 Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 OverwriteName = Literal["changed", "always", "older", "never"]
-Choice = TypeVar("Choice", Overwrite, When)
+Choice = TypeVar("Choice", Overwrite, When, Hash)
+HashName = Literal["sha256", "blake3"]
 DEFAULT = signal.default_int_handler
 WhenName = Literal["auto", "always", "never"]
 
@@ -44,6 +46,8 @@ def copy(
     atomic: bool = False,
     fsync: bool = False,
     verify: bool = False,
+    manifest: Path | None = None,
+    hash: Hash | HashName = "sha256",
     retries: int = 2,
     dry_run: bool = False,
     verbose: bool = False,
@@ -68,6 +72,8 @@ def copy(
     :param atomic: new files too appear under their names only when they are whole
     :param fsync: wait until all that was copied is on stable storage, with its directories
     :param verify: read every copied file back from the storage and compare; what differs fails, and is not left in place
+    :param manifest: a file to write the checksums of all files in the copy to, for ``sha256sum -c`` in the destination
+    :param hash: ``sha256``, or ``blake3`` for ``b3sum -c``
     :param retries: times that an entry is tried again after an error that may pass (EIO, ESTALE, EAGAIN, ETIMEDOUT)
     :param dry_run: report what would be done and touch nothing
     :param verbose: tell the observer of every entry
@@ -93,6 +99,7 @@ def copy(
         atomic=atomic,
         fsync=fsync,
         verify=verify,
+        sums=check_hash(hash) if manifest is not None else None,
         retries=check_retries(retries),
         dry_run=dry_run,
         verbose=verbose,
@@ -110,6 +117,7 @@ def copy(
     there = look_at_destination(destination)
     top, landings = land(found, there)
     refuse_overlap(found, there, landings)
+    listing = None if manifest is None else check_place(os.fsdecode(manifest), top, landings)
     report = Report(jobs=options.jobs, engine="serial" if options.jobs == 1 else "pool", dry_run=dry_run)
     started = time.monotonic()
     observer, stop = observer or Observer(), stop or Stop()
@@ -119,7 +127,8 @@ def copy(
         except OSError as error:
             give_up(report, top, error, observer)
         else:
-            coordinator = Coordinator(job, report, observer, stop)
+            spool = stack.enter_context(contextlib.closing(Spool()))
+            coordinator = Coordinator(job._replace(stop=stop), report, observer, stop, spool)
             if expected:
                 coordinator.progress.expected = (expected.entries, expected.bytes)
             coordinator.add(units)
@@ -131,11 +140,23 @@ def copy(
                     make_lasting(handle, top)
                 except OSError as error:
                     note(report, fs.failure(top, error), observer)
+            if listing and not dry_run:
+                write_manifest(spool, listing, top, job, report, observer, stop)
     report.signal = stop.signal
     report.seconds = time.monotonic() - started
     if mismatch := report.reconcile(top):
         observer.failure(mismatch)
     return report
+
+
+def write_manifest(spool: Spool, path: str, top: str, job: Job, report: Report, observer: Observer, stop: Stop) -> None:
+    if report.stopped or stop.signal:
+        report.warnings.append(f"{path}: not written, because the run was cut short")
+        return
+    try:
+        write(spool, path, within(path, top), job.umask, job.options.fsync)
+    except OSError as error:
+        note(report, fs.failure(path, error)._replace(operation="write the manifest"), observer)
 
 
 @contextlib.contextmanager
@@ -198,6 +219,17 @@ def check_kind(name: str, value: object, kind: type[object]) -> None:
 def check_sharing(reflink: str, sparse: str) -> None:
     if reflink == When.ALWAYS and sparse != When.AUTO:
         raise UsageError("reflink 'always' shares the blocks as they are: leave sparse at 'auto'")
+
+
+def check_hash(name: str) -> Hash:
+    kind = check_choice("hash", Hash, name)
+    try:
+        hasher(kind)
+    except ImportError:
+        raise UsageError(
+            f"hash '{kind.value}' needs a module that is not installed: pip install 'pcopy[{kind.value}]'"
+        ) from None
+    return kind
 
 
 def check_choice(name: str, kind: type[Choice], value: str) -> Choice:

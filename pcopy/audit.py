@@ -2,6 +2,7 @@
 
 equal           is the copy that is there equal to its source (--checksum)?  ─▶ yes │ no │ Unfinished: later, from here
 read_back       did the bytes that were copied reach the storage (--verify)?  ─▶ OSError if not
+sum             the checksum of a file in the copy (--manifest)
 read_back_span  write out ─▶ forget what memory holds of it ─▶ read both ─▶ compare
 """
 
@@ -9,12 +10,15 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 
 from pcopy import filesystem as fs
 from pcopy.contents import has_holes
 from pcopy.handles import Pair
+from pcopy.manifest import hasher
 from pcopy.options import Options
 from pcopy.reading import Reader
+from pcopy.stop import Stop
 from pcopy.work import Compared, Large, Version
 
 
@@ -29,8 +33,9 @@ class Unfinished(Exception):
 class Auditor:
     """Reads for one slice, until its ``deadline``. ``compared``: what an earlier slice found out of the file at hand."""
 
-    def __init__(self, options: Options) -> None:
-        self.follow = options.dereference
+    def __init__(self, options: Options, stop: Stop | None) -> None:
+        self.follow, self.stop = options.dereference, stop
+        self.new = hasher(options.sums) if options.sums else None
         self.reader = Reader()
         self.deadline = math.inf
         self.compared: Compared | None = None
@@ -96,6 +101,35 @@ class Auditor:
                 return stop if changed else position
             finally:
                 os.close(copy)
+        finally:
+            os.close(source)
+
+    def sum(self, pair: Pair, name: str, target: str, copied: bool) -> str | None:
+        """The checksum of a file in the copy; None if it is no regular file. Raises Stopped.
+
+        Of one that this run copied it is the source's, as long as that is what was copied: then a copy that went bad on its way
+        is found by whoever checks it.
+        """
+        state = fs.look_at(target, pair.destination)
+        if not stat.S_ISREG(state.st_mode):
+            return None
+        if copied and (digest := self.sum_source(pair, name, state)):
+            return digest
+        handle = fs.open_to_read(target, pair.destination)
+        try:
+            return self.reader.digest(handle, self.new, self.stop)[0]
+        finally:
+            os.close(handle)
+
+    def sum_source(self, pair: Pair, name: str, copy: os.stat_result) -> str | None:
+        """None if the source may have changed: its time is not the one that it gave to its copy."""
+        try:
+            source = fs.open_to_read(name, pair.source, self.follow)
+        except OSError:
+            return None
+        try:
+            digest, size = self.reader.digest(source, self.new, self.stop)
+            return digest if size == copy.st_size and os.fstat(source).st_mtime_ns == copy.st_mtime_ns else None
         finally:
             os.close(source)
 

@@ -13,7 +13,7 @@ import click
 
 from pcopy import __version__
 from pcopy.errors import ExitStatus, UsageError
-from pcopy.options import ALL_ATTRIBUTES, Overwrite, When
+from pcopy.options import ALL_ATTRIBUTES, Hash, Overwrite, When
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -117,7 +117,7 @@ class WhatList(click.ParamType):  # type: ignore[type-arg]
         return [CompletionItem(f"{before}{comma}{name}") for name in sorted(names) if name.startswith(begun)]
 
 
-def choice(kind: type[Overwrite] | type[When]) -> click.Choice[str]:
+def choice(kind: type[Overwrite] | type[When] | type[Hash]) -> click.Choice[str]:
     return click.Choice([one.value for one in kind])
 
 
@@ -170,6 +170,10 @@ def print_version(context: click.Context, param: click.Parameter, given: bool) -
               help="Wait until all that was copied is on stable storage.  [default: the system writes it when it likes]")
 @click.option("--verify", cls=Option, group=HOW, is_flag=True,
               help="Read every copied file back from the storage and compare.  [default: trust the system's calls]")
+@click.option("--manifest", cls=Option, group=HOW, metavar="FILE", shell_complete=some_file,
+              help="Write the checksums of all files in the copy, for --check or sha256sum -c.  [default: none]")
+@click.option("--hash", cls=Option, group=HOW, type=choice(Hash), default="sha256", show_default=True,
+              help="Whose checksums: sha256sum's or b3sum's (the extra blake3).")
 @click.option("--retries", cls=Option, group=HOW, metavar="N", type=click.IntRange(min=0), default=2, show_default=True,
               help="Tries more for errors that may pass (EIO, ESTALE, EAGAIN, ETIMEDOUT).")
 @click.option("-n", "--dry-run", cls=Option, group=WHAT, is_flag=True,
@@ -212,6 +216,8 @@ def main(context: click.Context, /, **given: Any) -> NoReturn:
 def run_copy(context: click.Context, given: dict[str, Any]) -> int:
     """pcopy SOURCE... DESTINATION"""
     refuse(context, given, ("against", "rounds", "chart"), "goes with --compare")
+    if not given["manifest"]:
+        refuse(context, given, ("hash",), "goes with --manifest")
     if given["quiet"] and given["verbose"]:
         raise click.UsageError("--quiet and --verbose exclude each other", context)
     if len(given["paths"]) < 2:
@@ -232,20 +238,16 @@ def run_copy(context: click.Context, given: dict[str, Any]) -> int:
     return report.exit_status if tell(report, given) else report.exit_status or ExitStatus.FAILED
 
 
+NOT_COMPARED = ("dry_run", "verbose", "quiet", "overwrite", "checksum", "verify", "manifest", "hash", "retries")
 PASSED_ON = (
     "overwrite", "checksum", "dereference", "one_file_system", "reflink", "sparse", "atomic", "fsync", "verify",
-    "retries", "dry_run",
+    "manifest", "hash", "retries", "dry_run",
 )  # fmt: skip
 
 
 def run_compare(context: click.Context, given: dict[str, Any]) -> int:
     """pcopy --compare [SOURCE [DESTINATION]]"""
-    refuse(
-        context,
-        given,
-        ("dry_run", "verbose", "quiet", "overwrite", "checksum", "verify", "retries"),
-        "does not go with --compare",
-    )
+    refuse(context, given, NOT_COMPARED, "does not go with --compare")
     if len(given["paths"]) > 2:
         raise click.UsageError("--compare takes one source and one destination at most", context)
     from pcopy.api import check_sharing

@@ -21,7 +21,8 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future
 from typing import NamedTuple
 
 from pcopy.account import given_up
-from pcopy.engines import PATIENCE, Engine, NotStarted, end_workers, is_broken
+from pcopy.engines import PATIENCE, Engine, NotStarted, end_workers, hurry_workers, is_broken
+from pcopy.manifest import Spool
 from pcopy.result import Observer, Progress, Report, Stop
 from pcopy.work import (
     Entries,
@@ -37,6 +38,7 @@ from pcopy.work import (
     Seal,
     Shared,
     Span,
+    Sums,
     Unit,
     Verify,
     large_group,
@@ -81,9 +83,10 @@ class Portion(NamedTuple):
 class Coordinator:
     """Decides what is done next. It starts nothing and waits for nothing, so its decisions can be tested alone."""
 
-    def __init__(self, job: Job, report: Report, observer: Observer, stop: Stop) -> None:
+    def __init__(self, job: Job, report: Report, observer: Observer, stop: Stop, spool: Spool | None = None) -> None:
         self.job, self.report, self.jobs = job, report, report.jobs
         self.observer, self.stop = observer, stop
+        self.spool = spool  # where checksums go
         self.frontier: deque[Unit] = deque()
         self.holding: Counter[Group] = Counter()
         self.waiting: dict[Group, list[Unit]] = {}
@@ -142,6 +145,8 @@ class Coordinator:
         self.release(units)
         for unit in units:
             self.deaths.pop(unit, None)
+        if self.spool and outcome.sums:
+            self.spool.add(outcome.sums)
         self.learn_batch(len(units), outcome)
         outcome.failures = self.worth_telling(outcome.failures)
         self.report.absorb(outcome)
@@ -385,6 +390,8 @@ def collect(coordinator: Coordinator, executor: Executor, running: dict[Future[O
     """Wait for a slice and take in what is done. True if the executor is broken; then nothing is running any more."""
     done, _ = wait(running, PATIENCE, FIRST_COMPLETED)
     broken = any(isinstance(future.exception(), BROKEN) for future in done)
+    if not done and coordinator.stopped:
+        hurry_workers(executor)
     if not done and is_broken(executor):
         end_workers(executor)  # the executor waits for the rest of a message: now it sees the end of it
         broken = True
@@ -411,6 +418,9 @@ def divide(unit: Unit, parts: int) -> list[Unit]:
         size = max(1, len(unit.names) // parts)
         names = [unit.names[at : at + size] for at in range(0, len(unit.names), size)]
         return [unit._replace(names=some, share=unit.share * len(some) / len(unit.names)) for some in names]
+    if isinstance(unit, Sums) and len(unit.names) > 1:
+        size = max(1, len(unit.names) // parts)
+        return [unit._replace(names=unit.names[at : at + size]) for at in range(0, len(unit.names), size)]
     if isinstance(unit, (Span, Verify)) and unit.stop - unit.start >= 2 * SMALLEST_SPAN:
         size = max(SMALLEST_SPAN, -(-(unit.stop - unit.start) // parts))
         size = -(-size // PAGE) * PAGE  # no page is written by two workers, one of which has verified its part of it

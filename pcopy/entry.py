@@ -71,7 +71,7 @@ class Copier:
         self.keep_links = "links" in options.preserve
         self.contents = Contents(options)
         self.metadata = Metadata(options, job.umask)
-        self.auditor = Auditor(options)
+        self.auditor = Auditor(options, job.stop)
         self.plain = Plain(options, self.contents, self.metadata, LARGE)
         self.grains: dict[int, int] = {}  # st_dev: granularity of times in nanoseconds
 

@@ -25,12 +25,19 @@ class When(str, enum.Enum):
     NEVER = "never"
 
 
+class Hash(str, enum.Enum):
+    """Whose checksums a manifest holds: each has a common tool that checks them."""
+
+    SHA256 = "sha256"
+    BLAKE3 = "blake3"
+
+
 @dataclass(frozen=True)
 class Options:
     """Every choice of a run.
 
-    ``preserve`` is a subset of :data:`ALL_ATTRIBUTES`; ``verbose`` makes outcomes name every entry;
-    ``start_method`` is multiprocessing's, ``None`` for the best that is safe here.
+    ``preserve`` is a subset of :data:`ALL_ATTRIBUTES`; ``sums``: outcomes carry the checksums of all files in the copy;
+    ``verbose`` makes outcomes name every entry; ``start_method`` is multiprocessing's, ``None`` for the best that is safe here.
     """
 
     jobs: int = 1
@@ -44,6 +51,7 @@ class Options:
     atomic: bool = False
     fsync: bool = False
     verify: bool = False
+    sums: Hash | None = None
     retries: int = 2
     dry_run: bool = False
     verbose: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pcopy.errors import ExitStatus
+from pcopy.stop import Stop
 from pcopy.work import Failure, Outcome, Tally
 
 # What one more file costs, in bytes that could be copied instead: 30 microseconds at 2 GB/s. For the bar only.
@@ -46,12 +47,6 @@ class Progress:
         else:
             total = (small + self.large_found) / max(min(seen, 1.0), 1e-9)
         return min(1.0, (small + self.large_done) / total) if total else 0.0
-
-
-class Stop:
-    """Asks a run to stop: set ``signal`` to the number to report, from a signal handler or another thread."""
-
-    signal = 0
 
 
 class Observer:
@@ -127,3 +122,6 @@ class Report(Tally):
         reason = f"found {self.found:,} entries, but can account for {self.accounted:,}: run the same line again"
         self.errors.append(Failure(path, "reconcile", None, reason))
         return self.errors[-1]
+
+
+__all__ = ["Observer", "Progress", "Report", "Stop"]

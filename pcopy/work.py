@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
 from pcopy.options import Options
+from pcopy.stop import Stop
 
 Group = Hashable
 Inode = tuple[int, int]  # (st_dev, st_ino)
@@ -39,6 +40,7 @@ class Job(NamedTuple):
     trees: tuple[Tree, ...]
     token: str  # in the names of temporary files: tells this run's from those of a dead one
     umask: int
+    stop: Stop | None = None
 
 
 class Attributes(NamedTuple):
@@ -237,6 +239,28 @@ class Link(NamedTuple):
         return self.inode
 
 
+class Sums(NamedTuple):
+    """Take the checksums of these names, so far as they are regular files.
+
+    ``copied`` by this run: what was read in the source is what should be in the copy.
+    """
+
+    tree: int
+    path: str
+    names: tuple[str, ...]
+    rename: str | None
+    copied: bool
+    failed: int = 0
+
+    @property
+    def holds(self) -> tuple[Group, ...]:
+        return (directory_group(self.tree, self.path),)
+
+    @property
+    def after(self) -> Group:
+        return None
+
+
 class Finish(NamedTuple):
     """Give a directory its attributes, now that its entries are in place.
 
@@ -259,7 +283,7 @@ class Finish(NamedTuple):
         return directory_group(self.tree, self.path)
 
 
-Unit = Scan | Entries | Span | Verify | Seal | Link | Finish
+Unit = Scan | Entries | Span | Verify | Seal | Link | Sums | Finish
 
 
 def directory_group(tree: int, path: str) -> Group:
@@ -331,6 +355,7 @@ class Outcome:
     warnings: list[str] = field(default_factory=list)
     lost: dict[str, int] = field(default_factory=dict)  # what could not be preserved: how often
     events: list[tuple[str, str]] = field(default_factory=list)  # (what happened, path), if verbose
+    sums: list[bytes] = field(default_factory=list)  # records of the manifest
     leftover: list[Unit] = field(default_factory=list)  # the last is the next to do
     shared: list[Shared] = field(default_factory=list)
     ruined: set[Group] = field(default_factory=set)  # large files of which a span failed

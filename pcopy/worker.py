@@ -26,6 +26,8 @@ from pcopy.audit import Unfinished
 from pcopy.entry import TRIES, Fate, Result, SourceChanged, changed
 from pcopy.handles import ABSENT, Handles, Pair
 from pcopy.links import Linker
+from pcopy.manifest import record
+from pcopy.reading import Stopped
 from pcopy.work import (
     Entries,
     Finish,
@@ -37,6 +39,7 @@ from pcopy.work import (
     Seal,
     Shared,
     Span,
+    Sums,
     Unit,
     Verify,
     directory_group,
@@ -110,6 +113,9 @@ class Slice(Account):
                 self.fail_unit(unit, self.failure_of(self.source_path(unit), error))
             except Exception as error:  # a fault in pcopy itself: it must not take the other entries with it
                 self.fail_unit(unit, unforeseen(self.source_path(unit), error))
+            if self.to_sum:
+                self.stack += self.to_sum
+                self.to_sum = []
             if time.monotonic() >= self.deadline or self.stuck:
                 break
         self.outcome.leftover = self.waiting + self.stack
@@ -240,6 +246,7 @@ class Slice(Account):
         else:
             if result.fate is Fate.SKIPPED:
                 self.spoil(unit)
+            self.note_there(unit, name, unit.rename)
             self.count(result.fate)
             self.event("updated" if result.updated else WORDS.get(result.fate, "copied"), unit, name)
         return result.fate is Fate.LARGE
@@ -320,6 +327,7 @@ class Slice(Account):
             self.count(Fate.FILE)
             self.outcome.tally.bytes += large.size
             self.outcome.large_sealed += large.size
+            self.note_there(unit, large.name, large.target, copied=True)
             self.event("copied", unit, large.name)
 
     def link(self, unit: Link) -> None:
@@ -338,9 +346,32 @@ class Slice(Account):
                 copy = Entries(unit.tree, unit.path, (unit.name,), False, False, unit.share, unit.rename, unit.inode)
                 self.stack.append(copy)
                 return
+            self.note_there(unit, unit.name, unit.rename)
             self.count(result.fate)
             self.event(WORDS.get(result.fate, "copied"), unit, unit.name)
         self.outcome.share += unit.share
+
+    def sum(self, unit: Sums) -> None:
+        """Take the checksums of files for the manifest."""
+        pair, tree = self.handles.pair(unit.tree, unit.path), self.job.trees[unit.tree]
+        top = os.path.basename(tree.destination) if tree.depth else ""
+        for done, name in enumerate(unit.names):
+            if done and time.monotonic() >= self.deadline:
+                self.stack.append(unit._replace(names=unit.names[done:]))
+                return
+            target = unit.rename or name
+            try:
+                digest = self.copier.auditor.sum(pair, name, target, unit.copied)
+            except Stopped:
+                self.stack.append(unit._replace(names=unit.names[done:]))
+                self.deadline = 0.0
+                return
+            except OSError as error:
+                self.sum_failed(unit, name, error)
+            else:
+                if digest:
+                    path = "/".join(part for part in (top, unit.path, target) if part)
+                    self.outcome.sums.append(record(path, digest))
 
     def finish(self, unit: Finish) -> None:
         if unit.last or unit.after in self.open:
@@ -362,5 +393,6 @@ DO: dict[type, Callable[[Slice, Any], None]] = {
     Verify: Slice.verify_span,
     Seal: Slice.seal,
     Link: Slice.link,
+    Sums: Slice.sum,
     Finish: Slice.finish,
 }

@@ -17,10 +17,10 @@ import pcopy
 
 HOUSE = Path(pcopy.__file__).parent
 FLOORS = (
-    ("errors", "options"),
+    ("errors", "options", "stop"),
     ("work", "paths", "engines"),  # engines know no units: work stands beside them
     ("result", "filesystem"),
-    ("handles", "contents"),
+    ("handles", "contents", "manifest"),
     ("metadata", "reading"),
     ("directory", "plain", "audit"),
     ("entry",),

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
+import re
 import shutil
+import signal
+import stat
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 import pcopy as library
+from pcopy import audit as library_audit
+from pcopy import manifest as library_manifest
 from pcopy import worker
 from pcopy.coordinator import Coordinator, divide
+from pcopy.manifest import parse
 from pcopy.options import Options
+from pcopy.prepare import current_umask
 from pcopy.result import Observer, Report, Stop
 from pcopy.work import Entries, Job, Large, Outcome, Seal, Span, Tree, Verify, Version, large_group
 from tests.conftest import Run
+from tests.test_engines import wait_until
 from tests.trees import WHEN, Dir, Fifo, File, Hard, Holes, Link, make_tree, read_tree
 
 JOBS = pytest.mark.parametrize("jobs", [1, 3])
@@ -318,3 +329,219 @@ def test_verify_reads_nothing_of_what_is_unchanged(tmp_path: Path, source: Path,
     monkeypatch.setattr(os, "preadv", lambda *_: next(reads))
     assert library.copy(source, tmp_path / "dst", jobs=1, verify=True).files == 0
     assert next(reads) == 0
+
+
+# ---- --manifest -----------------------------------------------------------------------------------------------------
+
+ODD: dict[str | bytes, object] = {
+    "back\\slash": b"1",
+    "line\nend": b"2",
+    "return\r": b"3",
+    b"not utf-8 \xff": b"4",
+    " blanks ": b"5",
+    "*star": b"6",
+    "d\\\n": Dir({"deep\\name": b"7", "plain": b"8"}),
+}
+
+
+def sha256sum(manifest: Path, where: Path) -> subprocess.CompletedProcess[bytes]:
+    if not shutil.which("sha256sum"):
+        pytest.skip("needs sha256sum")
+    return subprocess.run(["sha256sum", "-c", "--strict", manifest], cwd=where, capture_output=True, check=False)
+
+
+def lines_of(manifest: Path) -> list[bytes]:
+    return manifest.read_bytes().splitlines(keepends=True)
+
+
+def files_in(top: Path) -> set[bytes]:
+    return {path for path, state in read_tree(top).items() if state.kind == "file"}
+
+
+@JOBS
+def test_a_manifest_lists_every_file_of_the_copy_for_sha256sum(tmp_path: Path, source: Path, jobs: int) -> None:
+    make_tree(source, ODD)
+    report = library.copy(source, tmp_path / "dst", jobs=jobs, manifest=tmp_path / "sums")
+    assert (report.errors, report.exit_status) == ([], 0)
+    done = sha256sum(tmp_path / "sums", tmp_path / "dst")
+    assert (done.returncode, done.stderr) == (0, b"")
+    lines = (tmp_path / "sums").read_bytes().split(b"\n")[:-1]
+    names = [parse(line) for line in lines]
+    assert {os.fsencode(name[0]) for name in names if name} == files_in(source)
+    assert len(lines) == len(files_in(source))
+    assert [line.lstrip(b"\\")[66:] for line in lines] == sorted(line.lstrip(b"\\")[66:] for line in lines)
+    assert list(tmp_path.glob(".pcopy-*")) == []
+    assert stat.S_IMODE((tmp_path / "sums").stat().st_mode) == 0o666 & ~current_umask()
+
+
+@JOBS
+def test_after_a_rerun_the_manifest_is_as_complete_and_right(tmp_path: Path, source: Path, jobs: int) -> None:
+    make_tree(tmp_path / "dst", {"extra": b"not of the source"})
+    for day in range(3):
+        (source / f"new {day}").write_text(f"of day {day}")
+        (source / "d/f1").write_text(f"changed on day {day}")
+        (source / f"d/f{20 + day}").unlink()
+        report = library.copy(source, tmp_path / "dst", jobs=jobs, manifest=tmp_path / "sums")
+        assert report.exit_status == 0 and (report.unchanged > 30 or not day)
+        assert sha256sum(tmp_path / "sums", tmp_path / "dst").returncode == 0
+        assert len(lines_of(tmp_path / "sums")) == len(files_in(source))
+    kept = library.copy(source, tmp_path / "dst", jobs=jobs, overwrite="never", manifest=tmp_path / "sums")
+    assert kept.skipped
+    assert len(lines_of(tmp_path / "sums")) == len(files_in(source))
+
+
+def test_several_sources_are_listed_from_the_destination(tmp_path: Path) -> None:
+    one = make_tree(tmp_path / "one", {"a": b"1", "d": Dir({"b": b"2"})})
+    single = make_tree(tmp_path / "two", {"file": b"3"}) / "file"
+    (tmp_path / "all").mkdir()
+    assert library.copy([one, single], tmp_path / "all", jobs=1, manifest=tmp_path / "sums").ok
+    assert [line[66:] for line in lines_of(tmp_path / "sums")] == [b"file\n", b"one/a\n", b"one/d/b\n"]
+    assert library.copy(single, tmp_path / "all/renamed", jobs=1, manifest=tmp_path / "sums").ok
+    assert [line[66:] for line in lines_of(tmp_path / "sums")] == [b"renamed\n"]
+    assert sha256sum(tmp_path / "sums", tmp_path / "all").returncode == 0
+
+
+@JOBS
+@pytest.mark.parametrize("name", ["d/f7", "large"])
+def test_a_copy_that_went_bad_on_its_way_does_not_match_its_manifest(
+    tmp_path: Path, source: Path, pcopy: Run, shim: Path, jobs: int, name: str
+) -> None:
+    environment = flipping(shim, f"/src/{name}")
+    assert pcopy("-j", jobs, "--manifest", "sums", source, "dst", env=environment).returncode == 0
+    done = sha256sum(tmp_path / "sums", tmp_path / "dst")
+    assert re.findall(rb"^(.*): FAILED", done.stdout, re.MULTILINE) == [name.encode()]
+    library.copy(source, tmp_path / "dst", jobs=1, manifest=tmp_path / "sums")  # it looks unchanged: listed as it is
+    assert sha256sum(tmp_path / "sums", tmp_path / "dst").returncode == 0
+
+
+def test_a_source_that_changes_before_it_is_summed_up_is_not_taken_for_its_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_tree(tmp_path / "src", {"a": b"before"})
+    real = library_audit.Auditor.sum
+
+    def later(*arguments: object) -> object:
+        (source / "a").write_bytes(b"beyond")
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(library_audit.Auditor, "sum", later)
+    library.copy(source, tmp_path / "dst", jobs=1, manifest=tmp_path / "sums")
+    assert (tmp_path / "dst/a").read_bytes() == b"before"
+    assert sha256sum(tmp_path / "sums", tmp_path / "dst").returncode == 0
+
+
+def test_many_lines_are_sorted_in_parts(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library.copy(source, tmp_path / "dst", jobs=1, manifest=tmp_path / "whole")
+    monkeypatch.setattr(library_manifest, "PART", 3)
+    parts: list[int] = []
+    real = library_manifest.Spool.part
+
+    def noted(spool: library_manifest.Spool) -> object:
+        parts.append(len(spool.lines))
+        return real(spool)
+
+    monkeypatch.setattr(library_manifest.Spool, "part", noted)
+    library.copy(source, tmp_path / "dst", jobs=1, overwrite="always", manifest=tmp_path / "parts")
+    assert parts and (tmp_path / "parts").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_no_room_for_the_parts_is_a_failure_of_the_manifest_alone(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(library_manifest, "PART", 3)
+    monkeypatch.setattr(library_manifest.Spool, "part", full)
+    (tmp_path / "sums").write_text("of yesterday")
+    report = library.copy(source, tmp_path / "dst", jobs=1, manifest=tmp_path / "sums")
+    assert [(one.path, one.operation) for one in report.errors] == [(str(tmp_path / "sums"), "write the manifest")]
+    assert report.exit_status == 1
+    assert (tmp_path / "sums").read_text() == "of yesterday"
+    assert read_tree(tmp_path / "dst") == read_tree(source)
+
+
+def test_a_manifest_in_the_copy_lists_not_itself_and_changes_no_times(tmp_path: Path, source: Path) -> None:
+    for _ in range(2):
+        assert library.copy(source, tmp_path / "dst", jobs=1, manifest=tmp_path / "dst/SUMS").ok
+        assert sha256sum(tmp_path / "dst/SUMS", tmp_path / "dst").returncode == 0
+        copy = read_tree(tmp_path / "dst")
+        del copy[b"SUMS"]
+        assert copy == read_tree(source)
+    assert not any(line.endswith(b"  SUMS\n") for line in lines_of(tmp_path / "dst/SUMS"))
+
+
+def test_a_manifest_is_not_written_through_a_link(tmp_path: Path, source: Path) -> None:
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "sums").symlink_to("precious")
+    assert library.copy(source, tmp_path / "dst", jobs=1, manifest=tmp_path / "sums").ok
+    assert (tmp_path / "precious").read_text() == "mine"
+    assert sha256sum(tmp_path / "sums", tmp_path / "dst").returncode == 0
+    assert not (tmp_path / "sums").is_symlink()
+
+
+@JOBS
+def test_a_run_that_is_cut_short_leaves_the_old_manifest(tmp_path: Path, source: Path, jobs: int) -> None:
+    (tmp_path / "sums").write_text("of yesterday")
+    stop = Stop()
+    stop.signal = signal.SIGTERM
+    report = library.copy(source, tmp_path / "dst", jobs=jobs, manifest=tmp_path / "sums", stop=stop)
+    assert any("sums: not written, because the run was cut short" in warning for warning in report.warnings)
+    assert (tmp_path / "sums").read_text() == "of yesterday"
+
+
+def test_a_dry_run_writes_no_manifest(tmp_path: Path, source: Path) -> None:
+    assert library.copy(source, tmp_path / "dst", jobs=1, manifest=tmp_path / "sums", dry_run=True).ok
+    assert not (tmp_path / "sums").exists()
+
+
+@JOBS
+def test_ctrl_c_does_not_wait_for_the_checksum_of_a_large_file(tmp_path: Path, pcopy: Run, jobs: int) -> None:
+    source = make_tree(tmp_path / "src", {"huge": Holes(400 << 30, {0: b"x"})})
+    command = [sys.executable, "-m", "pcopy", "-j", str(jobs), "--manifest", "sums", str(source), "dst"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert wait_until(lambda: (tmp_path / "dst/huge").exists(), 30)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, time.monotonic() - began < 10) == (130, True), err
+    assert "interrupted: copied 1 file" in err
+    assert not (tmp_path / "sums").exists()
+
+
+@pytest.mark.parametrize("name", ["missing/sums", "dst", "sums/", "src/plain/sums", "pipe", "dst/plain", "dst/d/f1"])
+def test_a_manifest_that_cannot_be_written_is_refused_before_anything_is(
+    tmp_path: Path, source: Path, pcopy: Run, name: str
+) -> None:
+    make_tree(tmp_path, {"dst": Dir({"d": Dir({})}), "pipe": Fifo()})
+    done = pcopy("--manifest", name, source, "dst")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "manifest" in done.stderr
+    assert os.listdir(tmp_path / "dst") == ["d"]
+
+
+def test_a_manifest_in_the_place_of_a_source_is_refused(tmp_path: Path, source: Path, pcopy: Run) -> None:
+    done = pcopy("--manifest", source / "plain", source / "plain", "dst")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert (source / "plain").read_bytes() == b"x" * 5000
+
+
+def test_blake3_is_what_b3sum_writes(tmp_path: Path, source: Path) -> None:
+    blake3 = pytest.importorskip("blake3")
+    assert library.copy(source, tmp_path / "dst", jobs=2, manifest=tmp_path / "sums", hash="blake3").ok
+    names = dict(filter(None, map(parse, (tmp_path / "sums").read_bytes().split(b"\n"))))
+    assert set(map(os.fsencode, names)) == files_in(source)
+    assert all(digest == blake3.blake3((source / name).read_bytes()).hexdigest() for name, digest in names.items())
+
+
+def test_without_the_module_blake3_the_extra_is_named(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "blake3", None)
+    with pytest.raises(library.UsageError, match=r"pip install 'pcopy\[blake3\]'"):
+        library.copy(source, tmp_path / "dst", manifest=tmp_path / "sums", hash="blake3")
+    assert not (tmp_path / "dst").exists()
+
+
+def test_a_hash_without_a_manifest_is_refused(source: Path, pcopy: Run) -> None:
+    done = pcopy("--hash", "blake3", source, "dst")
+    assert (done.returncode, "--hash goes with --manifest" in done.stderr) == (2, True)
