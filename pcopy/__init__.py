@@ -13,12 +13,14 @@ TYPE_CHECKING = False  # as typing has it, whose import takes a third of the tim
 
 if TYPE_CHECKING:
     from pcopy.api import copy
+    from pcopy.checking import check
     from pcopy.comparison import Comparison, compare
     from pcopy.errors import PcopyError, UsageError
     from pcopy.result import Observer, Progress, Report, Stop
     from pcopy.work import Failure
 
 HOMES = {
+    "check": "checking",
     "copy": "api",
     "compare": "comparison",
     "Comparison": "comparison",
@@ -40,6 +42,7 @@ __all__ = [
     "Stop",
     "UsageError",
     "__version__",
+    "check",
     "compare",
     "copy",
 ]

@@ -11,9 +11,25 @@ from pcopy import filesystem as fs
 from pcopy.directory import Directories
 from pcopy.entry import Copier, Fate
 from pcopy.handles import Handles, Pair
-from pcopy.work import Entries, Failure, Finish, Group, Job, Link, Outcome, Scan, Seal, Span, Sums, Unit, Verify, large_group
+from pcopy.work import (
+    Check,
+    Entries,
+    Failure,
+    Finish,
+    Group,
+    Job,
+    Link,
+    Outcome,
+    Scan,
+    Seal,
+    Span,
+    Sums,
+    Unit,
+    Verify,
+    large_group,
+)
 
-Retried = Scan | Entries | Span | Verify | Link | Sums | Finish
+Retried = Scan | Entries | Span | Verify | Link | Sums | Check | Finish
 
 
 class Account:
@@ -103,6 +119,9 @@ class Account:
             outcome.failures.append(failure)
         elif isinstance(unit, Seal):
             self.fail(failure)
+        elif isinstance(unit, Check):
+            outcome.tally.failed += unit.length
+            outcome.failures.append(failure)
         elif isinstance(unit, Sums) or not gone:
             outcome.failures.append(failure)  # a directory's attributes; the directory was counted already
 
@@ -155,6 +174,15 @@ class Account:
             top = self.job.trees[unit.tree].destination
             path = "/".join(part for part in (top, unit.path, unit.rename or name) if part)
             self.outcome.failures.append(self.failure_of(path, error))
+
+    def check_failed(self, unit: Check, path: str, error: OSError) -> None:
+        """A file differs from the manifest, or is missing, or cannot be read. ``unit``: its line."""
+        if self.try_again(unit, error.errno):
+            return
+        failure = fs.failure(os.path.join(self.job.trees[unit.tree].source, path), error)
+        if error.errno == errno.ENOENT:
+            failure = failure._replace(reason="is missing")
+        self.fail(failure._replace(operation="check"))
 
     def spoil(self, unit: Unit) -> None:
         """The first name of an inode was not copied: no other may become a link to what is there under it."""

@@ -2,6 +2,7 @@
 
 equal           is the copy that is there equal to its source (--checksum)?  ─▶ yes │ no │ Unfinished: later, from here
 read_back       did the bytes that were copied reach the storage (--verify)?  ─▶ OSError if not
+check           has a file the checksum that a manifest says (--check)?
 sum             the checksum of a file in the copy (--manifest)
 read_back_span  write out ─▶ forget what memory holds of it ─▶ read both ─▶ compare
 """
@@ -120,6 +121,19 @@ class Auditor:
             return self.reader.digest(handle, self.new, self.stop)[0]
         finally:
             os.close(handle)
+
+    def check(self, top: int, path: str, digest: str) -> int:
+        """The bytes of a file that has this checksum. Raises OSError if it has another, Stopped."""
+        handle = fs.open_deep(path, top)
+        try:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise OSError("is no regular file")
+            found, size = self.reader.digest(handle, self.new, self.stop)
+        finally:
+            os.close(handle)
+        if found != digest:
+            raise OSError("differs from the manifest")
+        return size
 
     def sum_source(self, pair: Pair, name: str, copy: os.stat_result) -> str | None:
         """None if the source may have changed: its time is not the one that it gave to its copy."""

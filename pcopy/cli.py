@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -29,6 +29,8 @@ Examples:
   pcopy -j 16 /nfs/data /scratch/data       more processes for storage that waits
   pcopy notes.txt letters /mnt/usb/         several sources go into a directory
   pcopy -n -v photos /mnt/backup/photos     say what would be done, touch nothing
+  pcopy --check photos.sha256 /mnt/backup/photos
+                                            is the copy what its manifest says?
   pcopy --compare photos                    is it worth more than one process here?
 
 \b
@@ -37,7 +39,8 @@ named; 2 the command line is wrong, nothing was touched; 3 stopped early (no spa
 destination unusable, another run holds it); 129, 130, 143 interrupted."""
 
 
-WHAT, HOW, SAY, MEASURE, OTHER = "What is copied", "How it is copied", "What is said", "Measuring", "Other"
+WHAT, HOW, SAY, OTHER = "What is copied", "How it is copied", "What is said", "Other"
+MEASURE = "Checking and measuring"
 
 
 class Command(click.Command):
@@ -184,6 +187,8 @@ def print_version(context: click.Context, param: click.Parameter, given: bool) -
 @click.option("-v", "--verbose", cls=Option, group=SAY, is_flag=True, help="Name every entry.  [default: failures]")
 @click.option("--json", "as_json", cls=Option, group=SAY, is_flag=True,
               help="The report on stdout as one JSON object.  [default: a line on stderr]")
+@click.option("--check", cls=Option, group=MEASURE, metavar="FILE", shell_complete=some_file,
+              help="Check files against a manifest: pcopy --check FILE [DIRECTORY]; its names begin there.  [default: copy]")
 @click.option("--compare", is_flag=True, cls=Option, group=MEASURE,
               help="Measure one process against many: pcopy --compare [SOURCE [DESTINATION]]. Without SOURCE it makes a "
                    "sample tree; -j 2,4,8 lists the pools to try.")
@@ -203,7 +208,7 @@ def main(context: click.Context, /, **given: Any) -> NoReturn:
     DESTINATION is its new name or the directory it goes into. Several: DESTINATION is the directory they go into.
     """
     try:
-        status = run_compare(context, given) if given["compare"] else run_copy(context, given)
+        status = way(given)(context, given)
     except UsageError as error:
         from pcopy.report import shown
 
@@ -213,17 +218,18 @@ def main(context: click.Context, /, **given: Any) -> NoReturn:
 # fmt: on
 
 
+def way(given: dict[str, Any]) -> Callable[[click.Context, dict[str, Any]], int]:
+    return run_check if given["check"] is not None else run_compare if given["compare"] else run_copy
+
+
 def run_copy(context: click.Context, given: dict[str, Any]) -> int:
     """pcopy SOURCE... DESTINATION"""
     refuse(context, given, ("against", "rounds", "chart"), "goes with --compare")
     if not given["manifest"]:
-        refuse(context, given, ("hash",), "goes with --manifest")
-    if given["quiet"] and given["verbose"]:
-        raise click.UsageError("--quiet and --verbose exclude each other", context)
+        refuse(context, given, ("hash",), "goes with --manifest or --check")
     if len(given["paths"]) < 2:
         raise click.UsageError("a source and a destination are needed: pcopy SOURCE... DESTINATION", context)
-    if given["jobs"] and len(given["jobs"]) > 1:
-        raise click.UsageError("several numbers of jobs are for --compare", context)
+    refuse_two_ways(context, given)
     from pcopy.api import copy
     from pcopy.result import Stop
 
@@ -243,6 +249,37 @@ PASSED_ON = (
     "overwrite", "checksum", "dereference", "one_file_system", "reflink", "sparse", "atomic", "fsync", "verify",
     "manifest", "hash", "retries", "dry_run",
 )  # fmt: skip
+
+
+NOT_CHECKED = (
+    "overwrite", "checksum", "preserve", "no_preserve", "dereference", "one_file_system", "reflink", "sparse", "atomic",
+    "fsync", "verify", "manifest", "dry_run", "compare", "against", "rounds", "chart",
+)  # fmt: skip
+
+
+def run_check(context: click.Context, given: dict[str, Any]) -> int:
+    """pcopy --check MANIFEST [DIRECTORY]"""
+    refuse(context, given, NOT_CHECKED, "does not go with --check")
+    refuse_two_ways(context, given)
+    if len(given["paths"]) > 1:
+        raise click.UsageError("--check takes one directory: pcopy --check MANIFEST [DIRECTORY]", context)
+    from pcopy.checking import check
+    from pcopy.result import Stop
+
+    stop = Stop()
+    with interruptible(stop), observer_for(given) as observer:
+        report = check(
+            given["check"], *given["paths"], jobs=given["jobs"] and given["jobs"][0], hash=given["hash"],
+            retries=given["retries"], verbose=given["verbose"], observer=observer, stop=stop,
+        )  # fmt: skip
+    return report.exit_status if tell(report, given) else report.exit_status or ExitStatus.FAILED
+
+
+def refuse_two_ways(context: click.Context, given: dict[str, Any]) -> None:
+    if given["quiet"] and given["verbose"]:
+        raise click.UsageError("--quiet and --verbose exclude each other", context)
+    if given["jobs"] and len(given["jobs"]) > 1:
+        raise click.UsageError("several numbers of jobs are for --compare", context)
 
 
 def run_compare(context: click.Context, given: dict[str, Any]) -> int:

@@ -25,6 +25,7 @@ from pcopy.engines import PATIENCE, Engine, NotStarted, end_workers, hurry_worke
 from pcopy.manifest import Spool
 from pcopy.result import Observer, Progress, Report, Stop
 from pcopy.work import (
+    Check,
     Entries,
     Failure,
     Finish,
@@ -418,6 +419,9 @@ def divide(unit: Unit, parts: int) -> list[Unit]:
         size = max(1, len(unit.names) // parts)
         names = [unit.names[at : at + size] for at in range(0, len(unit.names), size)]
         return [unit._replace(names=some, share=unit.share * len(some) / len(unit.names)) for some in names]
+    if isinstance(unit, Check) and unit.length > 1:
+        size = max(1, unit.length // parts)
+        return [unit.part(at, at + size) for at in range(0, unit.length, size)]
     if isinstance(unit, Sums) and len(unit.names) > 1:
         size = max(1, len(unit.names) // parts)
         return [unit._replace(names=unit.names[at : at + size]) for at in range(0, len(unit.names), size)]

@@ -43,6 +43,7 @@ FICLONE = 0x40049409  # linux/fs.h; ioctl_ficlone(2)
 UNABLE = frozenset({errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENODATA})
 # This one attribute is too large for the file system (setxattr(2); ext4 says ENOSPC: a value has to fit into one block).
 TOO_LARGE = frozenset({errno.E2BIG, errno.ERANGE, errno.ENOSPC})
+SHORT = 1000  # characters of a path that any call takes, four bytes each (PATH_MAX)
 LARGEST_ATTRIBUTE = 64 << 10  # bytes (XATTR_SIZE_MAX, xattr(7))
 # Nothing else can be written to the destination either.
 FATAL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
@@ -103,6 +104,21 @@ def open_to_read(name: str, directory: int, follow: bool = False) -> int:
         if error.errno != errno.EPERM:
             raise
         return os.open(name, flags, dir_fd=directory)
+
+
+def open_deep(path: str, directory: int) -> int:
+    """Open a file to read, however long its path below an open directory is. Links are followed."""
+    if len(path) < SHORT:
+        return open_to_read(path, directory, follow=True)
+    above = os.open(".", PASS, dir_fd=directory)
+    try:
+        while len(path) >= SHORT and (cut := path.rfind("/", 1, SHORT)) > 0:
+            below = pass_through(path[:cut], above, follow=True)
+            os.close(above)
+            above, path = below, path[cut + 1 :]
+        return open_to_read(path, above, follow=True)
+    finally:
+        os.close(above)
 
 
 def open_top(path: str, inode: tuple[int, int]) -> int:

@@ -81,6 +81,7 @@ class Report(Tally):
     stopped: bool = False  # no space, destination unusable, another run holds it
     signal: int = 0  # that interrupted the run
     dry_run: bool = False
+    checked: bool = False  # against a manifest, not copied
 
     @property
     def ok(self) -> bool:

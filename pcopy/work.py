@@ -261,6 +261,42 @@ class Sums(NamedTuple):
         return None
 
 
+class Check(NamedTuple):
+    """Compare files with the checksums in these lines of a manifest, of which the first has this number."""
+
+    manifest: str
+    text: bytes
+    first: int
+    failed: int = 0
+
+    @property
+    def tree(self) -> int:
+        return 0
+
+    @property
+    def path(self) -> str:
+        return ""
+
+    @property
+    def lines(self) -> list[bytes]:
+        return self.text.removesuffix(b"\n").split(b"\n")
+
+    @property
+    def length(self) -> int:
+        return len(self.lines)
+
+    def part(self, start: int, stop: int | None = None) -> Check:
+        return self._replace(text=b"\n".join([*self.lines[start:stop], b""]), first=self.first + start)
+
+    @property
+    def holds(self) -> tuple[Group, ...]:
+        return ()
+
+    @property
+    def after(self) -> Group:
+        return None
+
+
 class Finish(NamedTuple):
     """Give a directory its attributes, now that its entries are in place.
 
@@ -283,7 +319,7 @@ class Finish(NamedTuple):
         return directory_group(self.tree, self.path)
 
 
-Unit = Scan | Entries | Span | Verify | Seal | Link | Sums | Finish
+Unit = Scan | Entries | Span | Verify | Seal | Link | Sums | Check | Finish
 
 
 def directory_group(tree: int, path: str) -> Group:

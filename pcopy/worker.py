@@ -26,10 +26,12 @@ from pcopy.audit import Unfinished
 from pcopy.entry import TRIES, Fate, Result, SourceChanged, changed
 from pcopy.handles import ABSENT, Handles, Pair
 from pcopy.links import Linker
-from pcopy.manifest import record
+from pcopy.manifest import BadLine, parse, record
 from pcopy.reading import Stopped
 from pcopy.work import (
+    Check,
     Entries,
+    Failure,
     Finish,
     Job,
     Large,
@@ -373,6 +375,45 @@ class Slice(Account):
                     path = "/".join(part for part in (top, unit.path, target) if part)
                     self.outcome.sums.append(record(path, digest))
 
+    def check(self, unit: Check) -> None:
+        """Compare files with the lines of a manifest."""
+        tree = self.job.trees[unit.tree]
+        top = fs.open_top(tree.source, tree.source_inode)
+        try:
+            for done, line in enumerate(unit.lines):
+                late = bool(done) and time.monotonic() >= self.deadline
+                if late or not self.check_line(unit, done, line, top):
+                    self.stack.append(unit.part(done))
+                    break
+        finally:
+            os.close(top)
+
+    def check_line(self, unit: Check, number: int, line: bytes, top: int) -> bool:
+        """Compare one file. False if the run is to stop before that is done."""
+        try:
+            named = parse(line)
+        except BadLine:
+            reason = f"line {unit.first + number:,}: is no checksum and name as sha256sum and b3sum write them"
+            self.fail(Failure(unit.manifest, "check", None, reason))
+            return True
+        if named is None:  # nothing to be accounted for
+            self.outcome.tally.found -= 1
+            self.outcome.listed -= 1
+            return True
+        self.outcome.current = named[0]
+        try:
+            size = self.copier.auditor.check(top, *named)
+        except Stopped:
+            self.deadline = 0.0
+            return False
+        except OSError as error:
+            self.check_failed(unit.part(number, number + 1), named[0], error)
+        else:
+            self.count(Fate.FILE)
+            self.outcome.tally.bytes += size
+            self.event("good", unit, named[0])
+        return True
+
     def finish(self, unit: Finish) -> None:
         if unit.last or unit.after in self.open:
             self.waiting.append(unit)
@@ -394,5 +435,6 @@ DO: dict[type, Callable[[Slice, Any], None]] = {
     Seal: Slice.seal,
     Link: Slice.link,
     Sums: Slice.sum,
+    Check: Slice.check,
     Finish: Slice.finish,
 }

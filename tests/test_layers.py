@@ -28,7 +28,7 @@ FLOORS = (
     ("worker",),
     ("coordinator", "prepare"),
     ("api",),
-    ("comparison",),
+    ("comparison", "checking"),
     ("report",),
     ("progress", "chart"),
     ("cli",),

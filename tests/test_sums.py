@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import json
 import os
 import re
 import shutil
@@ -25,7 +26,7 @@ from pcopy.manifest import parse
 from pcopy.options import Options
 from pcopy.prepare import current_umask
 from pcopy.result import Observer, Report, Stop
-from pcopy.work import Entries, Job, Large, Outcome, Seal, Span, Tree, Verify, Version, large_group
+from pcopy.work import Check, Entries, Job, Large, Outcome, Seal, Span, Tree, Verify, Version, large_group
 from tests.conftest import Run
 from tests.test_engines import wait_until
 from tests.trees import WHEN, Dir, Fifo, File, Hard, Holes, Link, make_tree, read_tree
@@ -545,3 +546,182 @@ def test_without_the_module_blake3_the_extra_is_named(tmp_path: Path, source: Pa
 def test_a_hash_without_a_manifest_is_refused(source: Path, pcopy: Run) -> None:
     done = pcopy("--hash", "blake3", source, "dst")
     assert (done.returncode, "--hash goes with --manifest" in done.stderr) == (2, True)
+
+
+# ---- --check --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copied(tmp_path: Path, source: Path) -> Path:
+    """A copy with odd names, and its manifest beside it."""
+    make_tree(source, ODD)
+    assert library.copy(source, tmp_path / "dst", jobs=2, manifest=tmp_path / "sums").ok
+    return tmp_path / "dst"
+
+
+@JOBS
+def test_a_good_copy_is_good(tmp_path: Path, copied: Path, pcopy: Run, jobs: int) -> None:
+    done = pcopy("-j", jobs, "--check", "sums", copied)
+    assert (done.returncode, done.stdout) == (0, "")
+    count = len(files_in(copied))
+    assert re.fullmatch(rf"checked {count} files, [0-9.]+ MB in .*; 0 failed\n", done.stderr)
+    assert pcopy("-j", jobs, "--check", tmp_path / "sums", cwd=copied).returncode == 0  # where the names start
+    quiet = pcopy("-j", jobs, "-q", "--check", "sums", copied)
+    assert (quiet.returncode, quiet.stderr) == (0, "")
+
+
+@JOBS
+def test_what_differs_or_is_missing_is_named_and_the_rest_is_checked(
+    tmp_path: Path, copied: Path, pcopy: Run, jobs: int
+) -> None:
+    bad = ["d/f7", "large", "line\nend"]
+    for name in bad:
+        flip(copied / name, 0)
+    (copied / "d/f8").unlink()
+    (copied / "d/f9").unlink()
+    (copied / "d/f9").mkdir()
+    done = pcopy("-j", jobs, "-v", "--check", "sums", copied)
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    said = {line for line in lines if line.startswith("pcopy: ")}
+    expected = {f"pcopy: {copied}/{name}: check: differs from the manifest".replace("\n", "\\n") for name in bad}
+    expected |= {f"pcopy: {copied}/d/f8: check: is missing", f"pcopy: {copied}/d/f9: check: is no regular file"}
+    assert said == expected
+    assert len([line for line in lines if line.startswith("good ")]) == len(files_in(copied)) - len(bad)
+    assert lines[-1].endswith("; 5 failed")
+    as_json = pcopy("-j", jobs, "-q", "--json", "--check", "sums", copied)
+    report = json.loads(as_json.stdout)
+    assert (report["failed"], report["files"], report["exit_status"]) == (5, len(files_in(copied)) - len(bad), 1)
+    assert {one["operation"] for one in report["errors"]} == {"check"}
+
+
+@JOBS
+def test_broken_lines_are_named_by_number_and_the_rest_is_checked(tmp_path: Path, copied: Path, pcopy: Run, jobs: int) -> None:
+    good = (tmp_path / "sums").read_bytes().split(b"\n")[:-1]
+    digest = b"0" * 64
+    broken = {
+        1: b"nonsense",
+        5: digest[1:] + b"  short",
+        9: digest + b" one blank",
+        50: b"\\" + digest + b"  a\\tb",
+        51: digest,
+    }
+    lines = [*good]
+    for number, line in broken.items():
+        lines.insert(number - 1, line)
+    lines += [b"", b"# a comment", good[0].replace(b"  ", b" *") + b"\r", good[1].upper()[:64] + good[1][64:]]
+    (tmp_path / "sums").write_bytes(b"\n".join(lines))  # and no end of the last line
+    done = pcopy("-j", jobs, "--check", "sums", copied)
+    assert done.returncode == 1
+    assert sorted(int(number) for number in re.findall(r"sums: check: line (\d+): ", done.stderr)) == sorted(broken)
+    assert f"checked {len(good) + 2} files" in done.stderr
+    assert f"; {len(broken)} failed" in done.stderr
+
+
+def test_each_portion_of_a_manifest_knows_its_line(tmp_path: Path) -> None:
+    lines = [b"x" * (number % 300) for number in range(2000)]
+    (tmp_path / "sums").write_bytes(b"\n".join(lines) + b"\n")
+    with open(tmp_path / "sums", "rb") as file:
+        units = [Check("sums", *one) for one in library_manifest.portions(file)]
+    assert len(units) > 10
+    parts = [part for unit in units for part in divide(unit, 7) if isinstance(part, Check)]
+    assert len(parts) > 5 * len(units)
+    assert [(part.first + at, line) for part in parts for at, line in enumerate(part.lines)] == list(enumerate(lines, 1))
+
+
+@pytest.mark.parametrize("text", [b"", b"# nothing\n\n"])
+def test_a_manifest_without_a_checksum_is_no_good_one(tmp_path: Path, pcopy: Run, text: bytes) -> None:
+    (tmp_path / "sums").write_bytes(text)
+    done = pcopy("--check", "sums", tmp_path)
+    assert (done.returncode, "holds no checksums" in done.stderr) == (1, True)
+
+
+def test_a_manifest_of_sha256sum_is_understood(tmp_path: Path, copied: Path, pcopy: Run) -> None:
+    names = sorted(files_in(copied))
+    with open(tmp_path / "theirs", "wb") as file:
+        subprocess.run(["sha256sum", *names], cwd=copied, stdout=file, check=True)
+    assert pcopy("--check", "theirs", copied).returncode == 0
+    assert sorted((tmp_path / "theirs").read_bytes().split(b"\n")) == sorted((tmp_path / "sums").read_bytes().split(b"\n"))
+
+
+def test_a_manifest_of_blake3_is_checked_with_blake3(tmp_path: Path, source: Path, pcopy: Run) -> None:
+    pytest.importorskip("blake3")
+    assert pcopy("--manifest", "sums", "--hash", "blake3", source, "dst").returncode == 0
+    assert pcopy("--check", "sums", "--hash", "blake3", "dst").returncode == 0
+    assert pcopy("--check", "sums", "dst").returncode == 1  # of sha256, unless told
+    flip(tmp_path / "dst/d/f7", 3)
+    done = pcopy("--check", "sums", "--hash", "blake3", "dst")
+    assert (done.returncode, done.stderr.count("differs")) == (1, 1)
+
+
+def test_names_deeper_than_a_call_takes_are_checked(tmp_path: Path) -> None:
+    source = make_tree(tmp_path / "src", {})
+    handle = os.open(source, os.O_RDONLY)
+    for _ in range(30):
+        os.mkdir("n" * 200, dir_fd=handle)
+        handle, above = os.open("n" * 200, os.O_RDONLY, dir_fd=handle), handle
+        os.close(above)
+    with open(os.open("file", os.O_WRONLY | os.O_CREAT, dir_fd=handle), "wb") as file:
+        file.write(b"deep down")
+    os.close(handle)
+    assert library.copy(source, tmp_path / "dst", jobs=1, manifest=tmp_path / "sums").ok
+    report = library.check(tmp_path / "sums", tmp_path / "dst", jobs=1)
+    assert (report.files, report.errors) == (1, [])
+    for top in (source, tmp_path / "dst"):  # what pytest itself could not take away
+        subprocess.run(["rm", "-rf", top], check=True)
+
+
+def test_an_error_that_passes_is_tried_again(tmp_path: Path, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, failing = os.preadv, [errno.EIO, errno.ESTALE]
+
+    def read(*arguments: object) -> int:
+        if failing:
+            raise OSError(failing.pop(), "passing")
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "preadv", read)
+    report = library.check(tmp_path / "sums", copied, jobs=1)
+    assert (report.errors, report.files) == ([], len(files_in(copied)))
+    failing += [errno.EIO]
+    assert [one.errno for one in library.check(tmp_path / "sums", copied, jobs=1, retries=0).errors] == [errno.EIO]
+
+
+@JOBS
+def test_ctrl_c_ends_the_check_of_a_large_file(tmp_path: Path, pcopy: Run, jobs: int) -> None:
+    make_tree(tmp_path, {"huge": Holes(400 << 30, {0: b"x"})})
+    (tmp_path / "sums").write_bytes(b"0" * 64 + b"  huge\n")
+    command = [sys.executable, "-m", "pcopy", "-j", str(jobs), "--check", "sums"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, time.monotonic() - began < 10) == (130, True), err
+    assert err.startswith("interrupted: checked 0 files")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--check", "missing"], "missing"),
+        (["--check", "dst"], "Is a directory"),
+        (["--check", "sums", "nowhere"], "nowhere"),
+        (["--check", "sums", "sums"], "is not a directory"),
+        (["--check", "sums", "src", "dst"], "--check takes one directory"),
+        (["--check", ""], "cannot be read"),
+        (["--check", "sums", "--verify", "dst"], "--verify does not go with --check"),
+        (["--check", "sums", "--checksum", "dst"], "--checksum does not go with --check"),
+        (["--check", "sums", "--manifest", "other", "dst"], "--manifest does not go with --check"),
+        (["--check", "sums", "--dry-run", "dst"], "--dry-run does not go with --check"),
+        (["--check", "sums", "--compare", "dst"], "--compare does not go with --check"),
+        (["--check", "sums", "-q", "-v", "dst"], "exclude each other"),
+        (["--check", "sums", "-j", "2,3", "dst"], "--compare"),
+        (["--check", "sums", "--hash", "md5", "dst"], "md5"),
+        (["--compare", "--manifest", "sums", "src"], "--manifest does not go with --compare"),
+    ],
+    ids=str,
+)
+def test_a_check_that_makes_no_sense_is_refused_in_one_line(copied: Path, pcopy: Run, arguments: list[str], says: str) -> None:
+    done = pcopy(*arguments)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert says in done.stderr
