@@ -13,6 +13,7 @@ TYPE_CHECKING = False  # as typing has it, whose import takes a third of the tim
 
 if TYPE_CHECKING:
     from pcopy.api import copy
+    from pcopy.checking import check
     from pcopy.comparison import Comparison, compare
     from pcopy.errors import PcopyError, UsageError
     from pcopy.log import Log
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pcopy.work import Event, Failure
 
 HOMES = {
+    "check": "checking",
     "copy": "api",
     "compare": "comparison",
     "Comparison": "comparison",
@@ -48,6 +50,7 @@ __all__ = [
     "Stop",
     "UsageError",
     "__version__",
+    "check",
     "compare",
     "copy",
 ]

@@ -12,6 +12,7 @@ from pcopy.directory import Directories
 from pcopy.entry import EARLIER, Copier, Fate
 from pcopy.handles import Handles, Pair
 from pcopy.work import (
+    Check,
     Clear,
     Entries,
     Event,
@@ -25,7 +26,9 @@ from pcopy.work import (
     Scan,
     Seal,
     Span,
+    Sums,
     Unit,
+    Verify,
     directory_group,
     large_group,
 )
@@ -33,7 +36,7 @@ from pcopy.work import (
 # Told only to those who want to hear of all: what does not change.
 QUIET = frozenset({"unchanged", "directory", "hidden"})
 Listed = Scan | Entries | Link | Finish
-Retried = Listed | Span | Remove | Clear
+Retried = Listed | Span | Verify | Sums | Check | Remove | Clear
 UNMOUNTED = "is not on the file system any more that it was listed on: was it unmounted?"
 
 
@@ -49,6 +52,8 @@ class Account:
         self.waiting: list[Unit] = []  # for something that only the coordinator knows, or for better times
         self.open: set[Group] = set()  # groups that are held by something outside of this slice
         self.verbose, self.tells = job.options.verbose, job.options.tells
+        self.summing = job.options.sums is not None and not job.options.dry_run
+        self.to_sum: list[Sums] = []  # files that are in the copy, by what the unit at hand did
 
     def give_up(self, unit: Unit, reason: str) -> Outcome:
         failure = Failure(self.source_path(unit), "copy", None, reason)
@@ -124,7 +129,7 @@ class Account:
                     self.fail(failure if whole else failure._replace(path=self.full(unit.tree, unit.path, name)))
             if isinstance(unit, Scan) and unit.fresh and failure.errno:
                 self.take_away(unit)
-        elif isinstance(unit, Span):
+        elif isinstance(unit, (Span, Verify)):
             outcome.ruined.add(large_group(unit.large))
             outcome.broken.setdefault(large_group(unit.large), failure)
         elif isinstance(unit, Seal):
@@ -132,7 +137,10 @@ class Account:
         elif isinstance(unit, (Remove, Clear)):
             self.outcome.tally.found += 1
             self.fail(failure)
-        elif not gone:
+        elif isinstance(unit, Check):
+            outcome.tally.failed += unit.length
+            outcome.failures.append(failure)
+        elif isinstance(unit, Sums) or not gone:
             outcome.failures.append(failure)  # a directory's attributes; the directory was counted already
 
     def is_gone(self, unit: Unit) -> bool:
@@ -176,6 +184,8 @@ class Account:
     def note_files(self, unit: Entries, names: Sequence[str], size: int, why: str = "new") -> None:
         self.outcome.tally.files += len(names)
         self.outcome.tally.bytes += size
+        if self.summing and names:
+            self.to_sum.append(Sums(unit.tree, unit.path, tuple(names), unit.rename, copied=True))
         if self.tells:
             for name in names:
                 self.event("copied", unit, name, why, size if len(names) == 1 else None)
@@ -183,15 +193,40 @@ class Account:
     def note_linked(self, unit: Entries, names: Sequence[str]) -> None:
         """Names that became links to an earlier copy."""
         self.outcome.tally.hardlinks += len(names)
+        if self.summing and names:
+            self.to_sum.append(Sums(unit.tree, unit.path, tuple(names), unit.rename, copied=False))
         if self.tells:
             for name in names:
                 self.event("linked", unit, name, EARLIER)
 
     def note_unchanged(self, unit: Entries, names: Sequence[str]) -> None:
         self.outcome.tally.unchanged += len(names)
+        if self.summing and names:
+            self.to_sum.append(Sums(unit.tree, unit.path, tuple(names), unit.rename, copied=False))
         if self.verbose:
             for name in names:
                 self.event("unchanged", unit, name)
+
+    def note_there(self, unit: Entries | Link | Seal, name: str, rename: str | None, copied: bool = False) -> None:
+        """An entry is in the copy, maybe a file."""
+        if self.summing:
+            self.to_sum.append(Sums(unit.tree, unit.path, (name,), rename, copied))
+
+    def sum_failed(self, unit: Sums, name: str, error: OSError) -> None:
+        """The copy could not be read; it was counted already."""
+        if not self.try_again(unit._replace(names=(name,)), error.errno):
+            top = self.job.trees[unit.tree].destination
+            path = "/".join(part for part in (top, unit.path, unit.rename or name) if part)
+            self.outcome.failures.append(self.failure_of(unit, path, error))
+
+    def check_failed(self, unit: Check, path: str, error: OSError) -> None:
+        """A file differs from the manifest, or is missing, or cannot be read. ``unit``: its line."""
+        if self.try_again(unit, error.errno):
+            return
+        failure = fs.failure(os.path.join(self.job.trees[unit.tree].source, path), error)
+        if error.errno == errno.ENOENT:
+            failure = failure._replace(reason="is missing")
+        self.fail(failure._replace(operation="check"))
 
     def spoil(self, unit: Unit) -> None:
         """The first name of an inode was not copied: no other may become a link to what is there under it."""
@@ -218,7 +253,7 @@ class Account:
     def source_path(self, unit: Unit) -> str:
         if isinstance(unit, (Remove, Clear)):
             return self.copy_path(unit.tree, unit.path)
-        name = unit.large.name if isinstance(unit, (Span, Seal)) else unit.name if isinstance(unit, Link) else ""
+        name = unit.large.name if isinstance(unit, (Span, Verify, Seal)) else unit.name if isinstance(unit, Link) else ""
         return self.full(unit.tree, unit.path, name)
 
     def full(self, tree: int, path: str, name: str = "") -> str:

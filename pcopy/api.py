@@ -20,7 +20,8 @@ from pcopy import filesystem as fs
 from pcopy.coordinator import Coordinator, coordinate
 from pcopy.engines import METHODS, Engine, Pool, Serial, may_start_processes
 from pcopy.errors import UsageError
-from pcopy.options import ALL_ATTRIBUTES, Options, Overwrite, When, attributes_from
+from pcopy.manifest import Spool, check_place, hasher, within, write
+from pcopy.options import ALL_ATTRIBUTES, Hash, Options, Overwrite, When, attributes_from
 from pcopy.paths import Destination, Landing, Source, land
 from pcopy.prepare import make_lasting, prepare
 from pcopy.result import Observer, Report, Several, Stop
@@ -30,7 +31,8 @@ from pcopy.work import Event, Failure, Job
 
 Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 OverwriteName = Literal["changed", "always", "older", "never"]
-Choice = TypeVar("Choice", Overwrite, When)
+HashName = Literal["sha256", "blake3"]
+Choice = TypeVar("Choice", Overwrite, When, Hash)
 Given = TypeVar("Given")
 DEFAULT = signal.default_int_handler
 ALONE = "this process is daemonic, as a worker of multiprocessing.Pool is, and may not start others: it copied alone"
@@ -47,6 +49,7 @@ def copy(
     *,
     jobs: int | None = None,
     overwrite: Overwrite | OverwriteName = "changed",
+    checksum: bool = False,
     preserve: str | Iterable[str] = ALL_ATTRIBUTES,
     dereference: bool = False,
     one_file_system: bool = False,
@@ -59,6 +62,9 @@ def copy(
     sparse: When | WhenName = "auto",
     atomic: bool = False,
     fsync: bool = False,
+    verify: bool = False,
+    manifest: Path | None = None,
+    hash: Hash | HashName = "sha256",
     retries: int = 2,
     bwlimit: float | str | None = None,
     dry_run: bool = False,
@@ -78,6 +84,7 @@ def copy(
 
     :param jobs: worker processes; by default as many as this process may use processors; 1 copies in this process
     :param overwrite: what to do with a file that is there: ``changed`` replaces it if size or modification time differ
+    :param checksum: ``changed`` means that contents differ, which takes reading both; times are brought up to date
     :param preserve: ``all``, or among ``mode``, ``owner``, ``times``, ``links``, ``xattr`` (ACLs with it)
     :param dereference: copy what symbolic links point to
     :param one_file_system: leave out other file systems mounted below a source, but not bind mounts of its own
@@ -92,6 +99,9 @@ def copy(
     :param sparse: keep holes (``auto``), also make them of zeros (``always``), or fill them (``never``)
     :param atomic: new files too appear under their names only when they are whole
     :param fsync: wait until all that was copied is on stable storage, with its directories
+    :param verify: read every copied file back from the storage and compare; what differs fails, and is not left in place
+    :param manifest: a file to write the checksums of all files in the copy to, for ``sha256sum -c`` in the destination
+    :param hash: ``sha256``, or ``blake3`` for ``b3sum -c``
     :param retries: times that an entry is tried again after an error that may pass (EIO, ESTALE, EAGAIN, ETIMEDOUT)
     :param bwlimit: bytes a second over all workers together, or a text such as ``50M`` or ``1.5G``
     :param dry_run: report what would be done and touch nothing
@@ -115,6 +125,7 @@ def copy(
     options = Options(
         jobs=check_jobs(jobs),
         overwrite=check_choice("overwrite", Overwrite, overwrite),
+        checksum=checksum,
         preserve=check_preserve(preserve),
         dereference=dereference,
         one_file_system=one_file_system,
@@ -126,6 +137,8 @@ def copy(
         sparse=check_choice("sparse", When, sparse),
         atomic=atomic,
         fsync=fsync,
+        verify=verify,
+        sums=check_hash(hash) if manifest is not None else None,
         retries=check_count("retries", retries),
         bwlimit=check_rate(bwlimit),
         dry_run=dry_run,
@@ -140,6 +153,8 @@ def copy(
         raise UsageError(f"start_method {start_method!r}: must be one of {', '.join(METHODS)}")
     check_sharing(options.reflink, options.sparse)
     check_sizes(options)
+    if checksum and options.overwrite is not Overwrite.CHANGED:
+        raise UsageError(f"checksum says what 'changed' means: leave overwrite at it, not at '{options.overwrite.value}'")
     check_kind("stop", stop, Stop)
     check_kind("expected", expected, Report)
     found = look_at_sources(sources, options)
@@ -149,11 +164,12 @@ def copy(
         landings = [only_listed(found, landings, files_from)]
     refuse_overlap(found, there, landings)
     check_deletion(options, landings)
+    listing = None if manifest is None else check_place(os.fsdecode(manifest), top, landings)
     options = replace(options, link_dest=tuple(check_earlier(one, top) for one in options.link_dest))
     report, stop, started = new_report(options), stop or Stop(), time.monotonic()
     observer.started([one.path for one in found], there.path, options)
     try:
-        request = Request(top, landings, options, expected)
+        request = Request(top, landings, options, expected, listing, spared(landings, [*observer.files, listing]))
         if options.delete and (failure := too_much(request, stop)):
             give_up(report, failure, observer)
         else:
@@ -166,24 +182,34 @@ def copy(
 
 
 class Request(NamedTuple):
-    """What was asked for, and makes sense."""
+    """What was asked for, and makes sense. ``listing``: where a manifest goes; ``spared``: as in a job."""
 
     top: str
     landings: Sequence[Landing]
     options: Options
     expected: Report | None
+    listing: str | None
+    spared: frozenset[tuple[int, str]]
+
+
+def spared(landings: Sequence[Landing], files: Iterable[str | None]) -> frozenset[tuple[int, str]]:
+    """The files of a run that lie in the copy, which lacks a source for them: (tree, path below it)."""
+    places = [os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path)) for path in files if path]
+    below = [(tree, within(path, one.destination)) for tree, one in enumerate(landings) for path in places]
+    return frozenset((tree, path) for tree, path in below if path)
 
 
 def carry_out(request: Request, report: Report, observer: Observer, stop: Stop) -> None:
     """Prepare the destination and do all the work."""
-    top, landings, options, expected = request
+    top, landings, options, expected, listing, spared = request
     with contextlib.ExitStack() as stack:
         try:
             job, units, handle = prepare(top, landings, options, report, stack)
         except OSError as error:
             give_up(report, fs.failure(top, error)._replace(operation="prepare the destination", fatal=True), observer)
             return
-        coordinator = Coordinator(job, report, observer, stop)
+        spool = stack.enter_context(contextlib.closing(Spool()))
+        coordinator = Coordinator(job._replace(stop=stop, spared=spared), report, observer, stop, spool)
         if expected:
             coordinator.progress.expected = (expected.entries, expected.bytes)
         tell_skipped(job, landings, observer)
@@ -196,6 +222,8 @@ def carry_out(request: Request, report: Report, observer: Observer, stop: Stop) 
                 make_lasting(handle, top)
             except OSError as error:
                 note(report, fs.failure(top, error), observer)
+        if listing and not options.dry_run:
+            write_manifest(spool, listing, top, job, report, observer, stop)
 
 
 def end(report: Report, top: str, observer: Observer) -> None:
@@ -216,18 +244,28 @@ def new_report(options: Options) -> Report:
 
 def too_much(request: Request, stop: Stop) -> Failure | None:
     """Why nothing is to be deleted, and so nothing done at all. How much there is to delete tells a dry run."""
-    top, landings, options, _ = request
+    top, landings, options = request[:3]
     if options.max_delete is None:
         empty = next((one.source for one in landings if is_empty(one.source)), None)
         reason = "the source is empty, so that all would be deleted: is it mounted? If it is meant to be, give max-delete"
         return Failure(empty, "delete", None, reason, fatal=True) if empty else None
     silent = replace(options, dry_run=True, verbose=False, events=False)
     plan = new_report(silent)
-    carry_out(Request(top, landings, silent, None), plan, Observer(), stop)
+    carry_out(request._replace(options=silent, expected=None), plan, Observer(), stop)
     if plan.deleted <= options.max_delete:
         return None
     reason = f"would remove {plan.deleted:,} entries, more than max-delete allows ({options.max_delete:,}): nothing was done"
     return Failure(top, "delete", None, reason, fatal=True)
+
+
+def write_manifest(spool: Spool, path: str, top: str, job: Job, report: Report, observer: Observer, stop: Stop) -> None:
+    if report.stopped or stop.signal:
+        report.warnings.append(f"{path}: not written, because the run was cut short")
+        return
+    try:
+        write(spool, path, within(path, top), job.umask, job.options.fsync)
+    except OSError as error:
+        note(report, fs.failure(path, error)._replace(operation="write the manifest"), observer)
 
 
 @contextlib.contextmanager
@@ -345,6 +383,17 @@ def check_kind(name: str, value: object, kind: type[object]) -> None:
 def check_sharing(reflink: str, sparse: str) -> None:
     if reflink == When.ALWAYS and sparse != When.AUTO:
         raise UsageError("reflink 'always' shares the blocks as they are: leave sparse at 'auto'")
+
+
+def check_hash(name: str) -> Hash:
+    kind = check_choice("hash", Hash, name)
+    try:
+        hasher(kind)
+    except ImportError:
+        raise UsageError(
+            f"hash '{kind.value}' needs a module that is not installed: pip install 'pcopy[{kind.value}]'"
+        ) from None
+    return kind
 
 
 def check_choice(name: str, kind: type[Choice], value: str) -> Choice:

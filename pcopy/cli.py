@@ -6,14 +6,14 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from pcopy import __version__
 from pcopy.errors import ExitStatus, UsageError
-from pcopy.options import ALL_ATTRIBUTES, Overwrite, When, attributes_from
+from pcopy.options import ALL_ATTRIBUTES, Hash, Overwrite, When, attributes_from
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -29,6 +29,8 @@ Examples:
   pcopy -j 16 /nfs/data /scratch/data       more processes for storage that waits
   pcopy notes.txt letters /mnt/usb/         several sources go into a directory
   pcopy -n -v photos /mnt/backup/photos     say what would be done, touch nothing
+  pcopy --check photos.sha256 /mnt/backup/photos
+                                            is the copy what its manifest says?
   pcopy --compare photos                    is it worth more than one process here?
 
 \b
@@ -38,7 +40,8 @@ destination unusable, another run holds it); 129, 130, 143 interrupted."""
 
 
 ORDER = "pcopy.order"
-WHAT, HOW, SAY, MEASURE, OTHER = "What is copied", "How it is copied", "What is said", "Measuring", "Other"
+WHAT, HOW, SAY, OTHER = "What is copied", "How it is copied", "What is said", "Other"
+MEASURE = "Checking and measuring"
 
 
 class Command(click.Command):
@@ -137,7 +140,7 @@ class WhatList(click.ParamType):  # type: ignore[type-arg]
         return [CompletionItem(f"{before}{comma}{name}") for name in sorted(names) if name.startswith(begun)]
 
 
-def choice(kind: type[Overwrite] | type[When]) -> click.Choice[str]:
+def choice(kind: type[Overwrite] | type[When] | type[Hash]) -> click.Choice[str]:
     return click.Choice([one.value for one in kind])
 
 
@@ -171,6 +174,8 @@ def print_version(context: click.Context, param: click.Parameter, given: bool) -
               help="Worker processes; 1 copies in this process.  [default: the processors that this process may use]")
 @click.option("--overwrite", cls=Option, group=WHAT, type=choice(Overwrite), default="changed", show_default=True,
               help="What to do with a file that is there; 'changed': its size or modification time differs.")
+@click.option("-c", "--checksum", cls=Option, group=WHAT, is_flag=True,
+              help="'changed' looks at contents, not at times.  [default: size and modification time]")
 @click.option("--preserve", cls=Option, group=WHAT, type=WhatList(), default="all", show_default=True,
               help="Preserve only these: mode, owner, times, links, xattr (ACLs with it), separated by commas.")
 @click.option("--no-preserve", cls=Option, group=WHAT, type=WhatList(), help="Do not preserve these.  [default: none]")
@@ -205,6 +210,12 @@ def print_version(context: click.Context, param: click.Parameter, given: bool) -
               help="New files too appear only whole, for destinations that others read meanwhile.  [default: those replaced]")
 @click.option("--fsync", cls=Option, group=HOW, is_flag=True,
               help="Wait until all that was copied is on stable storage.  [default: the system writes it when it likes]")
+@click.option("--verify", cls=Option, group=HOW, is_flag=True,
+              help="Read every copied file back from the storage and compare.  [default: trust the system's calls]")
+@click.option("--manifest", cls=Option, group=HOW, metavar="FILE", shell_complete=some_file,
+              help="Write the checksums of all files in the copy, for --check or sha256sum -c.  [default: none]")
+@click.option("--hash", cls=Option, group=HOW, type=choice(Hash), default="sha256", show_default=True,
+              help="Whose checksums: sha256sum's or b3sum's (the extra blake3).")
 @click.option("--retries", cls=Option, group=HOW, metavar="N", type=click.IntRange(min=0), default=2, show_default=True,
               help="Tries more for errors that may pass (EIO, ESTALE, EAGAIN, ETIMEDOUT).")
 @click.option("--delete", cls=Option, group=WHAT, is_flag=True,
@@ -229,6 +240,8 @@ def print_version(context: click.Context, param: click.Parameter, given: bool) -
               help="Append a line of JSON for each event.  [default: none]")
 @click.option("--metrics", cls=Option, group=SAY, metavar="FILE", shell_complete=some_file,
               help="Write the figures of the run for Prometheus' textfile collector.  [default: none]")
+@click.option("--check", cls=Option, group=MEASURE, metavar="FILE", shell_complete=some_file,
+              help="Check files against a manifest: pcopy --check FILE [DIRECTORY]; its names begin there.  [default: copy]")
 @click.option("--compare", is_flag=True, cls=Option, group=MEASURE,
               help="Measure one process against many: pcopy --compare [SOURCE [DESTINATION]]. Without SOURCE it makes a "
                    "sample tree; -j 2,4,8 lists the pools to try.")
@@ -248,7 +261,7 @@ def main(context: click.Context, /, **given: Any) -> NoReturn:
     DESTINATION is its new name or the directory it goes into. Several: DESTINATION is the directory they go into.
     """
     try:
-        status = run_compare(context, given) if given["compare"] else run_copy(context, given)
+        status = way(given)(context, given)
     except UsageError as error:
         from pcopy.report import shown
 
@@ -258,19 +271,23 @@ def main(context: click.Context, /, **given: Any) -> NoReturn:
 # fmt: on
 
 
+def way(given: dict[str, Any]) -> Callable[[click.Context, dict[str, Any]], int]:
+    return run_check if given["check"] is not None else run_compare if given["compare"] else run_copy
+
+
 def run_copy(context: click.Context, given: dict[str, Any]) -> int:
     """pcopy SOURCE... DESTINATION"""
     refuse(context, ("against", "rounds", "chart"), "goes with --compare")
-    if given["quiet"] and given["verbose"]:
-        raise click.UsageError("--quiet and --verbose exclude each other", context)
+    if not given["manifest"]:
+        refuse(context, ("hash",), "goes with --manifest or --check")
     if len(given["paths"]) < 2:
         raise click.UsageError("a source and a destination are needed: pcopy SOURCE... DESTINATION", context)
-    if given["jobs"] and len(given["jobs"]) > 1:
-        raise click.UsageError("several numbers of jobs are for --compare", context)
+    refuse_two_ways(context, given)
     if given["null"] and given["files_from"] is None:
         raise click.UsageError("--null goes with --files-from", context)
-    if given["log"] is not None and given["log"] == given["metrics"]:
-        raise click.UsageError("--log and --metrics need a file each", context)
+    written = [given[name] for name in ("log", "metrics", "manifest") if given[name] is not None]
+    if len(set(written)) < len(written):
+        raise click.UsageError("--log, --metrics and --manifest need a file each", context)
     from pcopy.api import copy
     from pcopy.result import Stop
 
@@ -289,12 +306,18 @@ def run_copy(context: click.Context, given: dict[str, Any]) -> int:
 
 OF_FILTERS = ("exclude", "include", "exclude_from", "files_from", "null", "max_size", "min_size", "newer_than")
 PASSED_ON = (
-    "overwrite", "dereference", "one_file_system", "reflink", "sparse", "atomic", "fsync", "retries", "bwlimit", "dry_run",
-    "max_size", "min_size", "newer_than", "delete", "max_delete", "link_dest",
+    "overwrite", "checksum", "dereference", "one_file_system", "reflink", "sparse", "atomic", "fsync", "verify",
+    "manifest", "hash", "retries", "bwlimit", "dry_run", "max_size", "min_size", "newer_than", "delete", "max_delete",
+    "link_dest",
 )  # fmt: skip
 NOT_COMPARED = (
-    "dry_run", "verbose", "quiet", "overwrite", "retries", "bwlimit", "log", "metrics", "delete", "max_delete", "link_dest",
-    *OF_FILTERS,
+    "dry_run", "verbose", "quiet", "overwrite", "checksum", "verify", "manifest", "hash", "retries", "bwlimit", "log",
+    "metrics", "delete", "max_delete", "link_dest", *OF_FILTERS,
+)  # fmt: skip
+NOT_CHECKED = (
+    "overwrite", "checksum", "preserve", "no_preserve", "dereference", "one_file_system", "reflink", "sparse", "atomic",
+    "fsync", "verify", "manifest", "bwlimit", "dry_run", "log", "metrics", "delete", "max_delete", "link_dest", *OF_FILTERS,
+    "compare", "against", "rounds", "chart",
 )  # fmt: skip
 STDIN = "-"
 
@@ -327,6 +350,31 @@ def listed(given: dict[str, Any]) -> list[str] | None:
     from pcopy.lists import paths_of
 
     return None if given["files_from"] is None else paths_of(given["files_from"], given["null"])
+
+
+def run_check(context: click.Context, given: dict[str, Any]) -> int:
+    """pcopy --check MANIFEST [DIRECTORY]"""
+    refuse(context, NOT_CHECKED, "does not go with --check")
+    refuse_two_ways(context, given)
+    if len(given["paths"]) > 1:
+        raise click.UsageError("--check takes one directory: pcopy --check MANIFEST [DIRECTORY]", context)
+    from pcopy.checking import check
+    from pcopy.result import Stop
+
+    stop = Stop()
+    with interruptible(stop), observer_for(given) as observer:
+        report = check(
+            given["check"], *given["paths"], jobs=given["jobs"] and given["jobs"][0], hash=given["hash"],
+            retries=given["retries"], verbose=given["verbose"], observer=observer, stop=stop,
+        )  # fmt: skip
+    return report.exit_status if tell(report, given) else report.exit_status or ExitStatus.FAILED
+
+
+def refuse_two_ways(context: click.Context, given: dict[str, Any]) -> None:
+    if given["quiet"] and given["verbose"]:
+        raise click.UsageError("--quiet and --verbose exclude each other", context)
+    if given["jobs"] and len(given["jobs"]) > 1:
+        raise click.UsageError("several numbers of jobs are for --compare", context)
 
 
 def run_compare(context: click.Context, given: dict[str, Any]) -> int:

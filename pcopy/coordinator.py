@@ -21,11 +21,13 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future
 from typing import NamedTuple
 
 from pcopy.account import given_up
-from pcopy.engines import PATIENCE, Engine, NotStarted, end_workers, is_broken
+from pcopy.engines import PATIENCE, Engine, NotStarted, end_workers, hurry_workers, is_broken
+from pcopy.manifest import Spool
 from pcopy.options import Overwrite
 from pcopy.pace import Throttle
 from pcopy.result import Observer, Progress, Report, Stop
 from pcopy.work import (
+    Check,
     Clear,
     Entries,
     Failure,
@@ -41,7 +43,10 @@ from pcopy.work import (
     Seal,
     Shared,
     Span,
+    Sums,
     Unit,
+    Verify,
+    large_group,
 )
 from pcopy.worker import run
 
@@ -54,6 +59,7 @@ FIRST = 0.01
 MOST = 64
 # Bytes of the smallest span worth sharing out.
 SMALLEST_SPAN = 4 << 20
+PAGE = 64 << 10  # bytes: the largest that Linux is built for
 # Names in the frontier up to which directories are read ahead of the copying, for a total. More would know the total of
 # larger trees early, at about 100 bytes of memory a name.
 AHEAD = 100_000
@@ -89,9 +95,10 @@ class Portion(NamedTuple):
 class Coordinator:
     """Decides what is done next. It starts nothing and waits for nothing, so its decisions can be tested alone."""
 
-    def __init__(self, job: Job, report: Report, observer: Observer, stop: Stop) -> None:
+    def __init__(self, job: Job, report: Report, observer: Observer, stop: Stop, spool: Spool | None = None) -> None:
         self.job, self.report, self.jobs = job, report, report.jobs
         self.observer, self.stop = observer, stop
+        self.spool = spool  # where checksums go
         self.frontier: deque[Unit] = deque()
         self.holding: Counter[Group] = Counter()
         self.waiting: dict[Group, list[Unit]] = {}
@@ -163,6 +170,8 @@ class Coordinator:
         self.decide(outcome.shared)
         for unit in units:
             self.deaths.pop(unit, None)
+        if self.spool and outcome.sums:
+            self.spool.add(outcome.sums)
         self.learn_batch(len(units), outcome)
         outcome.failures = self.worth_telling(outcome.failures)
         self.report.absorb(outcome)
@@ -354,10 +363,13 @@ class Coordinator:
     def current(self, unit: Unit) -> Unit:
         """A large file of which a span failed is not to be sealed, nor a name linked to one that was not copied.
 
-        Nothing is to be deleted where an entry was not copied, nor a directory that has to keep something.
+        Nothing is to be deleted where an entry was not copied, nor a directory that has to keep something. The other spans of a
+        large file that failed have nothing left to do.
         """
         if isinstance(unit, Seal) and unit.after in self.ruined:
             return unit._replace(discard=True)
+        if isinstance(unit, (Span, Verify)) and large_group(unit.large) in self.ruined:
+            return unit._replace(start=unit.stop)
         if isinstance(unit, Link) and unit.inode in self.ruined:
             return unit._replace(copied=True)
         if isinstance(unit, Finish) and unit.extra and unit.after in self.ruined:
@@ -482,6 +494,8 @@ def collect(coordinator: Coordinator, executor: Executor, running: dict[Future[O
     """Wait for a slice and take in what is done. True if the executor is broken; then nothing is running any more."""
     done, _ = wait(running, PATIENCE, FIRST_COMPLETED)
     broken = any(isinstance(future.exception(), BROKEN) for future in done)
+    if not done and coordinator.stopped:
+        hurry_workers(executor)
     if not done and is_broken(executor):
         end_workers(executor)  # the executor waits for the rest of a message: now it sees the end of it
         broken = True
@@ -515,8 +529,15 @@ def divide(unit: Unit, parts: int) -> list[Unit]:
         if isinstance(unit, Remove):
             return [unit._replace(names=some) for some in names]
         return [unit._replace(names=some, share=unit.share * len(some) / len(unit.names)) for some in names]
-    if isinstance(unit, Span) and unit.stop - unit.start >= 2 * SMALLEST_SPAN:
+    if isinstance(unit, Check) and unit.length > 1:
+        size = max(1, unit.length // parts)
+        return [unit.part(at, at + size) for at in range(0, unit.length, size)]
+    if isinstance(unit, Sums) and len(unit.names) > 1:
+        size = max(1, len(unit.names) // parts)
+        return [unit._replace(names=unit.names[at : at + size]) for at in range(0, len(unit.names), size)]
+    if isinstance(unit, (Span, Verify)) and unit.stop - unit.start >= 2 * SMALLEST_SPAN:
         size = max(SMALLEST_SPAN, -(-(unit.stop - unit.start) // parts))
+        size = -(-size // PAGE) * PAGE  # no page is written by two workers, one of which has verified its part of it
         starts = range(unit.start, unit.stop, size)
-        return [Span(unit.large, start, min(start + size, unit.stop)) for start in starts]
+        return [unit._replace(start=start, stop=min(start + size, unit.stop)) for start in starts]
     return [unit]

@@ -13,7 +13,7 @@ from pcopy.handles import ABSENT, Handles, Pair
 from pcopy.metadata import Metadata
 from pcopy.options import Overwrite
 from pcopy.select import Here, leaves_out, selection
-from pcopy.work import Attributes, Failure, Finish, Job, Scan
+from pcopy.work import Attributes, Failure, Finish, Job, Scan, join
 
 ALL_OF_OWNER = 0o700
 APPEARED = "something of this name appeared in the destination during the run, maybe another name that it cannot tell apart"
@@ -224,10 +224,13 @@ class Directories:
     def removable(self, pair: Pair, there: dict[str, bool], found: Container[str]) -> list[tuple[str, bool]]:
         """What is to go of the names in a directory of the destination.
 
-        All but what its source has, what other runs write, and what would not be copied if the source had it.
+        All but what its source has, what this run and others write, and what would not be copied if the source had it.
         """
         extra = [(name, is_dir) for name, is_dir in there.items() if name not in found]
         extra = [(name, is_dir) for name, is_dir in extra if is_dir or not fs.TEMPORARY.match(name)]
+        if self.job.spared:
+            tree = max(pair.tree, ~pair.tree)
+            extra = [one for one in extra if (tree, join(pair.path, one[0])) not in self.job.spared]
         if self.selection and extra:
             here = self.selection.here(pair.path)
             if here is None:

@@ -17,11 +17,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, wait
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pcopy.stop import of_this_process
+
 if TYPE_CHECKING:
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing.process import BaseProcess
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+HURRY = signal.SIGUSR1
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, HURRY)
 # Objects between two looks for garbage: a slice makes many that live for one entry, and no cycles.
 GARBAGE = 50_000
 # Seconds for the workers of a pool to end, and of a broken one to take away what they were writing.
@@ -238,6 +241,14 @@ def end_workers(executor: Executor) -> None:
         process.kill()
 
 
+def hurry_workers(executor: Executor) -> None:
+    """Tell workers that are in a slice that the run is to stop, for what they cannot do in parts."""
+    for process in workers_of(executor):
+        with contextlib.suppress(OSError, ValueError):
+            if process.pid and process.exitcode is None:
+                os.kill(process.pid, HURRY)
+
+
 # ---- in the worker --------------------------------------------------------------------------------------------------
 
 
@@ -261,12 +272,14 @@ def begin_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, terminate)
+    signal.signal(HURRY, hurry)
     end_with_parent()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
 def guarded(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """A call in a worker. On SIGTERM it takes away what it was writing, and the process ends."""
+    of_this_process().signal = 0  # what an earlier slice was told; the coordinator tells it again
     try:
         Worker.in_slice = True
         try:
@@ -277,6 +290,10 @@ def guarded(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
                 os._exit(128 + signal.SIGTERM)
     except Terminated:  # it came between the end of the call and the line that says so
         os._exit(128 + signal.SIGTERM)
+
+
+def hurry(number: int, _: object) -> None:
+    of_this_process().signal = number
 
 
 def terminate(*_: object) -> None:

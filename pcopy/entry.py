@@ -18,6 +18,7 @@ import stat
 from typing import NamedTuple
 
 from pcopy import filesystem as fs
+from pcopy.audit import Auditor, is_changed, version_of
 from pcopy.contents import Contents, has_holes, lacks_data
 from pcopy.directory import APPEARED
 from pcopy.handles import ABSENT, Pair
@@ -62,6 +63,7 @@ class Result(NamedTuple):
     updated: bool = False  # unchanged, but for attributes
     hidden: bool = False  # skipped, by a filter
     why: str = ""
+    cloned: bool = False  # all its blocks are there already
 
 
 class SourceChanged(Exception):
@@ -79,6 +81,7 @@ class Copier:
         self.contents = Contents(options)
         self.metadata = Metadata(options, job.umask)
         self.large = LARGE
+        self.auditor = Auditor(options, job.stop)
         self.plain = Plain(options, self.contents, self.metadata, LARGE)
         self.user = os.geteuid()
         self.grains: dict[int, int] = {}  # st_dev: granularity of times in nanoseconds
@@ -137,7 +140,11 @@ class Copier:
             return None
         if overwrite is Overwrite.ALWAYS and not os.path.samestat(state, copy):
             return None
-        if self.same(pair, name, target, state, copy):
+        if self.options.checksum and stat.S_ISREG(state.st_mode) and not os.path.samestat(state, copy):
+            same = state.st_size == copy.st_size and self.auditor.equal(pair, name, target)
+        else:
+            same = self.same(pair, name, target, state, copy)
+        if same:
             return Fate.UNCHANGED
         if overwrite is Overwrite.OLDER and copy.st_mtime_ns >= state.st_mtime_ns:
             return Fate.SKIPPED
@@ -245,7 +252,9 @@ class Copier:
         """
         if os.path.samestat(state, copy):
             return Result(Fate.UNCHANGED)
-        why = ", ".join(self.metadata.differences(pair, name, target, state, copy))
+        why = list(self.metadata.differences(pair, name, target, state, copy))
+        if self.options.checksum and self.metadata.keep_times and stat.S_ISREG(state.st_mode):
+            why += [] if self.same_time(pair, state.st_mtime_ns, copy) else ["times"]
         if not why:
             return Result(Fate.UNCHANGED)
         if copy.st_nlink > 1 and not stat.S_ISDIR(copy.st_mode):
@@ -268,7 +277,7 @@ class Copier:
                     fs.sync(written)
                 finally:
                     os.close(written)
-        return Result(Fate.UNCHANGED, updated=True, why=why)
+        return Result(Fate.UNCHANGED, updated=True, why=", ".join(why))
 
     def open_to_sync(self, name: str, directory: int, state: os.stat_result) -> int:
         """A handle of a regular file, from before its new mode can forbid it; none if there is nothing to sync."""
@@ -289,7 +298,8 @@ class Copier:
                 return Result(Fate.BLOCKED)
             copy = None
         if self.options.dry_run:
-            if regular and self.find_earlier(pair, name, target, state):
+            links = regular and self.options.reflink is not When.ALWAYS
+            if links and self.find_earlier(pair, name, target, state):
                 return Result(Fate.HARDLINK, why=EARLIER)
             return state.st_size if regular else Result(fate_when_made(state.st_mode))
         replace = copy is not None or self.options.whole_files_only
@@ -349,8 +359,10 @@ class Copier:
             copy = fs.look_if_there(target, one.destination)
             if copy and stat.S_ISREG(copy.st_mode) and state.st_size == copy.st_size:
                 mine = self.metadata.unprivileged and copy.st_uid == self.user  # what a copy of another's file would be too
-                if self.same_time(pair, state.st_mtime_ns, copy) and not any(
-                    self.metadata.differences(one, name, target, state, copy, owner=not mine)
+                if (
+                    self.same_time(pair, state.st_mtime_ns, copy)
+                    and not any(self.metadata.differences(one, name, target, state, copy, owner=not mine))
+                    and not (self.options.checksum and not self.auditor.equal(one, name, target))
                 ):
                     return one
         return None
@@ -399,14 +411,16 @@ class Copier:
 
     def write(self, source: int, state: os.stat_result, pair: Pair, place: str, target: str) -> int | Result:
         """Make the copy of an open file as ``place``, and give it its name when it is whole. Returns its bytes."""
-        handle, closing, size = CLOSED, False, state.st_size
+        handle, closing, cloned, size = CLOSED, False, False, state.st_size
         try:
             create = fs.create if place == target else self.create_temporary
             handle = create(place, pair.destination)
             if size <= self.large:
                 size = self.contents.whole(source, handle, state)
-            elif not self.contents.try_clone(source, handle):
-                return self.begin(handle, place, state)
+            elif not (cloned := self.contents.try_clone(source, handle)) or self.options.verify:
+                return self.begin(handle, place, state, cloned)
+            if self.options.verify:  # before its mode may forbid us to read it
+                self.auditor.read_back(source, state, place, pair.destination, size)
             if is_changed(state, os.fstat(source)):
                 raise SourceChanged
             self.metadata.dress(source, handle, state, pair)
@@ -431,14 +445,15 @@ class Copier:
 
     # ---- large files ----
 
-    def begin(self, handle: int, place: str, state: os.stat_result) -> Result:
+    def begin(self, handle: int, place: str, state: os.stat_result, cloned: bool) -> Result:
         """Leave a large file to whoever has time: its length set, its bytes to be copied."""
         fs.set_length(handle, state.st_size)
         fs.set_mode(handle, NEW)  # which the umask may have narrowed: others have to open it
         made = os.fstat(handle)
         temporary = Temporary(place, (made.st_dev, made.st_ino), (made.st_uid, state.st_uid))
         fs.close_written(handle)
-        return Result(Fate.LARGE, state.st_size, version=version_of(state), temporary=temporary, holes=has_holes(state))
+        version = version_of(state)
+        return Result(Fate.LARGE, state.st_size, version=version, temporary=temporary, holes=has_holes(state), cloned=cloned)
 
     def seal(self, pair: Pair, large: Large) -> None:
         """Give a large file its attributes and its name. Raises SourceChanged if the source is not what it was."""
@@ -478,11 +493,6 @@ def fate_when_made(mode: int) -> Fate:
     return Fate.SYMLINK if stat.S_ISLNK(mode) else Fate.SPECIAL
 
 
-def is_changed(before: os.stat_result, after: os.stat_result) -> bool:
-    """Whether an open file was written to, or had its attributes changed, between two looks at it."""
-    return after.st_mtime_ns != before.st_mtime_ns or after.st_ctime_ns != before.st_ctime_ns or after.st_size != before.st_size
-
-
 def open_temporary(large: Large, pair: Pair) -> int:
     """Open what :meth:`Copier.begin` made. Whoever may write into the directory could have put a file of their own there.
 
@@ -495,10 +505,6 @@ def open_temporary(large: Large, pair: Pair) -> int:
         os.close(handle)
         raise OSError(errno.EBUSY, "somebody put another file in the place of its temporary one: run the same line again")
     return handle
-
-
-def version_of(state: os.stat_result) -> Version:
-    return Version((state.st_dev, state.st_ino), state.st_size, state.st_mtime_ns, state.st_ctime_ns)
 
 
 def changed() -> OSError:

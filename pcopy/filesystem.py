@@ -39,6 +39,7 @@ FICLONE = 0x40049409  # linux/fs.h; ioctl_ficlone(2)
 UNABLE = frozenset({errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENODATA})
 # This one attribute is too large for the file system (setxattr(2); ext4 says ENOSPC: a value has to fit into one block).
 TOO_LARGE = frozenset({errno.E2BIG, errno.ERANGE, errno.ENOSPC})
+SHORT = 1000  # characters of a path that any call takes, four bytes each (PATH_MAX)
 LARGEST_ATTRIBUTE = 64 << 10  # bytes (XATTR_SIZE_MAX, xattr(7))
 # Nothing else can be written to the destination either.
 FATAL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
@@ -105,6 +106,21 @@ def open_to_read(name: str, directory: int, follow: bool = False) -> int:
         if error.errno != errno.EPERM:
             raise
         return os.open(name, flags, dir_fd=directory)
+
+
+def open_deep(path: str, directory: int) -> int:
+    """Open a file to read, however long its path below an open directory is. Links are followed."""
+    if len(path) < SHORT:
+        return open_to_read(path, directory, follow=True)
+    above = os.open(".", PASS, dir_fd=directory)
+    try:
+        while len(path) >= SHORT and (cut := path.rfind("/", 1, SHORT)) > 0:
+            below = pass_through(path[:cut], above, follow=True)
+            os.close(above)
+            above, path = below, path[cut + 1 :]
+        return open_to_read(path, above, follow=True)
+    finally:
+        os.close(above)
 
 
 def open_top(path: str, inode: tuple[int, int]) -> int:
@@ -252,8 +268,37 @@ def sync(handle: int) -> None:
     os.fsync(handle)
 
 
+def write_out(handle: int) -> None:
+    """Wait until the contents of a file have left memory, where the file system can tell (fdatasync(2))."""
+    try:
+        os.fdatasync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise
+
+
+def forget(handle: int, start: int, size: int) -> None:
+    """Drop what memory holds of a part of a file, to the end if ``size`` is 0; what is not written out yet begins to be.
+
+    POSIX_FADV_DONTNEED, posix_fadvise(2); generic_fadvise() in mm/fadvise.c. tmpfs has nowhere else to read it from.
+    """
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(handle, start, size, os.POSIX_FADV_DONTNEED)
+
+
+def verify(same: bool, position: int) -> None:
+    """Raises if what was read back is not what was copied. No number: to do it again would only hide bad storage."""
+    if not same:
+        raise OSError(f"read back, the copy differs from its source at byte {position:,} or after: check the storage")
+
+
 def read(source: int, size: int) -> bytes:
     return os.read(source, size)
+
+
+def read_into(source: int, buffer: memoryview, position: int) -> int:
+    return os.preadv(source, [buffer], position)
 
 
 def write(target: int, block: bytes) -> None:

@@ -87,6 +87,8 @@ class Linker:
         if made and os.path.samestat(copy, made):
             return Result(Fate.UNCHANGED)
         target = unit.rename or unit.name
+        if self.options.checksum:  # whatever is in it: nothing is to be kept
+            return Result(Fate.HARDLINK, why="links" if stat.S_IFMT(state.st_mode) == stat.S_IFMT(copy.st_mode) else "kind")
         fate = self.copier.fate_of(pair, unit.name, target, state, copy)
         if fate is Fate.SKIPPED:
             return self.copier.skipped()

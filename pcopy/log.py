@@ -41,6 +41,7 @@ class Log(Observer):
 
     def __init__(self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> None:
         self.given, self.path = os.fsdecode(path), os.path.abspath(os.fsdecode(path))
+        self.files = [self.path]
         self.handle = CLOSED
         self.lines: list[str] = []
         self.always: dict[str, Any] = {}  # in each line

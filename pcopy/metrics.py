@@ -43,6 +43,7 @@ class Metrics(Observer):
 
     def __init__(self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> None:
         self.given, self.path = os.fsdecode(path), os.path.abspath(os.fsdecode(path))
+        self.files = [self.path]
         self.labels: dict[str, str] = {}
 
     def started(self, sources: Sequence[str], destination: str, options: Options) -> None:

@@ -38,18 +38,26 @@ class When(str, enum.Enum):
     NEVER = "never"
 
 
+class Hash(str, enum.Enum):
+    """Whose checksums a manifest holds: each has a common tool that checks them."""
+
+    SHA256 = "sha256"
+    BLAKE3 = "blake3"
+
+
 @dataclass(frozen=True)
 class Options:
     """Every choice of a run.
 
     ``preserve`` is a subset of :data:`ALL_ATTRIBUTES`; ``filters`` are lines as in a gitignore file; sizes are in bytes,
-    ``newer_than`` is in nanoseconds since the epoch; ``bwlimit`` is in bytes a second over all workers; ``events`` makes
-    outcomes name every entry that changes, ``verbose`` all; ``start_method`` is multiprocessing's, ``None`` for the best
-    that is safe here.
+    ``newer_than`` is in nanoseconds since the epoch; ``sums``: outcomes carry the checksums of all files in the copy;
+    ``bwlimit`` is in bytes a second over all workers; ``events`` makes outcomes name every entry that changes, ``verbose`` all;
+    ``start_method`` is multiprocessing's, ``None`` for the best that is safe here.
     """
 
     jobs: int = 1
     overwrite: Overwrite = Overwrite.CHANGED
+    checksum: bool = False
     preserve: frozenset[str] = ALL_ATTRIBUTES
     dereference: bool = False
     one_file_system: bool = False
@@ -57,6 +65,8 @@ class Options:
     sparse: When = When.AUTO
     atomic: bool = False
     fsync: bool = False
+    verify: bool = False
+    sums: Hash | None = None
     retries: int = 2
     bwlimit: float | None = None
     filters: tuple[str, ...] = ()

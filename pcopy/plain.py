@@ -43,16 +43,19 @@ class Plain:
         self.xattrs, self.times = "xattr" in options.preserve, "times" in options.preserve
         self.follow = options.dereference
         self.quick, self.guesses = False, True
-        self.compares = options.overwrite in (Overwrite.CHANGED, Overwrite.OLDER) and not options.limited
+        self.compares = options.overwrite in (Overwrite.CHANGED, Overwrite.OLDER) and not (options.limited or options.checksum)
         self.works = (
             not options.dry_run
             and not options.whole_files_only
             and not options.fsync
             and not options.limited
+            and not options.verify
             and options.reflink is not When.ALWAYS
             and options.sparse is not When.ALWAYS
         )
-        self.links_earlier = self.works and options.overwrite is Overwrite.CHANGED and not options.dereference
+        self.links_earlier = (
+            self.works and options.overwrite is Overwrite.CHANGED and not options.checksum and not options.dereference
+        )
 
     def copy(self, pair: Pair, names: Sequence[str], deadline: float, tree: Tree) -> tuple[int, int]:
         """Copy files until one is not plain, or until the deadline. Returns how many were copied, and their bytes.

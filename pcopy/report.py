@@ -53,8 +53,9 @@ def last_line(report: Report) -> str:
     """What a run did, in one line."""
     rates = f"{size(report.bytes_per_second)}/s, {report.files_per_second:,.0f} files/s"
     counts = [f"{report.unchanged:,} unchanged", f"{report.deleted:,} deleted", f"{report.failed:,} failed"]
+    counts = counts[2:] if report.checked else counts
     counts += [f"{count:,} {what}" for what in ("vanished", "skipped") if (count := getattr(report, what))]
-    verb = "would copy" if report.dry_run else "copied"
+    verb = "checked" if report.checked else "would copy" if report.dry_run else "copied"
     what = f"{verb} {plural(report.files, 'file')}, {size(report.bytes)} in {report.seconds:.2f} s ({rates})"
     line = f"{what}; {', '.join(counts)}"
     if report.signal:

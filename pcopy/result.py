@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from pcopy.errors import ExitStatus
 from pcopy.options import Options
+from pcopy.stop import Stop
 from pcopy.work import Event, Failure, Outcome, Tally
 
 # What one more file costs, in bytes that could be copied instead: 30 microseconds at 2 GB/s. For the bar only.
@@ -50,22 +51,18 @@ class Progress:
         return min(1.0, (small + self.large_done) / total) if total else 0.0
 
 
-class Stop:
-    """Asks a run to stop: set ``signal`` to the number to report, from a signal handler or another thread."""
-
-    signal = 0
-
-
 class Observer:
     """Is told how a run goes. This one does nothing; override what you want to hear.
 
     It is called in the process and thread that called :func:`pcopy.copy`, at most once for each slice. With
     ``wants_total``, directories are read ahead of the copying where the storage is slow, which tells the total early.
-    With ``wants_events`` it is told of every entry that changes even without ``verbose=True``.
+    With ``wants_events`` it is told of every entry that changes even without ``verbose=True``. What it writes are ``files``,
+    which are not removed if they lie in the copy.
     """
 
     wants_total = False
     wants_events = False
+    files: Sequence[str] = ()
 
     def started(self, sources: Sequence[str], destination: str, options: Options) -> None:
         """The request makes sense, and nothing was touched. The paths are absolute. May raise UsageError to refuse."""
@@ -90,6 +87,7 @@ class Several(Observer):
         self.observers = list(observers)
         self.wants_total = any(one.wants_total for one in self.observers)
         self.wants_events = any(one.wants_events for one in self.observers)
+        self.files = [path for one in self.observers for path in one.files]
 
     def started(self, sources: Sequence[str], destination: str, options: Options) -> None:
         for one in self.observers:
@@ -125,6 +123,7 @@ class Report(Tally):
     stopped: bool = False  # no space, destination unusable, another run holds it
     signal: int = 0  # that interrupted the run
     dry_run: bool = False
+    checked: bool = False  # against a manifest, not copied
 
     @property
     def ok(self) -> bool:
@@ -166,3 +165,6 @@ class Report(Tally):
         reason = f"found {self.found:,} entries, but can account for {self.accounted:,}: run the same line again"
         self.errors.append(Failure(path, "reconcile", None, reason))
         return self.errors[-1]
+
+
+__all__ = ["Observer", "Progress", "Report", "Stop"]

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
 from pcopy.options import Options
+from pcopy.stop import Stop
 
 Group = Hashable
 Inode = tuple[int, int]  # (st_dev, st_ino)
@@ -42,6 +43,8 @@ class Job(NamedTuple):
     umask: int
     locked: bool = True  # no other run is in the destination
     earlier: tuple[Tree, ...] = ()  # numbered after the trees; only their destinations mean anything
+    stop: Stop | None = None
+    spared: frozenset[tuple[int, str]] = frozenset()  # files of the run in its copy, which nothing removes: (tree, path)
 
 
 class Attributes(NamedTuple):
@@ -61,6 +64,14 @@ class Version(NamedTuple):
     size: int
     mtime_ns: int
     ctime_ns: int
+
+
+class Compared(NamedTuple):
+    """How far a file and its copy are known to be equal, as long as both are what they were then."""
+
+    position: int  # bytes
+    source: Version
+    copy: Version
 
 
 class Place(NamedTuple):
@@ -102,7 +113,7 @@ class Entries(NamedTuple):
     ``fresh``: the destination has none of them. ``regular``: the scan saw regular files. ``rename``: the name in the
     destination, if there is one name and it differs. ``first_of``: the inode of which this name is to be the first copy.
     ``cleared``: there is one name, and it waits until the directory that was in its place is removed; ``kept``: which had
-    to stay.
+    to stay. ``compared``: of the first name, where contents decide.
     """
 
     tree: int
@@ -119,6 +130,7 @@ class Entries(NamedTuple):
     kept: bool = False
     again: bool = False  # as for Scan
     device: int = 0  # as for Scan
+    compared: Compared | None = None
 
     @property
     def holds(self) -> tuple[Group, ...]:
@@ -184,6 +196,31 @@ class Span(NamedTuple):
         return None
 
 
+class Verify(NamedTuple):
+    """Read back the bytes from start to stop of a large file, and compare them with the source's."""
+
+    large: Large
+    start: int
+    stop: int
+    failed: int = 0
+
+    @property
+    def tree(self) -> int:
+        return self.large.tree
+
+    @property
+    def path(self) -> str:
+        return self.large.path
+
+    @property
+    def holds(self) -> tuple[Group, ...]:
+        return (large_group(self.large),)
+
+    @property
+    def after(self) -> Group:
+        return None
+
+
 class Seal(NamedTuple):
     """Give a large file its attributes and its name, or take it away if the run stops or a span of it failed."""
 
@@ -223,6 +260,7 @@ class Link(NamedTuple):
     cleared: bool = False  # as for Entries; the first copy is there by then
     device: int = 0  # as for Scan
     kept: bool = False
+    compared: Compared | None = None
 
     @property
     def holds(self) -> tuple[Group, ...]:
@@ -231,6 +269,64 @@ class Link(NamedTuple):
     @property
     def after(self) -> Group:
         return gone_group(self.tree, join(self.path, self.rename or self.name)) if self.cleared else self.inode
+
+
+class Sums(NamedTuple):
+    """Take the checksums of these names, so far as they are regular files.
+
+    ``copied`` by this run: what was read in the source is what should be in the copy.
+    """
+
+    tree: int
+    path: str
+    names: tuple[str, ...]
+    rename: str | None
+    copied: bool
+    failed: int = 0
+
+    @property
+    def holds(self) -> tuple[Group, ...]:
+        return (directory_group(self.tree, self.path),)
+
+    @property
+    def after(self) -> Group:
+        return None
+
+
+class Check(NamedTuple):
+    """Compare files with the checksums in these lines of a manifest, of which the first has this number."""
+
+    manifest: str
+    text: bytes
+    first: int
+    failed: int = 0
+
+    @property
+    def tree(self) -> int:
+        return 0
+
+    @property
+    def path(self) -> str:
+        return ""
+
+    @property
+    def lines(self) -> list[bytes]:
+        return self.text.removesuffix(b"\n").split(b"\n")
+
+    @property
+    def length(self) -> int:
+        return len(self.lines)
+
+    def part(self, start: int, stop: int | None = None) -> Check:
+        return self._replace(text=b"\n".join([*self.lines[start:stop], b""]), first=self.first + start)
+
+    @property
+    def holds(self) -> tuple[Group, ...]:
+        return ()
+
+    @property
+    def after(self) -> Group:
+        return None
 
 
 class Finish(NamedTuple):
@@ -296,7 +392,7 @@ class Clear(NamedTuple):
         return directory_group(self.tree, self.path) if self.emptied else None
 
 
-Unit = Scan | Entries | Span | Seal | Link | Finish | Remove | Clear
+Unit = Scan | Entries | Span | Verify | Seal | Link | Sums | Check | Finish | Remove | Clear
 
 
 def join(path: str, name: str) -> str:
@@ -392,6 +488,7 @@ class Outcome:
     warnings: list[str] = field(default_factory=list)
     lost: dict[str, int] = field(default_factory=dict)  # what could not be preserved: how often
     events: list[Event] = field(default_factory=list)  # if the options ask for them
+    sums: list[bytes] = field(default_factory=list)  # records of the manifest
     leftover: list[Unit] = field(default_factory=list)  # the last is the next to do
     shared: list[Shared] = field(default_factory=list)
     broken: dict[Group, Failure] = field(default_factory=dict)  # large files of which a span failed, and why

@@ -25,14 +25,19 @@ from typing import Any
 from pcopy import filesystem as fs
 from pcopy import removal
 from pcopy.account import Account, unforeseen
+from pcopy.audit import Unfinished
 from pcopy.directory import Listing
 from pcopy.entry import IN_ITS_PLACE, TRIES, Fate, Result, SourceChanged, changed, open_temporary
 from pcopy.handles import ABSENT, Handles, Pair
 from pcopy.links import Linker
+from pcopy.manifest import BadLine, parse, record
 from pcopy.pace import Pace
+from pcopy.reading import Stopped
 from pcopy.work import (
+    Check,
     Clear,
     Entries,
+    Failure,
     Finish,
     Job,
     Large,
@@ -43,7 +48,9 @@ from pcopy.work import (
     Seal,
     Shared,
     Span,
+    Sums,
     Unit,
+    Verify,
     directory_group,
     join,
     large_group,
@@ -57,6 +64,8 @@ DIRECTORY_WEIGHT = 10
 # short slice for long, doubled while the storage is fast, up to the last.
 FIRST_PIECE, LAST_PIECE = 1 << 20, 64 << 20
 FAST = 0.01  # seconds
+# Bytes of a large file copied before they are verified: more would keep a slice waiting for the storage for longer.
+VERIFIED = 64 << 20
 WORDS = {Fate.HARDLINK: "linked", Fate.UNCHANGED: "unchanged", Fate.SKIPPED: "skipped"}  # others: copied
 
 
@@ -89,6 +98,7 @@ class Slice(Account):
         super().__init__(job, handles, deadline)
         self.ahead = ahead
         self.linker = Linker(self.copier)
+        self.copier.auditor.deadline = deadline
         self.unprivileged = os.geteuid() != 0
         self.pace = pace
         self.singly = self.tells or pace is not None  # plain files too, so that the bytes of each are known
@@ -108,7 +118,7 @@ class Slice(Account):
             with contextlib.suppress(OSError):  # which the unit will meet again
                 self.handles.pair(unit.tree, path)
             now = time.monotonic()
-            self.deadline = max(self.deadline, now + (now - started))
+            self.deadline = self.copier.auditor.deadline = max(self.deadline, now + (now - started))
 
     def go(self) -> None:
         while self.stack:  # the time is looked at last: a slice without any still makes progress
@@ -120,6 +130,9 @@ class Slice(Account):
                 self.fail_unit(unit, self.failure_of(unit, self.source_path(unit), error))
             except Exception as error:  # a fault in pcopy itself: it must not take the other entries with it
                 self.fail_unit(unit, unforeseen(self.source_path(unit), error))
+            if self.to_sum:
+                self.stack += self.to_sum
+                self.to_sum = []
             if time.monotonic() >= self.deadline or self.stuck:
                 break
         self.outcome.leftover = self.waiting + self.stack
@@ -193,7 +206,7 @@ class Slice(Account):
             return
         pair = self.pair_of(unit)
         names, deadline, plain = unit.names, self.deadline, self.copier.plain
-        new, done, began_large = unit.fresh and unit.regular and not unit.again, 0, False
+        new, done, began_large, compared = unit.fresh and unit.regular and not unit.again, 0, False, None
         known = unit.regular and not new and plain.compares and pair.destination != ABSENT
         while done < len(names):
             if new and plain.works and unit.first_of is None and not pair.earlier:
@@ -219,14 +232,20 @@ class Slice(Account):
                 done += count
                 if done == len(names) or (count and time.monotonic() >= deadline):
                     break
-            began_large = self.copy_entry(unit, pair, names[done], new)
+            try:
+                began_large = self.copy_entry(unit, pair, names[done], new)
+            except Unfinished as unfinished:
+                compared = unfinished.compared
+                break
             done += 1
             if began_large or time.monotonic() >= deadline or self.stuck:
                 break  # a large file comes first, so that others can join in
         self.outcome.share += unit.share * done / len(names)
-        self.outcome.current = f"{unit.path}/{names[done - 1]}" if unit.path else names[done - 1]
+        current = names[max(0, done - 1)]
+        self.outcome.current = f"{unit.path}/{current}" if unit.path else current
         if done < len(names):
-            rest = unit._replace(names=names[done:], share=unit.share * (len(names) - done) / len(names))
+            share = unit.share * (len(names) - done) / len(names)
+            rest = unit._replace(names=names[done:], share=share, compared=compared)
             self.stack.insert(len(self.stack) - (2 if began_large else 0), rest)  # below the large file's two units
 
     def pair_of(self, unit: Entries | Link) -> Pair:
@@ -240,8 +259,11 @@ class Slice(Account):
 
     def copy_entry(self, unit: Entries, pair: Pair, name: str, new: bool) -> bool:
         """Copy whatever is behind a name. True if a large file was begun."""
+        self.copier.auditor.compared = unit.compared
         try:
             result = self.copier.copy(pair, name, unit.rename or name, new, unit.first_of is not None)
+        except Unfinished:
+            raise
         except OSError as error:
             self.entry_failed(unit, pair, name, error)
         except Exception as error:
@@ -280,12 +302,15 @@ class Slice(Account):
                 unit.tree, unit.path, name, unit.rename or name, result.temporary, result.size, result.holes, result.version,
                 unit.first_of, unit.tries, share, reason(unit, result.why), unit.device,
             )  # fmt: skip
-            self.stack += [Seal(large), Span(large, 0, result.size)]
+            self.outcome.large_done += result.size if result.cloned else 0
+            self.stack += [Seal(large), (Verify if result.cloned else Span)(large, 0, result.size)]
         elif result.fate is Fate.FILE:
             self.copied_file(unit, name, result.size, result.why)
         else:
             if result.fate is Fate.SKIPPED:
                 self.spoil(unit)
+            if not result.hidden:
+                self.note_there(unit, name, unit.rename)
             self.count(result.fate)
             self.tell(unit, name, result)
         return result.fate is Fate.LARGE
@@ -306,7 +331,8 @@ class Slice(Account):
 
     def copy_span(self, unit: Span) -> None:
         large, position, piece = unit.large, unit.start, FIRST_PIECE
-        most = self.pace.piece if self.pace else LAST_PIECE
+        widest = self.pace.piece if self.pace else LAST_PIECE
+        reached, most = position, VERIFIED if self.job.options.verify else large.size
         if large_group(large) in self.outcome.ruined:
             return
         pair = self.handles.pair(large.tree, large.path)
@@ -318,19 +344,21 @@ class Slice(Account):
             try:
                 while position < unit.stop:
                     began = time.monotonic()
-                    if position > unit.start and began >= self.deadline:
+                    if position > unit.start and (began >= self.deadline or position - unit.start >= most):
                         break
                     if self.pace and large.holes:  # holes are no bytes that were copied
                         data = self.copier.contents.skip_hole(source, position, unit.stop)
                         self.outcome.large_done += data - position
                         position = data
-                    stop = min(unit.stop, position + min(piece, most))
+                    stop = min(unit.stop, position + min(piece, widest))
                     if self.copier.contents.span(source, target, position, stop, large.holes) < stop:
                         break  # the source has shrunk: the seal will see it
                     self.outcome.large_done += stop - position
                     if self.pace:
                         self.pace.pay(stop - position)
-                    position = stop
+                    if most == VERIFIED:
+                        fs.forget(target, position, stop - position)  # it begins to be written out
+                    position = reached = stop
                     if time.monotonic() - began < FAST:
                         piece = min(piece * 2, LAST_PIECE)
                 else:
@@ -342,8 +370,18 @@ class Slice(Account):
             position = unit.stop
         finally:
             os.close(source)
-        if position < unit.stop and time.monotonic() >= self.deadline:
+        if position < unit.stop and (time.monotonic() >= self.deadline or position - unit.start >= most):
             self.stack.append(unit._replace(start=position))
+        if self.job.options.verify and reached > unit.start:
+            self.stack.append(Verify(large, unit.start, reached))
+
+    def verify_span(self, unit: Verify) -> None:
+        """Read back what was copied. It fails as a span does: then the file is not given its name."""
+        if unit.start < unit.stop and unit.holds[0] not in self.outcome.ruined:
+            pair = self.handles.pair(unit.tree, unit.path)
+            reached = self.copier.auditor.read_back_span(pair, unit.large, unit.start, unit.stop)
+            if reached < unit.stop:
+                self.stack.append(unit._replace(start=reached))
 
     def seal(self, unit: Seal) -> None:
         large = unit.large
@@ -374,13 +412,18 @@ class Slice(Account):
             self.count(Fate.FILE)
             self.outcome.tally.bytes += large.size
             self.outcome.large_sealed += large.size
+            self.note_there(unit, large.name, large.target, copied=True)
             self.event("copied", unit, large.name, large.why, large.size)
 
     def link(self, unit: Link) -> None:
         pair = self.pair_of(unit)
         first = self.handles.pair(unit.first.tree, unit.first.path)
+        self.copier.auditor.compared = unit.compared
         try:
             result = None if unit.copied else self.linker.link(pair, unit, first)
+        except Unfinished as unfinished:
+            self.stack.append(unit._replace(compared=unfinished.compared))
+            return
         except OSError as error:
             self.entry_failed(unit, pair, unit.name, error)
         else:
@@ -391,9 +434,71 @@ class Slice(Account):
             if result.fate is Fate.BLOCKED:
                 self.clear_first(unit, unit._replace(cleared=True), unit.name)
                 return
+            self.note_there(unit, unit.name, unit.rename)
             self.count(result.fate)
             self.tell(unit, unit.name, result)
         self.outcome.share += unit.share
+
+    def sum(self, unit: Sums) -> None:
+        """Take the checksums of files for the manifest."""
+        pair, tree = self.handles.pair(unit.tree, unit.path), self.job.trees[unit.tree]
+        top = os.path.basename(tree.destination) if tree.depth else ""
+        for done, name in enumerate(unit.names):
+            if done and time.monotonic() >= self.deadline:
+                self.stack.append(unit._replace(names=unit.names[done:]))
+                return
+            target = unit.rename or name
+            try:
+                digest = self.copier.auditor.sum(pair, name, target, unit.copied)
+            except Stopped:
+                self.stack.append(unit._replace(names=unit.names[done:]))
+                self.deadline = 0.0
+                return
+            except OSError as error:
+                self.sum_failed(unit, name, error)
+            else:
+                if digest:
+                    path = "/".join(part for part in (top, unit.path, target) if part)
+                    self.outcome.sums.append(record(path, digest))
+
+    def check(self, unit: Check) -> None:
+        """Compare files with the lines of a manifest."""
+        tree = self.job.trees[unit.tree]
+        top = fs.open_top(tree.source, tree.source_inode)
+        try:
+            for done, line in enumerate(unit.lines):
+                late = bool(done) and time.monotonic() >= self.deadline
+                if late or not self.check_line(unit, done, line, top):
+                    self.stack.append(unit.part(done))
+                    break
+        finally:
+            os.close(top)
+
+    def check_line(self, unit: Check, number: int, line: bytes, top: int) -> bool:
+        """Compare one file. False if the run is to stop before that is done."""
+        try:
+            named = parse(line)
+        except BadLine:
+            reason = f"line {unit.first + number:,}: is no checksum and name as sha256sum and b3sum write them"
+            self.fail(Failure(unit.manifest, "check", None, reason))
+            return True
+        if named is None:  # nothing to be accounted for
+            self.outcome.tally.found -= 1
+            self.outcome.listed -= 1
+            return True
+        self.outcome.current = named[0]
+        try:
+            size = self.copier.auditor.check(top, *named)
+        except Stopped:
+            self.deadline = 0.0
+            return False
+        except OSError as error:
+            self.check_failed(unit.part(number, number + 1), named[0], error)
+        else:
+            self.count(Fate.FILE)
+            self.outcome.tally.bytes += size
+            self.event("good", unit, named[0])
+        return True
 
     def finish(self, unit: Finish) -> None:
         if unit.last or unit.after in self.open:
@@ -420,8 +525,11 @@ DO: dict[type, Callable[[Slice, Any], None]] = {
     Scan: Slice.scan,
     Entries: Slice.copy_entries,
     Span: Slice.copy_span,
+    Verify: Slice.verify_span,
     Seal: Slice.seal,
     Link: Slice.link,
+    Sums: Slice.sum,
+    Check: Slice.check,
     Finish: Slice.finish,
     Remove: removal.remove,
     Clear: removal.clear,

@@ -65,7 +65,7 @@ def test_help_is_grouped_tells_defaults_and_ends_with_examples(pcopy: Run) -> No
     done = pcopy("--help", env={**os.environ, "COLUMNS": "100"})
     assert (done.returncode, done.stderr) == (0, "")
     headings = re.findall(r"^(\S.*):$", done.stdout, re.MULTILINE)
-    assert headings[:5] == ["What is copied", "How it is copied", "What is said", "Measuring", "Other"]
+    assert headings[:5] == ["What is copied", "How it is copied", "What is said", "Checking and measuring", "Other"]
     options, _, examples = done.stdout.partition("Examples:")
     assert len(re.findall(r"^\s+pcopy .* \S+", examples, re.MULTILINE)) >= 4
     records = re.split(r"^  (?=-)", options, flags=re.MULTILINE)[1:]
@@ -83,7 +83,7 @@ def test_help_has_every_option_and_no_option_of_later_work(pcopy: Run) -> None:
     wanted += " quiet verbose json log metrics bwlimit compare against rounds chart version help delete max-delete link-dest"
     wanted += " exclude include exclude-from files-from null max-size min-size newer-than"
     assert {f"--{word}" for word in wanted.split()} <= shown
-    assert not shown & {"--checksum", "--verify", "--scheduler"}
+    assert not shown & {"--scheduler"}
 
 
 @pytest.mark.parametrize(

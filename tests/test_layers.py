@@ -17,19 +17,19 @@ import pcopy
 
 HOUSE = Path(pcopy.__file__).parent
 FLOORS = (
-    ("errors", "options"),
+    ("errors", "options", "stop"),
     ("work", "paths", "select", "values", "engines", "pace"),  # engines know no units: work stands beside them
     ("result", "filesystem", "lists"),
-    ("handles", "contents"),
-    ("metadata",),
-    ("directory", "plain"),
+    ("handles", "contents", "manifest"),
+    ("metadata", "reading"),
+    ("directory", "plain", "audit"),
     ("entry",),
     ("links", "account"),
     ("removal",),
     ("worker",),
     ("coordinator", "prepare"),
     ("api",),
-    ("comparison",),
+    ("comparison", "checking"),
     ("report",),
     ("progress", "chart", "log", "metrics"),
     ("cli",),
@@ -61,6 +61,8 @@ NEVER = {
         "links",
         "metadata",
         "contents",
+        "reading",
+        "audit",
     },
     "comparison": {"coordinator", "worker", "engines", "filesystem"},
     "report": {"coordinator", "worker", "engines", "filesystem", "api"},

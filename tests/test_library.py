@@ -69,7 +69,7 @@ def test_names_that_are_not_utf_8_are_taken_as_bytes_and_as_text(tmp_path: Path)
 
 
 # What is the command line's own: how a report looks to a person, and the choice of the function to call.
-OF_THE_COMMAND = {"progress", "quiet", "as_json", "compare", "chart", "version", "help"}
+OF_THE_COMMAND = {"progress", "quiet", "as_json", "check", "compare", "chart", "version", "help"}
 OF_COMPARE = {"against", "rounds"}
 SAID_OTHERWISE = {
     "no_preserve": "preserve",

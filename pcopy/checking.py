@@ -1,0 +1,89 @@
+"""The library: check files against a manifest, by the same coordinator and engines as a copy."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Literal
+
+from pcopy.api import HashName, Path, check_count, check_hash, check_jobs, check_kind, engine_for, note, stopped_by_ctrl_c
+from pcopy.coordinator import Coordinator, coordinate
+from pcopy.engines import METHODS
+from pcopy.errors import UsageError
+from pcopy.manifest import portions
+from pcopy.options import Hash, Options
+from pcopy.prepare import current_umask
+from pcopy.result import Observer, Report, Stop
+from pcopy.work import Check, Failure, Job, Tree
+
+
+def check(
+    manifest: Path,
+    directory: Path = ".",
+    *,
+    jobs: int | None = None,
+    hash: Hash | HashName = "sha256",
+    retries: int = 2,
+    verbose: bool = False,
+    start_method: Literal["fork", "forkserver", "spawn"] | None = None,
+    observer: Observer | None = None,
+    stop: Stop | None = None,
+) -> Report:
+    """Check the files of a directory against a manifest of ``copy``, ``sha256sum`` or ``b3sum``, in parallel.
+
+    :param directory: what the names in the manifest are relative to
+    :param hash: ``sha256`` or ``blake3``: lines do not tell, both are of one length
+    :returns: ``files`` are good; what differs, is missing or is no line of a manifest is in ``report.errors``
+    :raises UsageError: the manifest cannot be read, or there is no such directory
+
+    The other parameters are those of :func:`pcopy.copy`.
+    """
+    options = Options(
+        jobs=check_jobs(jobs),
+        sums=check_hash(hash),
+        retries=check_count("retries", retries),
+        verbose=verbose,
+        start_method=start_method,
+    )
+    if start_method not in (None, *METHODS):
+        raise UsageError(f"start_method {start_method!r}: must be one of {', '.join(METHODS)}")
+    check_kind("observer", observer, Observer)
+    check_kind("stop", stop, Stop)
+    tree = look_at_directory(os.fsdecode(directory))
+    path = os.fsdecode(manifest)
+    units = units_of(path)
+    report = Report(jobs=options.jobs, engine=engine_for(options).name, checked=True, found=sum(one.length for one in units))
+    started = time.monotonic()
+    observer, stop = observer or Observer(), stop or Stop()
+    coordinator = Coordinator(Job(options, (tree,), "", current_umask(), stop=stop), report, observer, stop)
+    coordinator.progress.found = report.found
+    coordinator.add(reversed(units))  # the last that comes in is the first to go out
+    with stopped_by_ctrl_c(stop):
+        coordinate(coordinator, engine_for(options))
+    report.signal = stop.signal
+    if not report.accounted and not report.signal:
+        note(report, Failure(path, "check", None, "holds no checksums: is it a manifest?"), observer)
+    report.seconds = time.monotonic() - started
+    if mismatch := report.reconcile(path):
+        observer.failure(mismatch)
+    return report
+
+
+def units_of(path: str) -> list[Check]:
+    try:
+        with open(path, "rb") as file:
+            return [Check(path, *lines) for lines in portions(file)]
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"manifest {path!r}: cannot be read: {reason}; check the spelling") from None
+
+
+def look_at_directory(given: str) -> Tree:
+    if not os.path.isdir(given):
+        raise UsageError(f"{given!r}: is not a directory; name the one that the manifest's names are relative to")
+    path = os.path.realpath(given)
+    try:
+        state = os.stat(path)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{given!r}: cannot be looked at: {getattr(error, 'strerror', None) or error}") from None
+    return Tree(path, path, (state.st_dev, state.st_ino), None)

@@ -1,0 +1,24 @@
+"""How a run is asked to stop, in whatever process a slice of it runs."""
+
+from __future__ import annotations
+
+
+class Stop:
+    """Asks a run to stop: set ``signal`` to the number to report, from a signal handler or another thread.
+
+    One that is sent to a worker becomes the worker's own there, which a signal of the coordinator sets: what cannot be done in
+    parts, the checksum of a large file, looks at it now and then.
+    """
+
+    signal = 0
+
+    def __reduce__(self) -> tuple[object, tuple[()]]:
+        return of_this_process, ()
+
+
+HERE = Stop()
+
+
+def of_this_process() -> Stop:
+    """The one of a worker; slices that run in the coordinator's process have the run's own."""
+    return HERE
