@@ -75,6 +75,7 @@ class Account:
         if self.try_again(one, error.errno):
             return
         self.spoil(unit)
+        self.drop_partial(unit, pair)
         if error.errno == errno.ENOENT and self.vanished(pair, name):
             if os.fstat(pair.source).st_dev == self.device_of(unit):
                 self.outcome.tally.vanished += 1
@@ -83,6 +84,12 @@ class Account:
             error = OSError(errno.ESTALE, UNMOUNTED)
         self.keep_all(unit)
         self.fail(self.failure_of(unit, self.full(unit.tree, unit.path, name), error))
+
+    def drop_partial(self, unit: Entries | Link, pair: Pair) -> None:
+        """Nobody goes on with what a run that was cut left of an entry."""
+        if isinstance(unit, Entries) and unit.partial:
+            with contextlib.suppress(OSError):  # then the next run will
+                fs.remove_if_there(unit.partial, pair.destination)
 
     def try_again(self, unit: Retried, number: int | None) -> bool:
         """Leave a unit over if the error may pass. What comes after it waits, as for any unit that somebody else has."""

@@ -22,6 +22,9 @@ RANGE = 512 << 20
 BUFFER = 256 << 10
 # Holes are looked for in blocks of this size: that of a page and of most file systems.
 BLOCK = 4096
+# Of what was written when a run was cut, so many bytes at each end are not relied on: more than the largest page that is
+# written in part and shown as data in whole (2 MiB, on tmpfs).
+MARGIN = 4 << 20
 
 CANNOT_RANGE = frozenset({errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP})
 CANNOT_THIS = frozenset({errno.EINVAL, errno.EBADF, errno.EPERM, errno.ETXTBSY, errno.EOVERFLOW, errno.EIO})
@@ -178,6 +181,25 @@ def lacks_data(source: int, copy: int, size: int) -> bool:
                 if os.pread(source, min(BUFFER, hole - start), start).strip(b"\0"):
                     return True
     return False
+
+
+def written(copy: int, size: int) -> list[tuple[int, int]]:
+    """The stretches of a copy that was cut off of which it is certain that they were written; its length was set before.
+
+    Nothing if the file system shows no holes in it: it may fill them with zeros, or not know them.
+    """
+    found: list[tuple[int, int]] = []
+    try:
+        data = seek(copy, 0, os.SEEK_DATA, size)
+        while data < size and (hole := seek(copy, data, os.SEEK_HOLE, size)) - data < size:
+            start = -(-(data + MARGIN if data else 0) // MARGIN) * MARGIN
+            stop = (hole - MARGIN) // MARGIN * MARGIN
+            if start < stop:
+                found.append((start, stop))
+            data = seek(copy, hole, os.SEEK_DATA, size)
+    except OSError:
+        return []
+    return found
 
 
 def seek(handle: int, start: int, what: int, size: int) -> int:

@@ -32,6 +32,7 @@ class Listing:
     skipped: list[str] = field(default_factory=list)  # directories that an entry to be kept stands in the way of
     hidden: list[str] = field(default_factory=list)  # by a filter
     failures: list[Failure] = field(default_factory=list)
+    partial: dict[str, str] = field(default_factory=dict)  # of regular files, the temporary names that a cut run left
     there: dict[str, bool] = field(default_factory=dict)  # names in the destination: whether it is a directory
     extra: tuple[tuple[str, bool], ...] = ()  # those of them that the source lacks, to be removed
     below: dict[str, list[str]] | None = None  # of each name that is listed, the paths below it that are; None: all
@@ -93,6 +94,8 @@ class Directories:
                 raise self.error_of_copy(unit, error) from None
         if self.selection:
             listing.hide(self.selection.within(unit.path))
+            for name in [name for name in listing.partial if name in listing.hidden]:
+                fs.remove_if_there(listing.partial.pop(name), pair.destination)
         if "mode" not in self.options.preserve:
             mode = state.st_mode & 0o777 & ~self.job.umask if unit.fresh else pair.mode or 0
             listing.attributes = listing.attributes._replace(mode=mode)
@@ -216,7 +219,7 @@ class Directories:
         listing.there = fs.list_directory(pair.destination)
         if self.job.locked and not self.options.dry_run:
             keep = {name for name in (*listing.regular, *listing.other) if name.startswith(".pcopy-")}
-            fs.clear_stale(listing.there, keep, pair.depth, pair.destination, self.job.token)
+            listing.partial = fs.clear_stale(listing.there, keep, pair.depth, pair.destination, self.job.token, listing.regular)
         if self.options.delete and in_full:
             found = {*listing.regular, *listing.other, *(name for name, _ in listing.directories)}
             listing.extra = tuple(self.removable(pair, listing.there, found))
@@ -330,6 +333,10 @@ class Directories:
         handle, _ = self.open_copy(name, parent.destination, fresh=False)
         pair = self.handles.hold(Pair(~tree, path, ABSENT, handle, parent.depth + 1, readable=True))
         there = fs.list_directory(handle)
+        if self.options.dry_run:  # what dead runs left is nothing that is told
+            there = {name: is_dir for name, is_dir in there.items() if is_dir or not fs.TEMPORARY.match(name)}
+        elif self.job.locked:
+            fs.clear_stale(there, (), pair.depth, handle, self.job.token)
         inside = self.removable(pair, there, ())
         return inside, len(inside) < len(there)
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from pcopy import filesystem as fs
 from pcopy.audit import Auditor, is_changed, version_of
-from pcopy.contents import Contents, has_holes, lacks_data
+from pcopy.contents import Contents, has_holes, lacks_data, written
 from pcopy.directory import APPEARED
 from pcopy.handles import ABSENT, Pair
 from pcopy.metadata import COARSEST, EARLIEST, GRAINS, LATEST, NEW, Metadata, grain_of
@@ -35,6 +35,7 @@ CANNOT_LINK = frozenset({errno.EMLINK, errno.EPERM, errno.EXDEV, errno.ENOTSUP})
 TRIES = 3  # copies of a source that changes each time
 IN_ITS_PLACE = "a directory that is not empty is in its place: move or remove it, or give delete"
 EARLIER = "earlier"  # why a name is a link: an earlier copy has the file
+VERSION = 17  # characters at the end of the temporary name of a large file, which tell of what it is to be a copy
 FAR = 2**40 * 10**9  # nanoseconds: beyond the times that a file system with limits keeps
 
 
@@ -63,7 +64,7 @@ class Result(NamedTuple):
     updated: bool = False  # unchanged, but for attributes
     hidden: bool = False  # skipped, by a filter
     why: str = ""
-    cloned: bool = False  # all its blocks are there already
+    there: tuple[tuple[int, int], ...] = ()  # of a large file, what need not be copied any more, from byte to byte
 
 
 class SourceChanged(Exception):
@@ -84,6 +85,7 @@ class Copier:
         self.auditor = Auditor(options, job.stop)
         self.plain = Plain(options, self.contents, self.metadata, LARGE)
         self.user = os.geteuid()
+        self.partial: str | None = None  # the temporary name of what a run that was cut left of the entry at hand
         self.grains: dict[int, int] = {}  # st_dev: granularity of times in nanoseconds
         self.ranges: dict[int, tuple[int, int]] = {}  # st_dev: the first time that is kept and the last, likewise
 
@@ -122,7 +124,9 @@ class Copier:
 
         A file that is whole stays: its times say so.
         """
-        fs.remove_if_there(fs.temporary_name(self.token, pair.depth, target), pair.destination)
+        ours = fs.temporary_name(self.token, pair.depth, target)
+        for place in [one for one in fs.list_directory(pair.destination) if one.startswith(ours)]:
+            fs.remove_if_there(place, pair.destination)
         copy = fs.look_if_there(target, pair.destination) if new else None
         if copy and stat.S_ISREG(copy.st_mode):
             state = fs.look_at(name, pair.source, self.follow)
@@ -399,8 +403,9 @@ class Copier:
                 raise OSError(errno.ENXIO, "became another kind of entry while it was copied")
             if state.st_nlink > 1 and self.keep_links and not first:
                 return shared(state)
-            replace = replace or state.st_size > self.large
-            place = fs.temporary_name(self.token, pair.depth, target) if replace else target
+            large = state.st_size > self.large
+            version = version_of(state).text if large else ""
+            place = fs.temporary_name(self.token, pair.depth, target, version) if replace or large else target
             return self.write(source, state, pair, place, target)
         except SourceChanged:
             if tries == 1:
@@ -411,14 +416,18 @@ class Copier:
 
     def write(self, source: int, state: os.stat_result, pair: Pair, place: str, target: str) -> int | Result:
         """Make the copy of an open file as ``place``, and give it its name when it is whole. Returns its bytes."""
-        handle, closing, cloned, size = CLOSED, False, False, state.st_size
+        handle, closing, size = CLOSED, False, state.st_size
         try:
-            create = fs.create if place == target else self.create_temporary
-            handle = create(place, pair.destination)
+            if size > self.large:
+                handle, there = self.open_large(place, pair.destination, size)
+            else:
+                handle = (fs.create if place == target else self.create_temporary)(place, pair.destination)
             if size <= self.large:
                 size = self.contents.whole(source, handle, state)
-            elif not (cloned := self.contents.try_clone(source, handle)) or self.options.verify:
-                return self.begin(handle, place, state, cloned)
+            elif not self.contents.try_clone(source, handle):
+                return self.begin(handle, place, state, there)
+            elif self.options.verify:
+                return self.begin(handle, place, state, ((0, size),))
             if self.options.verify:  # before its mode may forbid us to read it
                 self.auditor.read_back(source, state, place, pair.destination, size)
             if is_changed(state, os.fstat(source)):
@@ -445,15 +454,32 @@ class Copier:
 
     # ---- large files ----
 
-    def begin(self, handle: int, place: str, state: os.stat_result, cloned: bool) -> Result:
-        """Leave a large file to whoever has time: its length set, its bytes to be copied."""
+    def open_large(self, place: str, directory: int, size: int) -> tuple[int, tuple[tuple[int, int], ...]]:
+        """Go on with what a run that was cut left of a large file, or begin it anew. Returns what is there of it already.
+
+        Only if the name says that the source is the same, and the file could have been made by nobody else.
+        """
+        if self.partial and self.partial.endswith(place[-VERSION:]):
+            with contextlib.suppress(OSError):
+                fs.rename(self.partial, place, directory)
+        with contextlib.suppress(OSError):
+            handle = fs.open_to_write(place, directory)
+            state = os.fstat(handle)
+            mine = stat.S_ISREG(state.st_mode) and state.st_uid == self.user and stat.S_IMODE(state.st_mode) == NEW
+            if mine and state.st_nlink == 1 and state.st_size == size and (there := written(handle, size)):
+                return handle, tuple(there)
+            os.close(handle)
+        return self.create_temporary(place, directory), ()
+
+    def begin(self, handle: int, place: str, state: os.stat_result, there: tuple[tuple[int, int], ...]) -> Result:
+        """Leave a large file to whoever has time: its length set, its bytes to be copied but for those that are there."""
         fs.set_length(handle, state.st_size)
         fs.set_mode(handle, NEW)  # which the umask may have narrowed: others have to open it
         made = os.fstat(handle)
         temporary = Temporary(place, (made.st_dev, made.st_ino), (made.st_uid, state.st_uid))
         fs.close_written(handle)
         version = version_of(state)
-        return Result(Fate.LARGE, state.st_size, version=version, temporary=temporary, holes=has_holes(state), cloned=cloned)
+        return Result(Fate.LARGE, state.st_size, version=version, temporary=temporary, holes=has_holes(state), there=there)
 
     def seal(self, pair: Pair, large: Large) -> None:
         """Give a large file its attributes and its name. Raises SourceChanged if the source is not what it was."""

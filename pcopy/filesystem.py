@@ -12,7 +12,7 @@ import fcntl
 import os
 import re
 import stat
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from types import TracebackType
 
 from pcopy.work import Failure
@@ -428,28 +428,36 @@ def drop_attribute(target: Target, name: str) -> None:
 # ---- temporary names ------------------------------------------------------------------------------------------------
 
 
-def temporary_name(token: str, depth: int, name: str) -> str:
+def temporary_name(token: str, depth: int, name: str, version: str = "") -> str:
     """The name under which ``name`` is written before it is renamed: the same each time in one run.
 
     ``depth`` is how far below the directory that its run has locked it lies: whoever finds it can see by that lock
-    whether the run is alive.
+    whether the run is alive. ``version``: of what it is to be a copy, if a later run may go on with it.
     """
+    digests = [digest_of(one) for one in (name, version) if one]
+    return "-".join([".pcopy", token, str(depth), *digests])
+
+
+def digest_of(text: str) -> str:
     from hashlib import blake2b
 
-    digest = blake2b(os.fsencode(name), digest_size=8).hexdigest()
-    return f".pcopy-{token}-{depth}-{digest}"
+    return blake2b(os.fsencode(text), digest_size=8).hexdigest()
 
 
-def clear_stale(there: dict[str, bool], keep: Container[str], depth: int, directory: int, token: str) -> None:
+def clear_stale(
+    there: dict[str, bool], keep: Container[str], depth: int, directory: int, token: str, names: Iterable[str] = ()
+) -> dict[str, str]:
     """Remove what dead runs left in an open directory: temporary names whose run holds no lock any more.
 
     ``there`` says of each name in it whether it is a directory; what is removed is taken out of it. ``keep``: names that
-    the source has too, so that they are copies and not leftovers.
+    the source has too, so that they are copies and not leftovers. Unfinished copies of what goes under ``names`` stay:
+    returned are their temporary names, by those.
 
     A run locks a directory; its temporary names say how far up that is. What this run has locked, ``depth`` levels up, no
     other run has, so runs that had locked the same are dead.
     """
     alive: dict[int, bool] = {depth: False}
+    unfinished: dict[str, str] = {}  # what is known of it is the digest of its name
     for name in [name for name in there if name.startswith(".pcopy-") and name not in keep and not there[name]]:
         match = TEMPORARY.match(name)
         if match and match[1] != token:
@@ -457,8 +465,15 @@ def clear_stale(there: dict[str, bool], keep: Container[str], depth: int, direct
             if up not in alive:
                 alive[up] = is_locked(up, directory)
             if not alive[up]:
-                remove_if_there(name, directory)
+                if match[4] and match[3] not in unfinished:
+                    unfinished[match[3]] = name
+                else:
+                    remove_if_there(name, directory)
                 del there[name]
+    wanted = {name: unfinished.pop(digest) for name in names if unfinished and (digest := digest_of(name)) in unfinished}
+    for name in unfinished.values():
+        remove_if_there(name, directory)
+    return wanted
 
 
 def list_directory(handle: int) -> dict[str, bool]:
@@ -493,4 +508,4 @@ def is_locked(up: int, directory: int) -> bool:
             os.close(handle)
 
 
-TEMPORARY = re.compile(r"\.pcopy-([0-9a-f]{8})-(\d{1,9})-[0-9a-f]{16}\Z", re.ASCII)
+TEMPORARY = re.compile(r"\.pcopy-([0-9a-f]{8})-(\d{1,9})-([0-9a-f]{16})(?:-([0-9a-f]{16}))?\Z", re.ASCII)

@@ -29,6 +29,7 @@ def prepare(
     becomes_a_copy = any(landing.destination == top and not landing.names for landing in landings)
     fresh = make_top(top, options, mode=0o700 if becomes_a_copy else 0o777)
     handle, alone = None, False
+    partial: dict[str, str] = {}
     if not options.dry_run:
         if becomes_a_copy:
             make_accessible(top)
@@ -36,7 +37,7 @@ def prepare(
         handle, alone = stack.enter_context(locked(top, exclusive, report))
         keep = {landing.rename or name for landing in landings for name in landing.names}
         if keep and alone:  # without names the directory is scanned, and cleared by who scans it
-            fs.clear_stale(fs.list_directory(handle), keep, 0, handle, token)
+            partial = fs.clear_stale(fs.list_directory(handle), keep, 0, handle, token, keep)
         if not exclusive and alone:
             fs.lock(handle, exclusive=False)
     elif not fresh:
@@ -54,7 +55,7 @@ def prepare(
             continue
         trees.append(tree_of(landing, below, handle))
         sources.append(os.path.basename(landing.source) if below else "")
-        units += units_of(landing, len(trees) - 1, is_new, 1.0 / len(landings))
+        units += units_of(landing, len(trees) - 1, is_new, 1.0 / len(landings), partial)
     earlier: list[Tree] = []
     for number, below in enumerate(sources):
         found = list(earlier_trees(options.link_dest, below))
@@ -143,12 +144,15 @@ def earlier_trees(paths: Sequence[str], below: str) -> Iterator[Tree]:
                 yield Tree(place, place, inode, inode)
 
 
-def units_of(landing: Landing, tree: int, fresh: bool, share: float) -> Iterator[Unit]:
+def units_of(landing: Landing, tree: int, fresh: bool, share: float, partial: dict[str, str]) -> Iterator[Unit]:
+    """``partial``: what runs that were cut left of files, by the names that these are to have."""
     if not landing.names:
         yield Scan(tree, "", fresh, share, only=landing.only)
-    for at in range(0, len(landing.names), BATCH):
-        names = landing.names[at : at + BATCH]
-        yield Entries(tree, "", names, False, False, share * len(names) / len(landing.names), landing.rename)
+    begun = {name: partial[target] for name in landing.names if (target := landing.rename or name) in partial}
+    names = tuple(name for name in landing.names if name not in begun)
+    batches = [(names[at : at + BATCH], None) for at in range(0, len(names), BATCH)]
+    for some, left in [*batches, *(((name,), place) for name, place in begun.items())]:
+        yield Entries(tree, "", some, False, False, share * len(some) / len(landing.names), landing.rename, partial=left)
 
 
 @contextlib.contextmanager

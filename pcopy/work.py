@@ -65,6 +65,11 @@ class Version(NamedTuple):
     mtime_ns: int
     ctime_ns: int
 
+    @property
+    def text(self) -> str:
+        """The same to a later run, for which devices can have other numbers."""
+        return f"{self.inode[1]} {self.size} {self.mtime_ns} {self.ctime_ns}"
+
 
 class Compared(NamedTuple):
     """How far a file and its copy are known to be equal, as long as both are what they were then."""
@@ -113,7 +118,8 @@ class Entries(NamedTuple):
     ``fresh``: the destination has none of them. ``regular``: the scan saw regular files. ``rename``: the name in the
     destination, if there is one name and it differs. ``first_of``: the inode of which this name is to be the first copy.
     ``cleared``: there is one name, and it waits until the directory that was in its place is removed; ``kept``: which had
-    to stay. ``compared``: of the first name, where contents decide.
+    to stay. ``compared``: of the first name, where contents decide. ``partial``: there is one name, and a run that was cut left
+    this temporary name of it.
     """
 
     tree: int
@@ -131,6 +137,7 @@ class Entries(NamedTuple):
     again: bool = False  # as for Scan
     device: int = 0  # as for Scan
     compared: Compared | None = None
+    partial: str | None = None
 
     @property
     def holds(self) -> tuple[Group, ...]:

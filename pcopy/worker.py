@@ -18,7 +18,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -174,6 +174,9 @@ class Slice(Account):
         last = self.unprivileged and not listing.attributes.mode & stat.S_IXUSR
         extra = () if listing.failures else listing.extra
         stack.append(Finish(tree, path, listing.attributes, unit.fresh, last, extra=extra, device=listing.device))
+        for name, partial in listing.partial.items():
+            listing.regular.remove(name)
+            self.push_names(unit, [name], name not in listing.there, True, share, listing.device, partial)
         for names, regular in ((listing.other, False), (listing.regular, True)):
             new = [name for name in names if name not in listing.there] if listing.there else names
             if len(new) < len(names):
@@ -192,12 +195,13 @@ class Slice(Account):
         for name in listing.hidden:
             self.event("hidden", unit, name)
 
-    def push_names(self, unit: Scan, names: list[str], new: bool, regular: bool, share: float, device: int) -> None:
+    def push_names(
+        self, unit: Scan, names: list[str], new: bool, regular: bool, share: float, device: int, partial: str | None = None
+    ) -> None:
         for at in range(0, len(names), BATCH):
             batch = tuple(names[at : at + BATCH])
-            self.stack.append(
-                Entries(unit.tree, unit.path, batch, new, regular, share * len(batch), again=unit.again, device=device)
-            )
+            some = Entries(unit.tree, unit.path, batch, new, regular, share * len(batch), again=unit.again, device=device)
+            self.stack.append(some._replace(partial=partial) if partial else some)
 
     def copy_entries(self, unit: Entries) -> None:
         if self.ahead:
@@ -209,7 +213,9 @@ class Slice(Account):
         new, done, began_large, compared = unit.fresh and unit.regular and not unit.again, 0, False, None
         known = unit.regular and not new and plain.compares and pair.destination != ABSENT
         while done < len(names):
-            if new and plain.works and unit.first_of is None and not pair.earlier:
+            if unit.partial:
+                pass
+            elif new and plain.works and unit.first_of is None and not pair.earlier:
                 some = names[done : done + 1] if self.singly else names[done:]
                 count, size = plain.copy(pair, some, deadline, self.job.trees[unit.tree])
                 self.note_files(unit, some[:count], size)
@@ -232,6 +238,7 @@ class Slice(Account):
                 done += count
                 if done == len(names) or (count and time.monotonic() >= deadline):
                     break
+            at = len(self.stack)
             try:
                 began_large = self.copy_entry(unit, pair, names[done], new)
             except Unfinished as unfinished:
@@ -246,7 +253,7 @@ class Slice(Account):
         if done < len(names):
             share = unit.share * (len(names) - done) / len(names)
             rest = unit._replace(names=names[done:], share=share, compared=compared)
-            self.stack.insert(len(self.stack) - (2 if began_large else 0), rest)  # below the large file's two units
+            self.stack.insert(at if began_large else len(self.stack), rest)  # below the units of a large file
 
     def pair_of(self, unit: Entries | Link) -> Pair:
         pair = self.handles.pair(unit.tree, unit.path)
@@ -259,7 +266,7 @@ class Slice(Account):
 
     def copy_entry(self, unit: Entries, pair: Pair, name: str, new: bool) -> bool:
         """Copy whatever is behind a name. True if a large file was begun."""
-        self.copier.auditor.compared = unit.compared
+        self.copier.auditor.compared, self.copier.partial = unit.compared, unit.partial
         try:
             result = self.copier.copy(pair, name, unit.rename or name, new, unit.first_of is not None)
         except Unfinished:
@@ -269,6 +276,7 @@ class Slice(Account):
         except Exception as error:
             self.fail(unforeseen(self.full(unit.tree, unit.path, name), error))
         else:
+            self.drop_partial(unit, pair)
             if isinstance(result, Result):
                 return self.settle(unit, name, result)
             self.copied_file(unit, name, result)
@@ -302,8 +310,11 @@ class Slice(Account):
                 unit.tree, unit.path, name, unit.rename or name, result.temporary, result.size, result.holes, result.version,
                 unit.first_of, unit.tries, share, reason(unit, result.why), unit.device,
             )  # fmt: skip
-            self.outcome.large_done += result.size if result.cloned else 0
-            self.stack += [Seal(large), (Verify if result.cloned else Span)(large, 0, result.size)]
+            self.outcome.large_done += sum(stop - start for start, stop in result.there)
+            self.stack.append(Seal(large))
+            if self.job.options.verify:
+                self.stack += [Verify(large, *stretch) for stretch in result.there]
+            self.stack += [Span(large, *stretch) for stretch in gaps(result.there, result.size)]
         elif result.fate is Fate.FILE:
             self.copied_file(unit, name, result.size, result.why)
         else:
@@ -507,6 +518,15 @@ class Slice(Account):
             removal.begin(self, unit)
         else:
             self.directories.finish(unit)
+
+
+def gaps(there: Iterable[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
+    """What is left of a file, from byte to byte, between stretches in their order."""
+    at = 0
+    for start, stop in [*there, (size, size)]:
+        if at < start:
+            yield at, start
+        at = stop
 
 
 def reason(unit: Entries | Link, why: str) -> str:
