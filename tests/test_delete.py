@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -208,7 +209,12 @@ def test_a_live_run_keeps_what_it_writes(tmp_path: Path, jobs: int) -> None:
     source = make_tree(tmp_path / "src", {"f": b"1"})
     name = ".pcopy-0123abcd-0-0123456789abcdef"
     dst = make_tree(tmp_path / "dst", {"x": Dir({name: b"half", "y": b"2"})})
-    report = pcopy.copy(source, dst, jobs=jobs, delete=True)
+    handle = os.open(dst / "x", os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        report = pcopy.copy(source, dst, jobs=jobs, delete=True)
+    finally:
+        os.close(handle)
     assert (report.ok, report.deleted) == (True, 1)
     assert os.listdir(dst / "x") == [name]
 
