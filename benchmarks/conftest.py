@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.trees import make_large_files, make_small_files
+
 # At scale 1: trees that one process copies in a fraction of a second, so that the suite takes less than a minute.
-SMALL_FILES, SMALL_FILE, PER_DIRECTORY = 2000, 6000, 20
-LARGE_FILES, LARGE_FILE = 4, 24 << 20
-BLOCK = random.Random(1).randbytes(1 << 20)  # not zeros: a copier may make holes of those
+SMALL_FILES, LARGE_FILE = 2000, 24 << 20
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -61,27 +60,6 @@ def trees(folder: Path, scale: float) -> dict[str, Path]:
         if name != "small files":
             make_large_files(top / "large", round(LARGE_FILE * scale))
     return made
-
-
-def make_small_files(top: Path, count: int) -> None:
-    """Files of all sizes about SMALL_FILE, in a tree of directories."""
-    rng = random.Random(1)
-    directories = [top]
-    top.mkdir()
-    for number in range(count):
-        if number % PER_DIRECTORY == 0:
-            # Below one of the last, so that the tree has both depth and breadth.
-            directories.append(rng.choice(directories[-40:]) / f"d{number}")
-            directories[-1].mkdir()
-        (directories[-1] / f"f{number}").write_bytes(BLOCK[: min(len(BLOCK), int(rng.expovariate(1 / SMALL_FILE)))])
-
-
-def make_large_files(top: Path, size: int) -> None:
-    top.mkdir()
-    for number in range(LARGE_FILES):
-        with open(top / f"f{number}", "wb") as file:
-            for at in range(0, size, len(BLOCK)):
-                file.write(BLOCK[: size - at])
 
 
 @pytest.fixture

@@ -1,0 +1,30 @@
+"""The trees that are copied: the same each time."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+SMALL_FILE, PER_DIRECTORY, LARGE_FILES = 6000, 20, 4
+BLOCK = random.Random(1).randbytes(1 << 20)  # not zeros: a copier may make holes of those
+
+
+def make_small_files(top: Path, count: int) -> None:
+    """Files of all sizes about SMALL_FILE, in a tree of directories."""
+    rng = random.Random(1)
+    directories = [top]
+    top.mkdir()
+    for number in range(count):
+        if number % PER_DIRECTORY == 0:
+            # Below one of the last, so that the tree has both depth and breadth.
+            directories.append(rng.choice(directories[-40:]) / f"d{number}")
+            directories[-1].mkdir()
+        (directories[-1] / f"f{number}").write_bytes(BLOCK[: min(len(BLOCK), int(rng.expovariate(1 / SMALL_FILE)))])
+
+
+def make_large_files(top: Path, size: int) -> None:
+    top.mkdir()
+    for number in range(LARGE_FILES):
+        with open(top / f"f{number}", "wb") as file:
+            for at in range(0, size, len(BLOCK)):
+                file.write(BLOCK[: size - at])
