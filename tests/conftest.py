@@ -37,3 +37,12 @@ def pcopy(tmp_path: Path) -> Run:
         return subprocess.run(command, check=False, **{**settings, **options})  # type: ignore[call-overload,no-any-return]
 
     return run
+
+
+@pytest.fixture(params=[1, 3], ids=["serial", "pool"])
+def jobs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many workers. A pool does nearly all of the work here: the coordinator begins with as little as can be."""
+    count = int(request.param)
+    if count > 1:
+        monkeypatch.setattr("pcopy.coordinator.FIRST", 0.0)
+    return count

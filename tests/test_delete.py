@@ -18,16 +18,6 @@ import pcopy
 from tests.conftest import Run
 from tests.trees import WHEN, Dir, Fifo, File, Hard, Link, make_tree, read_tree
 
-
-@pytest.fixture(params=[1, 3], ids=["serial", "pool"])
-def jobs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """How many workers. A pool does nearly all of the work here: the coordinator begins with as little as can be."""
-    count = int(request.param)
-    if count > 1:
-        monkeypatch.setattr("pcopy.coordinator.FIRST", 0.0)
-    return count
-
-
 SOURCE: dict[str | bytes, object] = {"f": b"1", "d": Dir({"g": b"2", "e": Dir({})}), "l": Link("f")}
 
 

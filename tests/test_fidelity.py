@@ -29,15 +29,6 @@ BLOCK = 4096
 SHM = Path("/dev/shm")
 
 
-@pytest.fixture(params=[1, 3], ids=["serial", "pool"])
-def jobs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """How many workers. A pool does nearly all of the work here: the coordinator begins with as little as can be."""
-    count = int(request.param)
-    if count > 1:
-        monkeypatch.setattr("pcopy.coordinator.FIRST", 0.0)
-    return count
-
-
 @pytest.fixture
 def public() -> Iterator[Path]:
     """A directory that everybody may write into; pytest's own ones are closed to others."""

@@ -16,15 +16,6 @@ from tests.conftest import Run, as_root
 from tests.trees import WHEN, Dir, Fifo, File, Hard, Link, State, make_tree, read_tree
 
 
-@pytest.fixture(params=[1, 3], ids=["serial", "pool"])
-def jobs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """How many workers. A pool does nearly all of the work here: the coordinator begins with as little as can be."""
-    count = int(request.param)
-    if count > 1:
-        monkeypatch.setattr("pcopy.coordinator.FIRST", 0.0)
-    return count
-
-
 def tree() -> dict[str | bytes, object]:
     return {
         "f": b"1", "g": b"2", "empty": b"", "x": File(b"3", xattrs={"user.a": b"1"}), "l": Link("f"), "p": Fifo(),
