@@ -182,10 +182,24 @@ def check_place(given: str, top: str, landings: Sequence[Landing]) -> str:
         raise UsageError(f"manifest {given}: {where} may not be written to; name a file elsewhere")
     if os.path.exists(path) and not os.path.isfile(path):
         raise UsageError(f"manifest {given}: is there and is no regular file; name another")
+    if holds_something_else(path):
+        raise UsageError(f"manifest {given}: is there and is no manifest; name another file, or remove it")
     for landing in landings:
         if listed_as := source_of(path, landing):
             raise UsageError(f"manifest {given}: would take the place of {listed_as} or its copy; name another file")
     return path
+
+
+def holds_something_else(path: str) -> bool:
+    """Whether a file would be lost that nobody meant to give up."""
+    try:
+        with open(path, "rb") as file:
+            line = file.readline(PORTION)
+        return bool(line) and parse(line.removesuffix(b"\n")) is None
+    except BadLine:
+        return True
+    except OSError:
+        return False
 
 
 def source_of(path: str, landing: Landing) -> str | None:

@@ -37,6 +37,8 @@ HELP = {
 # For everybody, less the umask: who collects it is another user.
 MODE = 0o644
 
+START = b"# HELP pcopy_"  # of each file of metrics
+
 
 class Metrics(Observer):
     """Replaces a file, at the end of each run, by the figures of that run."""
@@ -57,6 +59,8 @@ class Metrics(Observer):
             raise UsageError(f"metrics {self.given}: its directory does not exist: make it first (mkdir -p)")
         if not os.access(directory, os.W_OK | os.X_OK):
             raise UsageError(f"metrics {self.given}: its directory is not to be written by this user: name another file")
+        if holds_something_else(self.path):
+            raise UsageError(f"metrics {self.given}: is there and has no metrics of pcopy; name another file, or remove it")
         self.labels = {"source": os.pathsep.join(sources), "destination": destination}
 
     def finished(self, report: Report) -> None:
@@ -64,6 +68,16 @@ class Metrics(Observer):
             replace(self.path, exposition(values_of(report), self.labels).encode("utf-8"))
         except OSError as error:
             report.errors.append(Failure(self.path, "write the metrics", error.errno, error.strerror or str(error)))
+
+
+def holds_something_else(path: str) -> bool:
+    """Whether a file would be lost that nobody meant to give up."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(len(START))
+    except OSError:
+        return False
+    return bool(start) and start != START
 
 
 def values_of(report: Report) -> dict[str, float]:

@@ -366,10 +366,11 @@ def test_a_failed_run_has_metrics_too(tmp_path: Path, source: Path, pcopy: Run) 
 
 
 def test_the_metrics_are_replaced_whole(tmp_path: Path, source: Path, pcopy: Run) -> None:
-    (tmp_path / "m.prom").write_text("old")
+    old_text = "# HELP pcopy_files old\n"
+    (tmp_path / "m.prom").write_text(old_text)
     with open(tmp_path / "m.prom") as old:
         assert pcopy("--metrics", "m.prom", "src", "dst").returncode == 0
-        assert old.read() == "old"
+        assert old.read() == old_text
     assert values_of(tmp_path / "m.prom")["files"] == 21
 
 
@@ -401,6 +402,7 @@ def test_metrics_that_cannot_be_written_at_the_end_are_an_error(tmp_path: Path, 
         (["--metrics", "missing/m.prom"], "metrics missing/m.prom: its directory does not exist"),
         (["--metrics", "directory"], "is a directory"),
         (["--metrics", ""], "is a directory"),
+        (["--metrics", "target"], "has no metrics of pcopy"),
         (["--metrics", "m.prom", "-n"], "a dry run has none"),
         (["--log", "new", "--metrics", "directory"], "is a directory"),
         (["--log", "new", "--metrics", "new"], "a file each"),

@@ -33,6 +33,7 @@ from tests.test_engines import wait_until
 from tests.trees import WHEN, Dir, Fifo, File, Hard, Holes, Link, make_tree, read_tree
 
 JOBS = pytest.mark.parametrize("jobs", [1, 3])
+OF_YESTERDAY = f"{'0' * 64}  x\n"
 LARGE = 33 << 20  # bytes: such a file is copied in spans
 
 
@@ -457,11 +458,11 @@ def test_no_room_for_the_parts_is_a_failure_of_the_manifest_alone(
 
     monkeypatch.setattr(library_manifest, "PART", 3)
     monkeypatch.setattr(library_manifest.Spool, "part", full)
-    (tmp_path / "sums").write_text("of yesterday")
+    (tmp_path / "sums").write_text(OF_YESTERDAY)
     report = library.copy(source, tmp_path / "dst", jobs=1, manifest=tmp_path / "sums")
     assert [(one.path, one.operation) for one in report.errors] == [(str(tmp_path / "sums"), "write the manifest")]
     assert report.exit_status == 1
-    assert (tmp_path / "sums").read_text() == "of yesterday"
+    assert (tmp_path / "sums").read_text() == OF_YESTERDAY
     assert read_tree(tmp_path / "dst") == read_tree(source)
 
 
@@ -483,22 +484,22 @@ def test_a_source_that_came_under_the_name_of_the_manifest_is_not_listed(tmp_pat
 
 
 def test_a_manifest_is_not_written_through_a_link(tmp_path: Path, source: Path) -> None:
-    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "precious").write_text(OF_YESTERDAY)
     (tmp_path / "sums").symlink_to("precious")
     assert library.copy(source, tmp_path / "dst", jobs=1, manifest=tmp_path / "sums").ok
-    assert (tmp_path / "precious").read_text() == "mine"
+    assert (tmp_path / "precious").read_text() == OF_YESTERDAY
     assert sha256sum(tmp_path / "sums", tmp_path / "dst").returncode == 0
     assert not (tmp_path / "sums").is_symlink()
 
 
 @JOBS
 def test_a_run_that_is_cut_short_leaves_the_old_manifest(tmp_path: Path, source: Path, jobs: int) -> None:
-    (tmp_path / "sums").write_text("of yesterday")
+    (tmp_path / "sums").write_text(OF_YESTERDAY)
     stop = Stop()
     stop.signal = signal.SIGTERM
     report = library.copy(source, tmp_path / "dst", jobs=jobs, manifest=tmp_path / "sums", stop=stop)
     assert any("sums: not written, because the run was cut short" in warning for warning in report.warnings)
-    assert (tmp_path / "sums").read_text() == "of yesterday"
+    assert (tmp_path / "sums").read_text() == OF_YESTERDAY
 
 
 def test_a_dry_run_writes_no_manifest(tmp_path: Path, source: Path) -> None:
@@ -521,7 +522,9 @@ def test_ctrl_c_does_not_wait_for_the_checksum_of_a_large_file(tmp_path: Path, p
     assert not (tmp_path / "sums").exists()
 
 
-@pytest.mark.parametrize("name", ["missing/sums", "dst", "sums/", "src/plain/sums", "pipe", "dst/plain", "dst/d/f1"])
+@pytest.mark.parametrize(
+    "name", ["missing/sums", "dst", "sums/", "src/plain/sums", "pipe", "dst/plain", "dst/d/f1", "src/d/f1"]
+)
 def test_a_manifest_that_cannot_be_written_is_refused_before_anything_is(
     tmp_path: Path, source: Path, pcopy: Run, name: str
 ) -> None:
@@ -530,6 +533,7 @@ def test_a_manifest_that_cannot_be_written_is_refused_before_anything_is(
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert "manifest" in done.stderr
     assert os.listdir(tmp_path / "dst") == ["d"]
+    assert (source / "d/f1").read_text() == "1" * 700
 
 
 def test_a_manifest_in_the_place_of_a_source_is_refused(tmp_path: Path, source: Path, pcopy: Run) -> None:
