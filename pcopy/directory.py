@@ -68,18 +68,20 @@ class Directories:
         self.job, self.handles, self.metadata = job, handles, metadata
         self.options = job.options
         self.selection = selection(job.options.filters)
+        self.ours = {tree.destination_inode for tree in job.trees}
+        self.tells = job.options.tells
         self.owner = os.geteuid()
 
     def scan(self, unit: Scan) -> Listing:
         """List a directory, and make the copies of the directories in it."""
         pair, state = self.enter(unit)
         listing = Listing(attributes_of(state), state.st_dev)
-        if self.options.tells and not unit.fresh and pair.destination != ABSENT:
+        if self.tells and not unit.fresh and pair.destination != ABSENT:
             listing.differs = ", ".join(self.metadata.directory_differences(pair, state))
         tree = self.job.trees[unit.tree]
         if self.options.one_file_system and state.st_dev != tree.source_inode[0]:
             return listing
-        if any((state.st_dev, state.st_ino) == one.destination_inode for one in self.job.trees):
+        if (state.st_dev, state.st_ino) in self.ours:
             raise OSError(errno.ELOOP, "this is the destination")
         if self.options.dereference:
             self.refuse_loop(unit, pair.source, state)
@@ -168,11 +170,10 @@ class Directories:
             above = os.fstat(self.handles.passing(unit.tree, "/".join(names[:count])).source)
             if os.path.samestat(above, state):
                 raise OSError(errno.ELOOP, "a symbolic link leads to a directory above it")
-        ours = {tree.destination_inode for tree in self.job.trees}
         for inode in fs.inodes_above(source):
             if inode == self.job.trees[unit.tree].source_inode:
                 return
-            if inode in ours:
+            if inode in self.ours:
                 raise OSError(errno.ELOOP, "a symbolic link leads into the destination")
 
     def sort_entries(self, pair: Pair, listing: Listing) -> None:

@@ -69,7 +69,12 @@ class Handles:
 
         With ``~tree`` for the tree, only the handle of the copy: its source may lack the directory.
         """
-        self.used.add((tree, path))
+        key = tree, path
+        self.used.add(key)
+        found = self.pairs.get(key)
+        if found:  # as it nearly always is: three times for each directory
+            self.pairs.move_to_end(key)
+            return found
         return self.passing(tree, path)
 
     def passing(self, tree: int, path: str) -> Pair:
@@ -142,13 +147,16 @@ class Handles:
         return self.keep(pair)
 
     def keep(self, pair: Pair) -> Pair:
-        known = self.pairs.pop((pair.tree, pair.path), None)
+        pairs, key = self.pairs, (pair.tree, pair.path)
+        known = pairs.pop(key, None)
         if known:
             known.close()
-        self.pairs[pair.tree, pair.path] = pair
-        if len(self.pairs) > self.kept + len(self.used):
-            oldest = next(key for key in self.pairs if key not in self.used)
-            self.pairs.pop(oldest).close()
+        pairs[key] = pair
+        if len(pairs) > self.kept + len(self.used):
+            for oldest in pairs:
+                if oldest not in self.used:
+                    pairs.pop(oldest).close()
+                    break
         return pair
 
 
