@@ -97,6 +97,7 @@ class Plain:
                         or state.st_mode & 0o170000 != 0o100000  # S_IFREG; is_plain, but a call less
                         or (links and state.st_nlink > 1)
                         or size > self.large
+                        or not EARLIEST <= state.st_mtime_ns <= LATEST
                         or state.st_blocks * 512 < size
                         or state.st_dev != tree.source_inode[0]
                     ):
