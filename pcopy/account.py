@@ -11,6 +11,7 @@ from pcopy import filesystem as fs
 from pcopy.directory import Directories
 from pcopy.entry import EARLIER, Copier, Fate
 from pcopy.handles import Handles, Pair
+from pcopy.pace import Pace
 from pcopy.work import (
     Check,
     Clear,
@@ -43,8 +44,8 @@ UNMOUNTED = "is not on the file system any more that it was listed on: was it un
 class Account:
     """The outcome of a slice, as it grows."""
 
-    def __init__(self, job: Job, handles: Handles, deadline: float = 0.0) -> None:
-        self.job, self.handles, self.deadline = job, handles, deadline
+    def __init__(self, job: Job, handles: Handles, deadline: float = 0.0, pace: Pace | None = None) -> None:
+        self.job, self.handles, self.deadline, self.pace = job, handles, deadline, pace
         self.copier = Copier(job)
         self.directories = Directories(job, handles, self.copier.metadata)
         self.outcome = Outcome()

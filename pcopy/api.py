@@ -4,43 +4,56 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import errno
 import os
-import re
 import signal
-import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from types import FrameType
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 from pcopy import filesystem as fs
+from pcopy.asked import (
+    HashName,
+    OverwriteName,
+    Path,
+    WhenName,
+    check_choice,
+    check_count,
+    check_deletion,
+    check_earlier,
+    check_filters,
+    check_hash,
+    check_jobs,
+    check_kind,
+    check_observer,
+    check_preserve,
+    check_rate,
+    check_sharing,
+    check_sizes,
+    check_value,
+    is_empty,
+    listed,
+    look_at_destination,
+    look_at_sources,
+    only_listed,
+    refuse_overlap,
+    text_of,
+)
 from pcopy.coordinator import Coordinator, coordinate
 from pcopy.engines import METHODS, Engine, Pool, Serial, may_start_processes
 from pcopy.errors import UsageError
-from pcopy.manifest import Spool, check_place, hasher, within, write
-from pcopy.options import ALL_ATTRIBUTES, Hash, Options, Overwrite, When, attributes_from
-from pcopy.paths import Destination, Landing, Source, land
+from pcopy.manifest import Spool, check_place, within, write
+from pcopy.options import ALL_ATTRIBUTES, Hash, Options, Overwrite, When
+from pcopy.paths import Landing, land
 from pcopy.prepare import make_lasting, prepare
-from pcopy.result import Observer, Report, Several, Stop
-from pcopy.select import selection
-from pcopy.values import moment_of, relative_paths, size_of
+from pcopy.result import Observer, Report, Stop
+from pcopy.values import moment_of, size_of
 from pcopy.work import Event, Failure, Job
 
-Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
-OverwriteName = Literal["changed", "always", "older", "never"]
-HashName = Literal["sha256", "blake3"]
-Choice = TypeVar("Choice", Overwrite, When, Hash)
-Given = TypeVar("Given")
 DEFAULT = signal.default_int_handler
 ALONE = "this process is daemonic, as a worker of multiprocessing.Pool is, and may not start others: it copied alone"
-RATE = re.compile(r"(\d+\.?\d*|\.\d+)\s*([kmgt]?)b?", re.IGNORECASE | re.ASCII)
-FACTORS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-# Slower, a single block would take seconds.
-SLOWEST, FASTEST = 1000, 10**15
-WhenName = Literal["auto", "always", "never"]
 
 
 def copy(
@@ -294,241 +307,6 @@ def stopped_by_ctrl_c(stop: Stop) -> Iterator[None]:
 def engine_for(options: Options) -> Engine:
     alone = options.jobs == 1 or not may_start_processes()
     return Serial() if alone else Pool(options.jobs, options.start_method)
-
-
-def processors() -> int:
-    """Those that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:
-        return os.cpu_count() or 1
-
-
-# ---- what was asked for ---------------------------------------------------------------------------------------------
-
-
-def check_jobs(jobs: int | None) -> int:
-    if jobs is None:
-        return processors()
-    if not isinstance(jobs, int) or isinstance(jobs, bool) or not 1 <= jobs <= 1024:
-        raise UsageError(f"jobs {jobs!r}: must be a number from 1 to 1024")
-    return jobs
-
-
-def check_count(name: str, count: int) -> int:
-    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-        raise UsageError(f"{name} {count!r}: must be 0 or more")
-    return count
-
-
-def check_deletion(options: Options, landings: Sequence[Landing]) -> None:
-    if options.max_delete is not None and not options.delete:
-        raise UsageError("max-delete goes with delete")
-    if options.delete and all(landing.names for landing in landings):
-        raise UsageError("delete is for copies of directories: no source is one")
-
-
-def check_earlier(given: str, top: str) -> str:
-    """An earlier copy that hard links can be made to. A relative path is relative to the destination, as for rsync."""
-    path = os.path.normpath(os.path.join(top, given))
-    try:
-        state, there = os.stat(path), os.stat(top if os.path.exists(top) else os.path.dirname(top))
-    except OSError as error:
-        where = "" if os.path.isabs(given) else f" (that is {path}: relative to the destination)"
-        raise UsageError(f"link-dest {given}{where}: {error.strerror}") from None
-    if not stat.S_ISDIR(state.st_mode):
-        raise UsageError(f"link-dest {given}: is not a directory")
-    if state.st_dev != there.st_dev:
-        raise UsageError(f"link-dest {given}: is on another file system than {top}, and hard links cannot reach there")
-    if os.path.samestat(state, there):
-        raise UsageError(f"link-dest {given}: is the destination itself; give an earlier copy")
-    return path
-
-
-def is_empty(directory: str) -> bool:
-    try:
-        with os.scandir(directory) as entries:
-            return next(entries, None) is None
-    except OSError:  # which the run will meet again
-        return False
-
-
-def check_rate(rate: float | str | None) -> float | None:
-    """Bytes a second. Raises UsageError."""
-    if rate is None:
-        return None
-    found = RATE.fullmatch(str(rate).strip()) if not isinstance(rate, bool) else None
-    if not found:
-        raise UsageError(f"bwlimit {rate!r}: must be bytes a second, such as 500k, 50M or 1.5G")
-    number = float(found[1]) * FACTORS[found[2].lower()]
-    if not SLOWEST <= number <= FASTEST:
-        raise UsageError(f"bwlimit {rate!r}: must be from {SLOWEST:,} bytes a second to {FASTEST // 10**12} TB")
-    return number
-
-
-def check_observer(observer: Observer | Iterable[Observer] | None) -> Observer:
-    if observer is None or isinstance(observer, Observer):
-        return observer or Observer()
-    observers = list(observer) if isinstance(observer, Iterable) else [observer]
-    for one in observers:
-        check_kind("observer", one, Observer)
-    return Several(observers)
-
-
-def check_kind(name: str, value: object, kind: type[object]) -> None:
-    if value is not None and not isinstance(value, kind):
-        raise UsageError(f"{name} {value!r}: must be a pcopy.{kind.__name__}")
-
-
-def check_sharing(reflink: str, sparse: str) -> None:
-    if reflink == When.ALWAYS and sparse != When.AUTO:
-        raise UsageError("reflink 'always' shares the blocks as they are: leave sparse at 'auto'")
-
-
-def check_hash(name: str) -> Hash:
-    kind = check_choice("hash", Hash, name)
-    try:
-        hasher(kind)
-    except ImportError:
-        raise UsageError(
-            f"hash '{kind.value}' needs a module that is not installed: pip install 'pcopy[{kind.value}]'"
-        ) from None
-    return kind
-
-
-def check_choice(name: str, kind: type[Choice], value: str) -> Choice:
-    try:
-        return kind(value)
-    except ValueError:
-        raise UsageError(f"{name} {value!r}: must be one of {', '.join(one.value for one in kind)}") from None
-
-
-def check_preserve(preserve: str | Iterable[str]) -> frozenset[str]:
-    try:
-        return attributes_from(preserve)
-    except ValueError as error:
-        raise UsageError(f"preserve {error}") from None
-
-
-def check_filters(filters: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(filters, str) or not all(isinstance(line, str) for line in filters):
-        raise UsageError(f"filters {filters!r}: must be a list of lines as in a gitignore file")
-    selection(tuple(filters))
-    return tuple(filters)
-
-
-def check_value(name: str, meaning: Callable[[Given], int], given: Given) -> int:
-    try:
-        return meaning(given)
-    except UsageError as error:
-        raise UsageError(f"{name}: {error}") from None
-
-
-def check_sizes(options: Options) -> None:
-    if options.max_size is not None and options.min_size is not None and options.max_size < options.min_size:
-        raise UsageError(f"max_size {options.max_size:,} is less than min_size {options.min_size:,}: no file is left to copy")
-
-
-def only_listed(sources: Sequence[Source], landings: Sequence[Landing], files_from: Iterable[Path]) -> Landing:
-    """The one source, of which only what a list names is copied."""
-    if len(sources) != 1 or not sources[0].is_directory:
-        raise UsageError("a list of what to copy (files_from) needs one source, the directory that its paths are below")
-    paths = [files_from] if isinstance(files_from, (str, bytes, os.PathLike)) else files_from
-    return landings[0]._replace(only=relative_paths(os.fsdecode(path) for path in paths))
-
-
-def look_at_sources(sources: Path | Iterable[Path], options: Options) -> list[Source]:
-    return [look_at_source(text_of("source", path), options.dereference) for path in listed(sources)]
-
-
-def listed(paths: Path | Iterable[Path]) -> Iterable[object]:
-    """Several paths, or the one that stands for itself."""
-    several = isinstance(paths, Iterable) and not isinstance(paths, (str, bytes, os.PathLike))
-    return paths if several else [paths]  # type: ignore[return-value]
-
-
-def text_of(what: str, path: object) -> str:
-    try:
-        return os.fsdecode(path)  # type: ignore[arg-type]
-    except TypeError:
-        raise UsageError(f"{what} {path!r}: must be a path: str, bytes or os.PathLike") from None
-
-
-def look_at_source(given: str, dereference: bool) -> Source:
-    """A symbolic link is copied as a link, unless it ends in a slash or links are to be followed."""
-    try:
-        state = os.stat(given) if dereference or given.endswith("/") else os.lstat(given)
-    except FileNotFoundError:
-        raise UsageError(f"{given or repr('')}: the source does not exist; check the spelling") from None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{given!r}: the source cannot be looked at: {getattr(error, 'strerror', None) or error}") from None
-    return Source(given, absolute(given), stat.S_ISDIR(state.st_mode), is_special(state.st_mode))
-
-
-def is_special(mode: int) -> bool:
-    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode))
-
-
-def look_at_destination(destination: Path) -> Destination:
-    given = text_of("destination", destination)
-    if not given or "\0" in given:
-        raise UsageError(f"{given!r}: cannot be a destination")
-    path = absolute(given)
-    is_directory = os.path.isdir(path)
-    if is_directory:
-        path = os.path.realpath(path)
-    if os.path.islink(path) and not os.path.exists(path) and given.endswith("/"):
-        raise UsageError(f"{given}: is a symbolic link to nothing; remove it or give another destination")
-    special, parent = False, os.path.dirname(path)
-    try:
-        special = is_special(os.lstat(path).st_mode)
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            raise UsageError(f"{given}: the path, or a name in it, is too long: choose a shorter one") from None
-    below_file = os.path.lexists(parent) and not os.path.isdir(parent)
-    return Destination(given, path, os.path.lexists(path), is_directory, os.path.isdir(parent), below_file, special)
-
-
-def absolute(path: str) -> str:
-    """An absolute path. "x/.." is only taken out where x is no symbolic link."""
-    try:
-        if ".." in path.split("/"):
-            parent, name = os.path.split(path.rstrip("/"))
-            return os.path.realpath(path) if name in ("..", ".") else os.path.join(os.path.realpath(parent), name)
-        return os.path.abspath(path)
-    except FileNotFoundError:  # getcwd(2)
-        raise UsageError(f"{path}: the working directory is gone: change to another, or give an absolute path") from None
-
-
-def refuse_overlap(sources: Sequence[Source], destination: Destination, landings: Sequence[Landing]) -> None:
-    """No source may hold the destination or be it; compared by inode, so that no link or bind mount hides it."""
-    above = [(one.st_dev, one.st_ino) for one in states_above(destination.path)]
-    for source in sources:
-        state = os.stat(source.path) if source.is_directory else os.lstat(source.path)
-        if source.is_directory and (state.st_dev, state.st_ino) in above:
-            same = destination.exists and os.path.samestat(state, os.stat(destination.path))
-            what = "are the same directory" if same else "the destination lies in the source, which would never end"
-            raise UsageError(f"{source.given} and {destination.given}: {what}; give another destination")
-    for landing in landings:
-        with contextlib.suppress(OSError):
-            if not landing.names and os.path.samestat(os.stat(landing.source), os.lstat(landing.destination)):
-                raise UsageError(f"{landing.source}: is the destination itself; give another")
-        for name in landing.names:
-            with contextlib.suppress(OSError):
-                target = os.lstat(os.path.join(landing.destination, landing.rename or name))
-                if os.path.samestat(os.lstat(os.path.join(landing.source, name)), target):
-                    raise UsageError(f"{os.path.join(landing.source, name)}: is the destination itself")
-
-
-def states_above(path: str) -> Iterator[os.stat_result]:
-    """Of a path, if it exists, and of all the directories above it."""
-    path = os.path.realpath(path)
-    while True:
-        with contextlib.suppress(OSError):  # what cannot be looked at is no source, which could be
-            yield os.stat(path)
-        if path == os.path.dirname(path):
-            return
-        path = os.path.dirname(path)
 
 
 def tell_skipped(job: Job, landings: Sequence[Landing], observer: Observer) -> None:

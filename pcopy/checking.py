@@ -6,7 +6,8 @@ import os
 import time
 from typing import Literal
 
-from pcopy.api import HashName, Path, check_count, check_hash, check_jobs, check_kind, engine_for, note, stopped_by_ctrl_c
+from pcopy.api import engine_for, note, stopped_by_ctrl_c
+from pcopy.asked import HashName, Path, check_count, check_hash, check_jobs, check_kind
 from pcopy.coordinator import Coordinator, coordinate
 from pcopy.engines import METHODS
 from pcopy.errors import UsageError

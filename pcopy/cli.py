@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from pcopy import __version__
+from pcopy.command import (
+    HOW,
+    MEASURE,
+    ORDER,
+    SAY,
+    WHAT,
+    Command,
+    Figure,
+    JobList,
+    Option,
+    WhatList,
+    choice,
+    print_version,
+    some_file,
+    some_tool,
+)
 from pcopy.errors import ExitStatus, UsageError
-from pcopy.options import ALL_ATTRIBUTES, Hash, Overwrite, When, attributes_from
+from pcopy.options import Hash, Overwrite, When
+from pcopy.terminal import emit, ended_by_signals, interruptible, leave, say
 
 if TYPE_CHECKING:
-    from types import FrameType
-
-    from click.shell_completion import CompletionItem
-
     from pcopy.progress import Lines
-    from pcopy.result import Observer, Report, Stop
+    from pcopy.result import Observer, Report
 
 EXAMPLES = """\b
 Examples:
@@ -37,134 +47,6 @@ Examples:
 Exit status: 0 the destination is what was asked for; 1 some entries failed, each is
 named; 2 the command line is wrong, nothing was touched; 3 stopped early (no space,
 destination unusable, another run holds it); 129, 130, 143 interrupted."""
-
-
-ORDER = "pcopy.order"
-WHAT, HOW, SAY, OTHER = "What is copied", "How it is copied", "What is said", "Other"
-MEASURE = "Checking and measuring"
-
-
-class Command(click.Command):
-    """One that ends by :func:`leave` whatever happens, with its options under headings in the help."""
-
-    def main(self, *arguments: Any, **keywords: Any) -> NoReturn:
-        open_closed_streams()
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to stop: Click would end with status 1
-        try:
-            super().main(*arguments, **{**keywords, "standalone_mode": False})
-        except click.ClickException as error:
-            from pcopy.report import shown
-
-            say(f"pcopy: {shown(' '.join(error.format_message().split()))} (see pcopy --help)")
-            leave(error.exit_code)
-        leave(ExitStatus.OK)
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Click keeps the values of each option together; what hides and what brings back count in the order given."""
-        ctx.meta[ORDER] = [param.name for param in self.make_parser(ctx).parse_args(args=list(args))[2]]
-        return super().parse_args(ctx, args)
-
-    def get_help_option(self, ctx: click.Context) -> click.Option | None:
-        option = super().get_help_option(ctx)
-        if option:
-            option.callback = print_help
-        return option
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        for title in (WHAT, HOW, SAY, MEASURE, OTHER):
-            options = [one for one in self.get_params(ctx) if isinstance(one, click.Option)]
-            records = [one.get_help_record(ctx) for one in options if getattr(one, "group", OTHER) == title]
-            with formatter.section(title):
-                formatter.write_dl([record for record in records if record])
-
-
-class Figure(click.ParamType):  # type: ignore[type-arg]
-    """A word that stands for a number."""
-
-    def __init__(self, name: str, meaning: str) -> None:
-        self.name, self.meaning = name, meaning
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        from pcopy import values
-
-        try:
-            return int(getattr(values, self.meaning)(value))
-        except UsageError as error:
-            self.fail(str(error), param, ctx)
-
-
-class Option(click.Option):
-    """An option that stands under a heading."""
-
-    def __init__(self, *arguments: Any, group: str = OTHER, **keywords: Any) -> None:
-        super().__init__(*arguments, **keywords)
-        self.group = group
-
-
-class JobList(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions
-    """One number, or several for --compare."""
-
-    name = "N"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            jobs = tuple(int(word) for word in value.split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not a number", param, ctx)
-        if not all(1 <= count <= 1024 for count in jobs):
-            self.fail(f"{value}: must be from 1 to 1024", param, ctx)
-        return jobs
-
-
-class WhatList(click.ParamType):  # type: ignore[type-arg]
-    """Attributes, separated by commas."""
-
-    name = "WHAT"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> frozenset[str]:
-        if isinstance(value, frozenset):
-            return value
-        try:
-            return attributes_from(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        from click.shell_completion import CompletionItem
-
-        before, comma, begun = incomplete.rpartition(",")
-        names = ALL_ATTRIBUTES - set(before.split(",")) if comma else ALL_ATTRIBUTES | {"all"}
-        return [CompletionItem(f"{before}{comma}{name}") for name in sorted(names) if name.startswith(begun)]
-
-
-def choice(kind: type[Overwrite] | type[When] | type[Hash]) -> click.Choice[str]:
-    return click.Choice([one.value for one in kind])
-
-
-def some_file(context: click.Context, param: click.Parameter, begun: str) -> list[CompletionItem]:
-    """Let the shell complete it. Not click.Path, which would look at each and refuse some."""
-    from click.shell_completion import CompletionItem
-
-    return [CompletionItem(begun.encode(errors="replace").decode(), type="file")]
-
-
-def some_tool(context: click.Context, param: click.Parameter, begun: str) -> list[str]:
-    from pcopy.comparison import PEERS
-
-    return [name for name in PEERS if name.startswith(begun)]
-
-
-def print_help(context: click.Context, param: click.Parameter, given: bool) -> None:
-    if given:
-        leave(ExitStatus.OK if emit(context.get_help()) else ExitStatus.FAILED)
-
-
-def print_version(context: click.Context, param: click.Parameter, given: bool) -> None:
-    if given:
-        leave(ExitStatus.OK if emit(f"pcopy {__version__}") else ExitStatus.FAILED)
 
 
 # fmt: off
@@ -382,7 +264,7 @@ def run_compare(context: click.Context, given: dict[str, Any]) -> int:
     refuse(context, NOT_COMPARED, "does not go with --compare")
     if len(given["paths"]) > 2:
         raise click.UsageError("--compare takes one source and one destination at most", context)
-    from pcopy.api import check_sharing
+    from pcopy.asked import check_sharing
     from pcopy.chart import check_chart, draw
     from pcopy.comparison import compare
     from pcopy.report import comparison_json, shown, table
@@ -483,93 +365,3 @@ def tell(report: Report, given: dict[str, Any]) -> bool:
             say(f"pcopy: {shown(warning)}")
         say(last_line(report))
     return not given["as_json"] or emit(as_json(report))
-
-
-def say(line: str) -> None:
-    """A line for people. A reader who has gone is no reason to fail."""
-    with contextlib.suppress(OSError, ValueError):
-        print(line, file=sys.stderr, flush=True)
-
-
-def emit(text: str) -> bool:
-    """Data. True unless it could not be written; a reader who has gone wants no more of it."""
-    try:
-        print(text.encode(sys.stdout.encoding or "utf-8", "replace").decode(sys.stdout.encoding or "utf-8"), flush=True)
-    except BrokenPipeError:
-        pass
-    except (OSError, ValueError) as error:
-        say(f"pcopy: standard output: {getattr(error, 'strerror', None) or error}")
-        return False
-    return True
-
-
-def open_closed_streams() -> None:
-    """Started with closed streams (2>&-), Python has None for them, and the next file opened would get their number.
-
-    What is written to stdout is to fail: data that were asked for would be lost.
-    """
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:
-            os.open(os.devnull, os.O_RDONLY if name == "stdout" else os.O_RDWR)  # the lowest number that is free: this one
-            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
-
-
-def leave(status: int) -> NoReturn:
-    """End with a status, without a word about a pipe that was closed, and without the interpreter's tidying up.
-
-    All is closed and flushed by now; to take the modules down one by one would take longer than a small copy.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    os._exit(status)
-
-
-# ---- signals --------------------------------------------------------------------------------------------------------
-
-ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-@contextlib.contextmanager
-def handled(handler: Any) -> Iterator[None]:
-    """Handle the signals that ask to stop, except those that the caller had ignored (nohup)."""
-    before = {number: signal.getsignal(number) for number in ASKING}
-    for number in ASKING:
-        if before[number] is not signal.SIG_IGN:
-            signal.signal(number, handler)
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, old)
-
-
-def interruptible(stop: Stop) -> contextlib.AbstractContextManager[None]:
-    """The first signal asks the run to stop, the second ends it at once."""
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if stop.signal:
-            os._exit(ExitStatus.SIGNAL + number)
-        stop.signal = number
-
-    return handled(ask)
-
-
-@contextlib.contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """A comparison ends by an exception, which takes its directory away."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        for one in ASKING:  # cleaning up takes a moment, and must not be cut short
-            signal.signal(one, signal.SIG_IGN)
-        raise SystemExit(ExitStatus.SIGNAL + number)
-
-    try:
-        with handled(end):
-            yield
-    except SystemExit:
-        say("interrupted: every copy is removed")
-        raise

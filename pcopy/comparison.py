@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from pcopy.api import Path, absolute, check_jobs, processors, text_of
+from pcopy.asked import Path, absolute, check_jobs, processors, text_of
 from pcopy.errors import ExitStatus, UsageError
 
 # Ratios nearer to 1 are taken for noise, as are those of which not all rounds agree on the side.

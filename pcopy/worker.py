@@ -18,26 +18,24 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from pcopy import filesystem as fs
-from pcopy import removal
+from pcopy import large as largefile
+from pcopy import removal, sums
 from pcopy.account import Account, unforeseen
 from pcopy.audit import Unfinished
 from pcopy.directory import Listing
-from pcopy.entry import IN_ITS_PLACE, TRIES, Fate, Result, SourceChanged, changed, open_temporary
+from pcopy.entry import IN_ITS_PLACE, Fate, Result
 from pcopy.handles import ABSENT, Handles, Pair
 from pcopy.links import Linker
-from pcopy.manifest import BadLine, parse, record
 from pcopy.pace import Pace
-from pcopy.reading import Stopped
 from pcopy.work import (
     Check,
     Clear,
     Entries,
-    Failure,
     Finish,
     Job,
     Large,
@@ -53,19 +51,12 @@ from pcopy.work import (
     Verify,
     directory_group,
     join,
-    large_group,
 )
 
 # Names in one unit: more would make units too coarse to share out, fewer would make messages long.
 BATCH = 128
 # A directory of which nothing is known is guessed to be as much work as this many files.
 DIRECTORY_WEIGHT = 10
-# Bytes of a large file copied between two looks at the clock: the first so small that slow storage does not keep a
-# short slice for long, doubled while the storage is fast, up to the last.
-FIRST_PIECE, LAST_PIECE = 1 << 20, 64 << 20
-FAST = 0.01  # seconds
-# Bytes of a large file copied before they are verified: more would keep a slice waiting for the storage for longer.
-VERIFIED = 64 << 20
 WORDS = {Fate.HARDLINK: "linked", Fate.UNCHANGED: "unchanged", Fate.SKIPPED: "skipped"}  # others: copied
 
 
@@ -95,12 +86,11 @@ class Slice(Account):
     """One call of :func:`run`."""
 
     def __init__(self, job: Job, handles: Handles, deadline: float, ahead: bool = False, pace: Pace | None = None) -> None:
-        super().__init__(job, handles, deadline)
+        super().__init__(job, handles, deadline, pace)
         self.ahead = ahead
         self.linker = Linker(self.copier)
         self.copier.auditor.deadline = deadline
         self.unprivileged = os.geteuid() != 0
-        self.pace = pace
         self.singly = self.tells or pace is not None  # plain files too, so that the bytes of each are known
         if pace:
             self.copier.share_out(pace.piece)
@@ -304,17 +294,11 @@ class Slice(Account):
             self.open.add(directory_group(unit.tree, unit.path))
         elif result.fate is Fate.LARGE:
             assert result.version and result.temporary
-            self.outcome.large_found += result.size
-            self.outcome.large_open += 1
             large = Large(
                 unit.tree, unit.path, name, unit.rename or name, result.temporary, result.size, result.holes, result.version,
                 unit.first_of, unit.tries, share, reason(unit, result.why), unit.device,
             )  # fmt: skip
-            self.outcome.large_done += sum(stop - start for start, stop in result.there)
-            self.stack.append(Seal(large))
-            if self.job.options.verify:
-                self.stack += [Verify(large, *stretch) for stretch in result.there]
-            self.stack += [Span(large, *stretch) for stretch in gaps(result.there, result.size)]
+            largefile.begin(self, large, result.there)
         elif result.fate is Fate.FILE:
             self.copied_file(unit, name, result.size, result.why)
         else:
@@ -340,92 +324,6 @@ class Slice(Account):
         else:
             self.stack += [again, Clear(unit.tree, join(unit.path, unit.rename or name))]
 
-    def copy_span(self, unit: Span) -> None:
-        large, position, piece = unit.large, unit.start, FIRST_PIECE
-        widest = self.pace.piece if self.pace else LAST_PIECE
-        reached, most = position, VERIFIED if self.job.options.verify else large.size
-        if large_group(large) in self.outcome.ruined:
-            return
-        pair = self.handles.pair(large.tree, large.path)
-        self.outcome.current = f"{large.path}/{large.name}" if large.path else large.name
-        self.copier.contents.begin()
-        source = fs.open_to_read(large.name, pair.source, self.job.options.dereference)
-        try:
-            target = open_temporary(large, pair)
-            try:
-                while position < unit.stop:
-                    began = time.monotonic()
-                    if position > unit.start and (began >= self.deadline or position - unit.start >= most):
-                        break
-                    if self.pace and large.holes:  # holes are no bytes that were copied
-                        data = self.copier.contents.skip_hole(source, position, unit.stop)
-                        self.outcome.large_done += data - position
-                        position = data
-                    stop = min(unit.stop, position + min(piece, widest))
-                    if self.copier.contents.span(source, target, position, stop, large.holes) < stop:
-                        break  # the source has shrunk: the seal will see it
-                    self.outcome.large_done += stop - position
-                    if self.pace:
-                        self.pace.pay(stop - position)
-                    if most == VERIFIED:
-                        fs.forget(target, position, stop - position)  # it begins to be written out
-                    position = reached = stop
-                    if time.monotonic() - began < FAST:
-                        piece = min(piece * 2, LAST_PIECE)
-                else:
-                    position = unit.stop
-            finally:
-                fs.close_written(target)
-        except OSError as error:
-            self.fail_unit(unit._replace(start=position), self.failure_of(unit, self.source_path(unit), error))
-            position = unit.stop
-        finally:
-            os.close(source)
-        if position < unit.stop and (time.monotonic() >= self.deadline or position - unit.start >= most):
-            self.stack.append(unit._replace(start=position))
-        if self.job.options.verify and reached > unit.start:
-            self.stack.append(Verify(large, unit.start, reached))
-
-    def verify_span(self, unit: Verify) -> None:
-        """Read back what was copied. It fails as a span does: then the file is not given its name."""
-        if unit.start < unit.stop and unit.holds[0] not in self.outcome.ruined:
-            pair = self.handles.pair(unit.tree, unit.path)
-            reached = self.copier.auditor.read_back_span(pair, unit.large, unit.start, unit.stop)
-            if reached < unit.stop:
-                self.stack.append(unit._replace(start=reached))
-
-    def seal(self, unit: Seal) -> None:
-        large = unit.large
-        if unit.after in self.open:  # a span of it is tried again
-            self.waiting.append(unit)
-            self.open.update(unit.holds)
-            return
-        self.outcome.large_open -= 1
-        pair = self.handles.pair(large.tree, large.path)
-        if unit.discard or large_group(large) in self.outcome.ruined:
-            fs.remove_if_there(large.temporary.name, pair.destination)
-            self.spoil(unit)
-            self.outcome.tally.failed += 1  # once, however many of its spans failed
-            return
-        try:
-            self.copier.seal(pair, large)
-        except SourceChanged:
-            fs.remove_if_there(large.temporary.name, pair.destination)
-            self.outcome.large_found -= large.size
-            self.outcome.large_done -= large.size
-            if large.tries + 1 >= TRIES:
-                raise changed() from None
-            self.stack.append(again(large))
-        except BaseException:
-            fs.remove_if_there(large.temporary.name, pair.destination)
-            raise
-        else:
-            self.count(Fate.FILE)
-            self.outcome.tally.bytes += large.size
-            self.outcome.large_sealed += large.size
-            self.note_there(unit, large.name, large.target, copied=True)
-            self.event("copied", unit, large.name, large.why, large.size)
-
     def link(self, unit: Link) -> None:
         pair = self.pair_of(unit)
         first = self.handles.pair(unit.first.tree, unit.first.path)
@@ -450,67 +348,6 @@ class Slice(Account):
             self.tell(unit, unit.name, result)
         self.outcome.share += unit.share
 
-    def sum(self, unit: Sums) -> None:
-        """Take the checksums of files for the manifest."""
-        pair, tree = self.handles.pair(unit.tree, unit.path), self.job.trees[unit.tree]
-        top = os.path.basename(tree.destination) if tree.depth else ""
-        for done, name in enumerate(unit.names):
-            if done and time.monotonic() >= self.deadline:
-                self.stack.append(unit._replace(names=unit.names[done:]))
-                return
-            target = unit.rename or name
-            try:
-                digest = self.copier.auditor.sum(pair, name, target, unit.copied)
-            except Stopped:
-                self.stack.append(unit._replace(names=unit.names[done:]))
-                self.deadline = 0.0
-                return
-            except OSError as error:
-                self.sum_failed(unit, name, error)
-            else:
-                if digest:
-                    path = "/".join(part for part in (top, unit.path, target) if part)
-                    self.outcome.sums.append(record(path, digest))
-
-    def check(self, unit: Check) -> None:
-        """Compare files with the lines of a manifest."""
-        tree = self.job.trees[unit.tree]
-        top = fs.open_top(tree.source, tree.source_inode)
-        try:
-            for done, line in enumerate(unit.lines):
-                late = bool(done) and time.monotonic() >= self.deadline
-                if late or not self.check_line(unit, done, line, top):
-                    self.stack.append(unit.part(done))
-                    break
-        finally:
-            os.close(top)
-
-    def check_line(self, unit: Check, number: int, line: bytes, top: int) -> bool:
-        """Compare one file. False if the run is to stop before that is done."""
-        try:
-            named = parse(line)
-        except BadLine:
-            reason = f"line {unit.first + number:,}: is no checksum and name as sha256sum and b3sum write them"
-            self.fail(Failure(unit.manifest, "check", None, reason))
-            return True
-        if named is None:  # nothing to be accounted for
-            self.outcome.tally.found -= 1
-            self.outcome.listed -= 1
-            return True
-        self.outcome.current = named[0]
-        try:
-            size = self.copier.auditor.check(top, *named)
-        except Stopped:
-            self.deadline = 0.0
-            return False
-        except OSError as error:
-            self.check_failed(unit.part(number, number + 1), named[0], error)
-        else:
-            self.count(Fate.FILE)
-            self.outcome.tally.bytes += size
-            self.event("good", unit, named[0])
-        return True
-
     def finish(self, unit: Finish) -> None:
         if unit.last or unit.after in self.open:
             self.waiting.append(unit)
@@ -520,36 +357,20 @@ class Slice(Account):
             self.directories.finish(unit)
 
 
-def gaps(there: Iterable[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
-    """What is left of a file, from byte to byte, between stretches in their order."""
-    at = 0
-    for start, stop in [*there, (size, size)]:
-        if at < start:
-            yield at, start
-        at = stop
-
-
 def reason(unit: Entries | Link, why: str) -> str:
     """Why something was made, in a word."""
     return "kind" if unit.cleared else why or "new"
 
 
-def again(large: Large) -> Entries:
-    """The unit that copies a large file once more."""
-    rename = large.target if large.target != large.name else None
-    copy = Entries(large.tree, large.path, (large.name,), False, True, large.share, rename, large.first_of, large.tries + 1)
-    return copy._replace(device=large.device)
-
-
 DO: dict[type, Callable[[Slice, Any], None]] = {
     Scan: Slice.scan,
     Entries: Slice.copy_entries,
-    Span: Slice.copy_span,
-    Verify: Slice.verify_span,
-    Seal: Slice.seal,
+    Span: largefile.copy,
+    Verify: largefile.verify,
+    Seal: largefile.seal,
     Link: Slice.link,
-    Sums: Slice.sum,
-    Check: Slice.check,
+    Sums: sums.take,
+    Check: sums.check,
     Finish: Slice.finish,
     Remove: removal.remove,
     Clear: removal.clear,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import pcopy as library
-from pcopy.api import check_rate
+from pcopy.asked import check_rate
 from pcopy.coordinator import Coordinator
 from pcopy.options import Options
 from pcopy.pace import CREDIT, GAIN, HIGHEST, LEAST, LOWEST, Pace, Throttle

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import pcopy
+import pcopy.asked
 import pcopy.filesystem
 from pcopy.filesystem import temporary_name
 from pcopy.options import Options
@@ -38,7 +39,7 @@ def two(tmp_path: Path) -> Iterator[tuple[Path, Path, Path]]:
 @JOBS
 @pytest.mark.parametrize("overwrite", ["changed", "always", "older", "never"])
 def test_a_link_planted_where_a_source_lands_is_not_followed(
-    tmp_path: Path, two: tuple[Path, Path, Path], jobs: int, overwrite: pcopy.api.OverwriteName
+    tmp_path: Path, two: tuple[Path, Path, Path], jobs: int, overwrite: pcopy.asked.OverwriteName
 ) -> None:
     outside = make_tree(tmp_path / "outside", {"f": b"precious"})
     before = read_tree(outside)
@@ -148,7 +149,7 @@ def test_a_dry_run_says_what_becomes_of_names_that_a_snapshot_shares(tmp_path: P
 
 @JOBS
 @pytest.mark.parametrize("overwrite", ["changed", "always", "older", "never"])
-def test_a_dry_run_counts_hard_links_as_the_run_does(tmp_path: Path, jobs: int, overwrite: pcopy.api.OverwriteName) -> None:
+def test_a_dry_run_counts_hard_links_as_the_run_does(tmp_path: Path, jobs: int, overwrite: pcopy.asked.OverwriteName) -> None:
     names: dict[str | bytes, object] = {"a": b"new.", **{f"h{number}": Hard("a") for number in range(5)}}
     source = make_tree(tmp_path / "src", names)
     make_tree(tmp_path / "dst", {"a": File(b"old.", mtime_ns=5), "h1": Hard("a"), "h2": b"other", "h3": Dir()})

@@ -25,13 +25,16 @@ FLOORS = (
     ("directory", "plain", "audit"),
     ("entry",),
     ("links", "account"),
-    ("removal",),
+    ("removal", "large", "sums"),
     ("worker",),
     ("coordinator", "prepare"),
+    ("asked",),
     ("api",),
     ("comparison", "checking"),
     ("report",),
     ("progress", "chart", "log", "metrics"),
+    ("terminal",),
+    ("command",),
     ("cli",),
     ("__main__",),
 )
@@ -39,7 +42,7 @@ FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 FACE = "__init__"  # what it names, it imports when it is used
 # Where each of these may be imported, at the top of a file or inside a function.
 HOMES = {
-    "click": {"cli"},
+    "click": {"cli", "command"},
     "tqdm": {"progress"},
     "matplotlib": {"chart"},
     "pathspec": {"select"},

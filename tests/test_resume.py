@@ -6,6 +6,7 @@ What was there of it is marked: a byte of it is changed. If the mark is in the c
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -47,9 +48,21 @@ def cut(source: Path, destination: Path, jobs: int) -> Path:
         assert wait_until(begun, 30), "nothing was written"
     finally:
         run.clean_up()
-    assert wait_until(lambda: not run.others(), 5)
+    assert wait_until(lambda: is_free(destination if destination.is_dir() else destination.parent), 5)
     (path,) = temporary(destination.parent)
     return path
+
+
+def is_free(directory: Path) -> bool:
+    """A process that was killed holds its lock for a moment."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(handle)
+    return True
 
 
 def written(path: Path) -> tuple[int, int]:

@@ -1,0 +1,140 @@
+"""Large files, shared out: many copy spans of one, each verified if it is to be, and the last gives it its name.
+
+begin ─▶ Seal, Span (each gap of what is there), Verify (each stretch that is there)
+Span  ─▶ Span (the rest), Verify (what was copied)
+Seal waits for all of them: attributes, then the name; or, if one has failed, nothing is left of it
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+
+from pcopy import filesystem as fs
+from pcopy.account import Account
+from pcopy.entry import TRIES, Fate, SourceChanged, changed, open_temporary
+from pcopy.work import Entries, Large, Seal, Span, Unit, Verify, large_group
+
+# Bytes of a large file copied between two looks at the clock: the first so small that slow storage does not keep a
+# short slice for long, doubled while the storage is fast, up to the last.
+FIRST_PIECE, LAST_PIECE = 1 << 20, 64 << 20
+FAST = 0.01  # seconds
+# Bytes of a large file copied before they are verified: more would keep a slice waiting for the storage for longer.
+VERIFIED = 64 << 20
+
+
+def begin(work: Account, large: Large, there: Iterable[tuple[int, int]]) -> None:
+    """Share out a large file, but for the stretches that are there already."""
+    work.outcome.large_found += large.size
+    work.outcome.large_open += 1
+    work.outcome.large_done += sum(stop - start for start, stop in there)
+    units: list[Unit] = [Seal(large)]
+    if work.job.options.verify:
+        units += [Verify(large, *stretch) for stretch in there]
+    work.stack += [*units, *(Span(large, *gap) for gap in gaps(there, large.size))]
+
+
+def gaps(there: Iterable[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
+    """What is left of a file, from byte to byte, between stretches in their order."""
+    at = 0
+    for start, stop in [*there, (size, size)]:
+        if at < start:
+            yield at, start
+        at = stop
+
+
+def copy(work: Account, unit: Span) -> None:
+    large, position, piece = unit.large, unit.start, FIRST_PIECE
+    widest = work.pace.piece if work.pace else LAST_PIECE
+    reached, most = position, VERIFIED if work.job.options.verify else large.size
+    if large_group(large) in work.outcome.ruined:
+        return
+    pair = work.handles.pair(large.tree, large.path)
+    work.outcome.current = f"{large.path}/{large.name}" if large.path else large.name
+    work.copier.contents.begin()
+    source = fs.open_to_read(large.name, pair.source, work.job.options.dereference)
+    try:
+        target = open_temporary(large, pair)
+        try:
+            while position < unit.stop:
+                began = time.monotonic()
+                if position > unit.start and (began >= work.deadline or position - unit.start >= most):
+                    break
+                if work.pace and large.holes:  # holes are no bytes that were copied
+                    data = work.copier.contents.skip_hole(source, position, unit.stop)
+                    work.outcome.large_done += data - position
+                    position = data
+                stop = min(unit.stop, position + min(piece, widest))
+                if work.copier.contents.span(source, target, position, stop, large.holes) < stop:
+                    break  # the source has shrunk: the seal will see it
+                work.outcome.large_done += stop - position
+                if work.pace:
+                    work.pace.pay(stop - position)
+                if most == VERIFIED:
+                    fs.forget(target, position, stop - position)  # it begins to be written out
+                position = reached = stop
+                if time.monotonic() - began < FAST:
+                    piece = min(piece * 2, LAST_PIECE)
+            else:
+                position = unit.stop
+        finally:
+            fs.close_written(target)
+    except OSError as error:
+        work.fail_unit(unit._replace(start=position), work.failure_of(unit, work.source_path(unit), error))
+        position = unit.stop
+    finally:
+        os.close(source)
+    if position < unit.stop and (time.monotonic() >= work.deadline or position - unit.start >= most):
+        work.stack.append(unit._replace(start=position))
+    if work.job.options.verify and reached > unit.start:
+        work.stack.append(Verify(large, unit.start, reached))
+
+
+def verify(work: Account, unit: Verify) -> None:
+    """Read back what was copied. It fails as a span does: then the file is not given its name."""
+    if unit.start < unit.stop and unit.holds[0] not in work.outcome.ruined:
+        pair = work.handles.pair(unit.tree, unit.path)
+        reached = work.copier.auditor.read_back_span(pair, unit.large, unit.start, unit.stop)
+        if reached < unit.stop:
+            work.stack.append(unit._replace(start=reached))
+
+
+def seal(work: Account, unit: Seal) -> None:
+    large = unit.large
+    if unit.after in work.open:  # a span of it is tried again
+        work.waiting.append(unit)
+        work.open.update(unit.holds)
+        return
+    work.outcome.large_open -= 1
+    pair = work.handles.pair(large.tree, large.path)
+    if unit.discard or large_group(large) in work.outcome.ruined:
+        fs.remove_if_there(large.temporary.name, pair.destination)
+        work.spoil(unit)
+        work.outcome.tally.failed += 1  # once, however many of its spans failed
+        return
+    try:
+        work.copier.seal(pair, large)
+    except SourceChanged:
+        fs.remove_if_there(large.temporary.name, pair.destination)
+        work.outcome.large_found -= large.size
+        work.outcome.large_done -= large.size
+        if large.tries + 1 >= TRIES:
+            raise changed() from None
+        work.stack.append(again(large))
+    except BaseException:
+        fs.remove_if_there(large.temporary.name, pair.destination)
+        raise
+    else:
+        work.count(Fate.FILE)
+        work.outcome.tally.bytes += large.size
+        work.outcome.large_sealed += large.size
+        work.note_there(unit, large.name, large.target, copied=True)
+        work.event("copied", unit, large.name, large.why, large.size)
+
+
+def again(large: Large) -> Entries:
+    """The unit that copies a large file once more."""
+    rename = large.target if large.target != large.name else None
+    copy = Entries(large.tree, large.path, (large.name,), False, True, large.share, rename, large.first_of, large.tries + 1)
+    return copy._replace(device=large.device)

@@ -1,0 +1,107 @@
+"""What a command has to do with the terminal and with signals: lines, data, closed streams, Ctrl-C, and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from pcopy.errors import ExitStatus
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from pcopy.stop import Stop
+
+
+def say(line: str) -> None:
+    """A line for people. A reader who has gone is no reason to fail."""
+    with contextlib.suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def emit(text: str) -> bool:
+    """Data. True unless it could not be written; a reader who has gone wants no more of it."""
+    try:
+        print(text.encode(sys.stdout.encoding or "utf-8", "replace").decode(sys.stdout.encoding or "utf-8"), flush=True)
+    except BrokenPipeError:
+        pass
+    except (OSError, ValueError) as error:
+        say(f"pcopy: standard output: {getattr(error, 'strerror', None) or error}")
+        return False
+    return True
+
+
+def open_closed_streams() -> None:
+    """Started with closed streams (2>&-), Python has None for them, and the next file opened would get their number.
+
+    What is written to stdout is to fail: data that were asked for would be lost.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.open(os.devnull, os.O_RDONLY if name == "stdout" else os.O_RDWR)  # the lowest number that is free: this one
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+
+
+def leave(status: int) -> NoReturn:
+    """End with a status, without a word about a pipe that was closed, and without the interpreter's tidying up.
+
+    All is closed and flushed by now; to take the modules down one by one would take longer than a small copy.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    os._exit(status)
+
+
+# ---- signals --------------------------------------------------------------------------------------------------------
+
+ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextlib.contextmanager
+def handled(handler: Any) -> Iterator[None]:
+    """Handle the signals that ask to stop, except those that the caller had ignored (nohup)."""
+    before = {number: signal.getsignal(number) for number in ASKING}
+    for number in ASKING:
+        if before[number] is not signal.SIG_IGN:
+            signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, old)
+
+
+def interruptible(stop: Stop) -> contextlib.AbstractContextManager[None]:
+    """The first signal asks the run to stop, the second ends it at once."""
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.signal:
+            os._exit(ExitStatus.SIGNAL + number)
+        stop.signal = number
+
+    return handled(ask)
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """A comparison ends by an exception, which takes its directory away."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        for one in ASKING:  # cleaning up takes a moment, and must not be cut short
+            signal.signal(one, signal.SIG_IGN)
+        raise SystemExit(ExitStatus.SIGNAL + number)
+
+    try:
+        with handled(end):
+            yield
+    except SystemExit:
+        say("interrupted: every copy is removed")
+        raise
