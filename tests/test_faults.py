@@ -259,7 +259,7 @@ def many(directories: int = 6, files: int = 30, size: int = 20_000) -> dict[str 
 
 
 def temporary(top: Path) -> list[Path]:
-    return [path for path in top.rglob("*") if re.fullmatch(r"\.pcopy-[0-9a-f]{8}-\d+-[0-9a-f]{16}", path.name)]
+    return [path for path in top.rglob("*") if re.fullmatch(r"\.pcopy-[0-9a-f]{8}-\d+(-[0-9a-f]{16}){1,2}", path.name)]
 
 
 def assert_whole(source: Path, copy: Path, before: dict[str, bytes] | None = None) -> None:
@@ -307,6 +307,27 @@ def test_a_quota_that_is_used_up_stops_the_run(faults: Faults, tmp_path: Path, j
     assert_whole(source, copy, OLD)
     assert library.copy(source, copy, jobs=1).ok
     assert differences(source, copy, extra=True) == []
+
+
+@as_root
+@JOBS
+def test_a_real_quota_stops_the_run(tmp_path: Path, pcopy: Run, jobs: int) -> None:
+    """That of a subvolume of btrfs, which most kernels have."""
+    if not shutil.which("mkfs.btrfs"):
+        pytest.skip("mkfs.btrfs is not installed")
+    source = make_tree(tmp_path / "src", {**many(4, 40, 100_000), "large": os.urandom(LARGE)})
+    with open(tmp_path / "image", "wb") as file:
+        file.truncate(256 << 20)
+    subprocess.run(["mkfs.btrfs", "-q", tmp_path / "image"], check=True, capture_output=True)
+    with mounted(tmp_path / "mount", "-t", "btrfs", "-o", "loop", tmp_path / "image") as top:
+        for words in (f"quota enable {top}", f"subvolume create {top}/sub", f"qgroup limit 12M {top}/sub"):
+            subprocess.run(["btrfs", *words.split()], check=True, capture_output=True)
+        copy = make_tree(top / "sub/dst", an_older_day())
+        assert_stopped(pcopy("-j", jobs, source, copy), os.strerror(errno.EDQUOT))
+        assert_whole(source, copy, OLD)
+        subprocess.run(["btrfs", "qgroup", "limit", "none", top / "sub"], check=True, capture_output=True)
+        assert library.copy(source, copy, jobs=jobs).ok
+        assert differences(source, copy, extra=True) == []
 
 
 @JOBS
