@@ -338,6 +338,7 @@ def test_a_snapshot_is_its_day_and_shares_what_did_not_change(machine: Machine, 
     same = {"ann/photo", "bob/run", "bob/same", "ann/\udcff\n", "ann/letters/1", " "}
     assert shared(one, two) == shared(two, three) == same
     assert machine.names() == sorted([*before, *(f"{day}.sha256" for day in before), "latest"])
+    assert " --fsync " in RECIPES["snapshot"], "what has its name has to be on the disk"
 
 
 @shows("snapshot")
