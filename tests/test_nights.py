@@ -47,6 +47,7 @@ class Owner:
 
     def __init__(self, top: Path, seed: int) -> None:
         self.top, self.random, self.names = os.fsencode(top), random.Random(seed), 0
+        self.begun = b""  # the copy that a run has begun
         self.done: Counter[str] = Counter()
         self.edits: dict[str, Callable[[], object]] = {
             "create": self.create, "append": self.append, "rewrite": self.rewrite, "touch": self.touch,
@@ -57,7 +58,8 @@ class Owner:
             "directory to file": self.directory_to_file, "file to directory": self.file_to_directory,
         }  # fmt: skip
 
-    def day(self, count: int) -> None:
+    def day(self, count: int, begun: Path | None = None) -> None:
+        self.begun = os.fsencode(begun) if begun else b""
         for _ in range(count):
             what = self.random.choice(list(self.edits))
             self.edits[what]()
@@ -72,15 +74,21 @@ class Owner:
                 found += [os.path.join(path, name) for name in sorted(os.listdir(path))]
         return found[1:]
 
+    def some(self, of_kind: Callable[[bytes], bool] = lambda path: True) -> bytes:
+        """An entry, if there is one among those that a run that was cut has copied already, one of these."""
+        paths = [path for path in self.walk() if of_kind(path)]
+        copied = [path for path in paths if self.begun and os.path.lexists(path.replace(self.top, self.begun, 1))]
+        return self.random.choice(copied or paths)
+
     def some_directory(self) -> bytes:
         return self.random.choice([self.top, *filter(is_directory, self.walk())])
 
     def some_file(self) -> bytes:
-        return self.random.choice([path for path in self.walk() if stat.S_ISREG(os.lstat(path).st_mode)])
+        return self.some(is_file)
 
     def some_entry(self) -> bytes:
         """No directory."""
-        return self.random.choice([path for path in self.walk() if not is_directory(path)])
+        return self.some(lambda path: not is_directory(path))
 
     def leaf(self) -> bytes:
         """A directory, made anew if need be, of which nobody would miss much."""
@@ -119,7 +127,7 @@ class Owner:
         os.utime(self.some_entry(), ns=(when, when), follow_symlinks=False)
 
     def rename(self) -> None:
-        old, new = self.random.choice(self.walk()), self.new_path()
+        old, new = self.some(), self.new_path()
         if not new.startswith(old + b"/"):
             os.rename(old, new)
 
@@ -136,7 +144,7 @@ class Owner:
 
     def chown(self) -> None:
         owner = self.random.choice([0, 12, 65534]) if ROOT else -1
-        os.chown(self.random.choice(self.walk()), owner, owner, follow_symlinks=False)
+        os.chown(self.some(), owner, owner, follow_symlinks=False)
 
     def xattr(self) -> None:
         with contextlib.suppress(OSError):  # not every file system has them
@@ -161,6 +169,10 @@ class Owner:
 
 def is_directory(path: bytes) -> bool:
     return stat.S_ISDIR(os.lstat(path).st_mode)
+
+
+def is_file(path: bytes) -> bool:
+    return stat.S_ISREG(os.lstat(path).st_mode)
 
 
 def first_day(tmp_path: Path) -> Path:
@@ -284,11 +296,9 @@ def test_thirty_nights_of_snapshots_are_their_days_and_take_the_space_of_what_ch
         if is_cut:
             for _ in range(4):
                 owner.create(SLOWLY // 2)
-            cut_short([sys.executable, "-m", "pcopy", *map(str, line)], snapshot, owner.random.uniform(0, 0.3))
+            cut_short([sys.executable, "-m", "pcopy", *map(str, line)], snapshot, owner.random.uniform(0.3, 1))
             assert (state_of(snapshot) != state_of(source), manifest.exists()) == (True, False)
-            owner.day(2)  # nobody stops working because a run was cut
-            for _ in range(3):
-                owner.chmod()  # which may be of what is linked already
+            owner.day(10, snapshot)  # nobody stops working because a run was cut
         done = pcopy(*line)
         assert done.returncode == 0, done.stderr
         days[snapshot] = state_of(source)
