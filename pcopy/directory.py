@@ -334,7 +334,7 @@ class Directories:
         handle, _ = self.open_copy(name, parent.destination, fresh=False)
         pair = self.handles.hold(Pair(~tree, path, ABSENT, handle, parent.depth + 1, readable=True))
         there = fs.list_directory(handle)
-        if self.options.dry_run:  # what dead runs left is nothing that is told
+        if self.options.dry_run:  # the run would hold the lock that shows them to be dead
             there = {name: is_dir for name, is_dir in there.items() if is_dir or not fs.TEMPORARY.match(name)}
         elif self.job.locked:
             fs.clear_stale(there, (), pair.depth, handle, self.job.token)

@@ -209,6 +209,20 @@ def test_a_live_run_keeps_what_it_writes(tmp_path: Path, jobs: int) -> None:
     assert os.listdir(dst / "x") == [name]
 
 
+def test_what_dead_runs_left_keeps_no_directory_that_is_to_go(tmp_path: Path, jobs: int) -> None:
+    """Of runs into this destination, and into what the source lacks now; and where a file is in its place."""
+    source = make_tree(tmp_path / "src", {"f": b"1", "now a file": b"2", "d": Dir({"e": b"3"})})
+    name = ".pcopy-0123abcd-{}-0123456789abcdef"
+    deep = Dir({name.format(depth): b"half" for depth in (0, 1, 2)})
+    dst = make_tree(tmp_path / "dst", {"x": Dir({name.format(1): b"half", "deep": deep}), "d": Dir({"gone": deep})})
+    make_tree(dst, {"now a file": Dir({name.format(1): b"half", "deep": deep})})
+    plan = pcopy.copy(source, dst, jobs=jobs, delete=True, dry_run=True)
+    assert len(list(dst.rglob(name.format("*")))) == 11
+    report = pcopy.copy(source, dst, jobs=jobs, delete=True)
+    assert (report.ok, report.deleted, plan.ok, plan.deleted) == (True, 5, True, 5), report.errors
+    assert read_tree(dst) == read_tree(source)
+
+
 # ---- what filters leave out -----------------------------------------------------------------------------------------
 
 EXTRA: dict[str | bytes, object] = {
