@@ -231,7 +231,7 @@ class Directories:
         All but what its source has, what this run and others write, and what would not be copied if the source had it.
         """
         extra = [(name, is_dir) for name, is_dir in there.items() if name not in found]
-        extra = [(name, is_dir) for name, is_dir in extra if is_dir or not fs.TEMPORARY.match(name)]
+        extra = [(name, is_dir) for name, is_dir in extra if is_dir or not fs.is_temporary(name)]
         if self.job.spared:
             tree = max(pair.tree, ~pair.tree)
             extra = [one for one in extra if (tree, join(pair.path, one[0])) not in self.job.spared]
@@ -308,11 +308,6 @@ class Directories:
         finally:
             os.close(above)
 
-    def remove(self, name: str, parent: int) -> None:
-        """Remove what is no directory. That it is gone already is as good: a worker that was killed has done it."""
-        if not self.options.dry_run:
-            fs.remove_if_there(name, parent)
-
     def remove_directory(self, name: str, parent: int) -> bool:
         """Remove a directory. False if it is not empty; so one that something is mounted on is never looked into (rmdir(2))."""
         if self.options.dry_run:
@@ -335,7 +330,7 @@ class Directories:
         pair = self.handles.hold(Pair(~tree, path, ABSENT, handle, parent.depth + 1, readable=True))
         there = fs.list_directory(handle)
         if self.options.dry_run:  # the run would hold the lock that shows them to be dead
-            there = {name: is_dir for name, is_dir in there.items() if is_dir or not fs.TEMPORARY.match(name)}
+            there = {name: is_dir for name, is_dir in there.items() if is_dir or not fs.is_temporary(name)}
         elif self.job.locked:
             fs.clear_stale(there, (), pair.depth, handle, self.job.token)
         inside = self.removable(pair, there, ())

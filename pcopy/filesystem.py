@@ -242,7 +242,7 @@ def remove(name: str, directory: int) -> None:
 
 def remove_if_there(name: str, directory: int) -> None:
     with contextlib.suppress(FileNotFoundError):
-        remove(name, directory)
+        os.unlink(name, dir_fd=directory)
 
 
 def remove_directory(name: str, parent: int, pretend: bool = False) -> None:
@@ -476,9 +476,14 @@ def clear_stale(
     return wanted
 
 
+def is_temporary(name: str) -> bool:
+    return name.startswith(".pcopy-") and TEMPORARY.match(name) is not None
+
+
 def list_directory(handle: int) -> dict[str, bool]:
     """The names in an open directory, and whether each is a directory."""
-    return {entry.name: entry.is_dir(follow_symlinks=False) for entry in read_directory(handle)}
+    with os.scandir(handle) as entries:
+        return {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
 
 
 def lock(directory: int, exclusive: bool) -> None:

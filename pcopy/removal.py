@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from pcopy import filesystem as fs
 from pcopy.account import Account
-from pcopy.work import Clear, Event, Finish, Remove, Unit, directory_group, gone_group, join
+from pcopy.work import Clear, Event, Finish, Remove, directory_group, gone_group, join
 
 # Names in one unit, as of those to be copied.
 BATCH = 128
@@ -27,7 +28,7 @@ def begin(work: Account, unit: Finish) -> None:
         work.stack += units_of(unit.tree, unit.path, unit.extra)
 
 
-def units_of(tree: int, path: str, extra: Iterable[tuple[str, bool]]) -> Iterable[Unit]:
+def units_of(tree: int, path: str, extra: Iterable[tuple[str, bool]]) -> Iterable[Clear | Remove]:
     names = []
     for name, is_directory in extra:
         if is_directory:
@@ -43,16 +44,19 @@ def remove(work: Account, unit: Remove) -> None:
         pair = work.handles.pair(~unit.tree, unit.path)
     except FileNotFoundError:  # a worker that was killed had come further
         return
-    for done, name in enumerate(unit.names, 1):
+    gone = []
+    for done, name in enumerate(unit.names):
+        if done and time.monotonic() >= work.deadline:
+            work.stack.append(unit._replace(names=unit.names[done:]))
+            break
         try:
-            work.directories.remove(name, pair.destination)
+            if not work.job.options.dry_run:
+                fs.remove_if_there(name, pair.destination)  # that it is gone is as good: a worker that was killed has done it
         except OSError as error:
             failed(work, unit._replace(names=(name,)), error)
         else:
-            deleted(work, unit, name)
-        if time.monotonic() >= work.deadline and done < len(unit.names):
-            work.stack.append(unit._replace(names=unit.names[done:]))
-            return
+            gone.append(name)
+    deleted(work, unit, gone)
 
 
 def clear(work: Account, unit: Clear) -> None:
@@ -72,7 +76,7 @@ def clear(work: Account, unit: Clear) -> None:
         failed(work, unit, error)
         return
     if gone or (work.job.options.dry_run and not is_kept(work, unit)):
-        deleted(work, unit)
+        deleted(work, unit, [""])
     elif is_kept(work, unit):
         work.outcome.ruined |= {directory_group(unit.tree, above), gone_group(unit.tree, unit.path)}
     else:
@@ -85,7 +89,11 @@ def empty(work: Account, unit: Clear) -> None:
     inside, kept = work.directories.contents(unit.tree, unit.path)
     if kept:
         work.outcome.ruined.add(directory_group(unit.tree, unit.path))
-    work.stack += units_of(unit.tree, unit.path, inside)
+    for one in units_of(unit.tree, unit.path, inside):
+        if isinstance(one, Remove):  # at once, while the directory's handle is at hand
+            remove(work, one)
+        else:
+            work.stack.append(one)
 
 
 def is_kept(work: Account, unit: Clear) -> bool:
@@ -103,7 +111,9 @@ def failed(work: Account, unit: Remove | Clear, error: OSError) -> None:
     work.fail(work.failure_of(unit, work.copy_path(unit.tree, unit.path, name), error))
 
 
-def deleted(work: Account, unit: Remove | Clear, name: str = "") -> None:
-    work.outcome.tally.deleted += 1
+def deleted(work: Account, unit: Remove | Clear, names: Sequence[str]) -> None:
+    """Names in a directory are gone; of a Clear, the directory itself."""
+    work.outcome.tally.deleted += len(names)
     if work.tells:
-        work.outcome.events.append(Event("deleted", work.copy_path(unit.tree, unit.path, name)))
+        for name in names:
+            work.outcome.events.append(Event("deleted", work.copy_path(unit.tree, unit.path, name)))
