@@ -76,6 +76,7 @@ class Copier:
 
     def __init__(self, job: Job) -> None:
         self.options = options = job.options
+        self.trees = (*job.trees, *job.earlier)
         self.token = job.token
         self.follow = options.dereference
         self.keep_links = "links" in options.preserve
@@ -151,7 +152,8 @@ class Copier:
         if same:
             return Fate.UNCHANGED
         if overwrite is Overwrite.OLDER and copy.st_mtime_ns >= state.st_mtime_ns:
-            return Fate.SKIPPED
+            lost = stat.S_ISREG(state.st_mode) and (copy.st_size, copy.st_mtime_ns) == (state.st_size, state.st_mtime_ns)
+            return None if lost else Fate.SKIPPED  # of the same age, and its contents did not reach the disk
         return None
 
     def skipped(self) -> Result:
@@ -179,21 +181,20 @@ class Copier:
         if stat.S_ISREG(state.st_mode):
             if state.st_size != copy.st_size or not self.same_time(pair, state.st_mtime_ns, copy):
                 return False
-            return not self.may_lack_data(state, copy) or self.is_whole(pair, name, target, state.st_size)
+            return self.is_whole(pair, name, target, state.st_size)
         if stat.S_ISLNK(state.st_mode):
             return fs.read_link(name, pair.source) == fs.read_link(target, pair.destination)
         return state.st_rdev == copy.st_rdev
 
-    def may_lack_data(self, state: os.stat_result, copy: os.stat_result) -> bool:
-        """Whether the length of a copy was set before its contents were written, and it takes less room than its source.
-
-        The length of any other file grows with what reaches the disk.
-        """
-        shared_out = state.st_size > self.plain.sized
-        return has_holes(copy) and copy.st_blocks < state.st_blocks and (shared_out or has_holes(state))
-
     def is_whole(self, pair: Pair, name: str, target: str, size: int) -> bool:
-        """Whether a copy of the right length and time has its contents, as far as its holes tell."""
+        """Whether a copy of the right length and time has its contents, as far as its holes tell: a power cut can take them."""
+        if not size or not self.trees[max(pair.tree, ~pair.tree)].on_disk:
+            return True
+        try:
+            if not fs.has_hole(target, pair.destination, size):
+                return True
+        except PermissionError:  # its mode is that of the source: to read it takes more rights than to read that
+            return True
         source = fs.open_to_read(name, pair.source, self.follow)
         try:
             copy = fs.open_to_read(target, pair.destination)
@@ -366,6 +367,7 @@ class Copier:
                 if (
                     self.same_time(pair, state.st_mtime_ns, copy)
                     and not any(self.metadata.differences(one, name, target, state, copy, owner=not mine))
+                    and self.is_whole(one, name, target, state.st_size)
                     and not (self.options.checksum and not self.auditor.equal(one, name, target))
                 ):
                     return one

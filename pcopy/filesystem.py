@@ -31,6 +31,10 @@ NOFOLLOW = os.O_NOFOLLOW
 NOATIME = getattr(os, "O_NOATIME", 0)
 
 LOCAL = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "bcachefs", "zfs", "tmpfs", "ramfs"})
+# What is closed there is as safe as it will be: in memory, or with another machine. Others write it to a disk when they like.
+OFF_DISK = frozenset({
+    "tmpfs", "ramfs", "nfs", "nfs4", "cifs", "smb3", "ceph", "lustre", "gpfs", "beegfs", "afs", "9p", "virtiofs", "fuse",
+})  # fmt: skip
 PROC = os.path.isdir("/proc/self/fd")
 XATTRS = hasattr(os, "listxattr")
 FICLONE = 0x40049409  # linux/fs.h; ioctl_ficlone(2)
@@ -178,12 +182,23 @@ def read_directory(handle: int) -> Iterator[os.DirEntry[str]]:
         yield from entries
 
 
+def has_hole(name: str, directory: int, size: int) -> bool:
+    """Whether a file shows a hole. That of which the length reached the disk before its contents does, even where blocks were
+    reserved for them, so that st_blocks tells nothing (ext4: extents that are unwritten).
+    """
+    handle = os.open(name, READ | NOFOLLOW, dir_fd=directory)
+    try:
+        return os.lseek(handle, 0, os.SEEK_HOLE) < size
+    finally:
+        os.close(handle)
+
+
 def read_link(name: str, directory: int) -> str:
     return os.readlink(name, dir_fd=directory)
 
 
-def is_local(path: str) -> bool:
-    """Whether a directory is on a file system whose times come from the clock of this machine.
+def kind_of(path: str) -> str:
+    """The type of the file system that a directory is on; nothing if that cannot be found out.
 
     The kernel says which mount an open handle is on (proc_pid_fdinfo(5), proc_pid_mountinfo(5)): by the paths alone nobody
     can tell, because a later mount hides those below it.
@@ -196,9 +211,19 @@ def is_local(path: str) -> bool:
         finally:
             os.close(handle)
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-            return next(line.partition(" - ")[2].split()[0] for line in lines if line.split()[0] == mount) in LOCAL
+            return next(line.partition(" - ")[2].split()[0] for line in lines if line.split()[0] == mount)
     except (OSError, StopIteration):
-        return False
+        return ""
+
+
+def is_local(path: str) -> bool:
+    """Whether a directory is on a file system whose times come from the clock of this machine."""
+    return kind_of(path) in LOCAL
+
+
+def is_on_disk(path: str) -> bool:
+    """Whether a power cut can take from a file what was written to it, and leave its length and times."""
+    return kind_of(path).partition(".")[0] not in OFF_DISK
 
 
 # ---- making and taking away -----------------------------------------------------------------------------------------

@@ -21,7 +21,6 @@ from pcopy.contents import Contents
 from pcopy.handles import Pair
 from pcopy.metadata import EARLIEST, LATEST, Metadata
 from pcopy.options import Options, Overwrite, When
-from pcopy.pace import SMALLEST_PIECE
 from pcopy.work import Tree
 
 CLOSED = -1
@@ -36,7 +35,6 @@ class Plain:
 
     def __init__(self, options: Options, contents: Contents, metadata: Metadata, large: int) -> None:
         self.contents, self.metadata, self.large = contents, metadata, large
-        self.sized = large if options.bwlimit is None else SMALLEST_PIECE  # longer files may have got their length first
         self.read = fs.READ | fs.NOATIME | (0 if options.dereference else fs.NOFOLLOW)
         self.mask = 0o7777 if "mode" in options.preserve else 0o777 & ~metadata.umask
         self.links = "links" in options.preserve
@@ -149,7 +147,7 @@ class Plain:
             and state.st_blocks * 512 >= state.st_size
         )
 
-    def link(self, pair: Pair, names: Sequence[str], deadline: float) -> int:
+    def link(self, pair: Pair, names: Sequence[str], deadline: float, tree: Tree) -> int:
         """Make hard links to an earlier copy of files that are what they were then. Returns how many there were."""
         done, earlier = 0, pair.earlier[0].destination
         for name in names:
@@ -167,6 +165,7 @@ class Plain:
                     or state.st_gid != copy.st_gid
                     or (self.links and state.st_nlink > 1)
                     or (self.xattrs and (fs.has_attributes(name, pair.source) or fs.has_attributes(name, earlier)))
+                    or (tree.on_disk and state.st_size and fs.has_hole(name, earlier, state.st_size))
                 ):
                     break
                 os.link(name, name, src_dir_fd=earlier, dst_dir_fd=pair.destination, follow_symlinks=False)
@@ -183,7 +182,7 @@ class Plain:
         shortly before may have been changed while it was copied: entry.py looks at these in full.
         """
         done = 0
-        links, xattrs, follow = self.links, self.xattrs, self.follow
+        links, xattrs, follow, on_disk = self.links, self.xattrs, self.follow, tree.on_disk
         devices = (tree.source_inode[0], tree.destination_inode[0] if tree.one_clock and tree.destination_inode else None)
         for name in names:
             if done and time.monotonic() >= deadline:
@@ -191,27 +190,27 @@ class Plain:
             try:
                 state = os.stat(name, dir_fd=pair.source, follow_symlinks=follow)
                 copy = os.stat(name, dir_fd=pair.destination, follow_symlinks=False)
-            except OSError:
-                break
-            if (
-                state.st_mtime_ns != copy.st_mtime_ns
-                or state.st_size != copy.st_size
-                or state.st_mode != copy.st_mode
-                or state.st_mode & 0o170000 != 0o100000  # S_IFREG
-                or state.st_uid != copy.st_uid
-                or state.st_gid != copy.st_gid
-                or (links and state.st_nlink > 1)
-                or copy.st_nlink > 1
-                or (copy.st_blocks < state.st_blocks and (state.st_size > self.sized or state.st_blocks * 512 < state.st_size))
-                or (
-                    xattrs
-                    and (
-                        state.st_ctime_ns + SHORTLY >= copy.st_ctime_ns
-                        or (state.st_dev, copy.st_dev) != devices
-                        or fs.has_attributes(name, pair.source, follow)
+                if (
+                    state.st_mtime_ns != copy.st_mtime_ns
+                    or state.st_size != copy.st_size
+                    or state.st_mode != copy.st_mode
+                    or state.st_mode & 0o170000 != 0o100000  # S_IFREG
+                    or state.st_uid != copy.st_uid
+                    or state.st_gid != copy.st_gid
+                    or (links and state.st_nlink > 1)
+                    or copy.st_nlink > 1
+                    or (
+                        xattrs
+                        and (
+                            state.st_ctime_ns + SHORTLY >= copy.st_ctime_ns
+                            or (state.st_dev, copy.st_dev) != devices
+                            or fs.has_attributes(name, pair.source, follow)
+                        )
                     )
-                )
-            ):
+                    or (on_disk and state.st_size and fs.has_hole(name, pair.destination, state.st_size))
+                ):
+                    break
+            except OSError:
                 break
             done += 1
         return done

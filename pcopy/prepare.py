@@ -130,7 +130,9 @@ def tree_of(landing: Landing, below: str | None, top: int | None) -> Tree:
     if state and stat.S_ISDIR(state.st_mode):  # else a dry run
         inode = (state.st_dev, state.st_ino)
     one_clock = inode is not None and fs.is_local(landing.source) and fs.is_local(landing.destination)
-    return Tree(landing.source, landing.destination, (source.st_dev, source.st_ino), inode, 1 if below else 0, one_clock)
+    on_disk = inode is None or fs.is_on_disk(landing.destination)
+    whose = (source.st_dev, source.st_ino)
+    return Tree(landing.source, landing.destination, whose, inode, 1 if below else 0, on_disk, one_clock)
 
 
 def earlier_trees(paths: Sequence[str], below: str) -> Iterator[Tree]:
@@ -141,7 +143,7 @@ def earlier_trees(paths: Sequence[str], below: str) -> Iterator[Tree]:
             state = os.stat(place) if not below else os.lstat(place)
             if stat.S_ISDIR(state.st_mode):
                 inode = (state.st_dev, state.st_ino)
-                yield Tree(place, place, inode, inode)
+                yield Tree(place, place, inode, inode, on_disk=fs.is_on_disk(place))
 
 
 def units_of(landing: Landing, tree: int, fresh: bool, share: float, partial: dict[str, str]) -> Iterator[Unit]:

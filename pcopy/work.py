@@ -30,6 +30,7 @@ class Tree(NamedTuple):
     source_inode: Inode
     destination_inode: Inode | None  # None: a dry run into a directory that does not exist
     depth: int = 0  # below the directory that the run has locked
+    on_disk: bool = True  # the destination: what was written to it may have been lost in a power cut
     one_clock: bool = False  # source and destination keep times by the clock of this machine
     earlier: tuple[int, ...] = ()  # among the job's trees: earlier copies, to which unchanged files become hard links
 

@@ -217,7 +217,7 @@ class Slice(Account):
                 if count and self.singly:
                     continue
             elif new and plain.links_earlier and pair.earlier:
-                count = plain.link(pair, names[done:], deadline)
+                count = plain.link(pair, names[done:], deadline, self.job.trees[unit.tree])
                 self.note_linked(unit, names[done : done + count])
                 done += count
                 if done == len(names) or (count and time.monotonic() >= deadline):

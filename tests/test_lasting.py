@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.comparer import differences
 from tests.conftest import Run, as_root
 from tests.test_fidelity import mounted
 from tests.test_order import traced
@@ -175,6 +176,61 @@ def test_lengths_and_times_that_reached_the_disk_before_the_contents_are_not_bel
         assert again.stderr.startswith("copied 0 files"), again.stderr
     finally:
         subprocess.run(["umount", "-l", place], check=True)
+
+
+def lose_contents(path: Path, start: int = 0) -> None:
+    """As a power cut leaves it: the length and the times are there, blocks are reserved, and what was in them is not."""
+    state = path.stat()
+    with open(path, "r+b") as file:
+        file.truncate(start)
+        os.posix_fallocate(file.fileno(), start, state.st_size - start)
+        if os.lseek(file.fileno(), start, os.SEEK_HOLE) >= state.st_size:
+            pytest.skip("this file system does not tell what was written")
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+@JOBS
+@pytest.mark.parametrize("first", [[], ["--bwlimit", "500M"], ["--sparse", "always"]], ids=" ".join)
+@pytest.mark.parametrize("then", [[], ["--sparse", "never"], ["--atomic"], ["--fsync"], ["--overwrite", "older"]], ids=" ".join)
+def test_contents_that_were_lost_are_noticed_whatever_the_size(
+    tmp_path: Path, pcopy: Run, jobs: int, first: list[str], then: list[str]
+) -> None:
+    inside: dict[str | bytes, object] = {"g": b"1", "large": os.urandom(LARGE)}
+    ends = os.urandom(5_000_000) + bytes(32 << 10)  # which is a hole with --sparse always
+    source = make_tree(tmp_path / "src", {"f": os.urandom(1_000_000), "ends": ends, "d": Dir(inside)})
+    assert pcopy("-j", jobs, *first, source, tmp_path / "dst").returncode == 0
+    for name in ("f", "ends", "d/g", "d/large"):
+        lose_contents(tmp_path / "dst" / name, 0 if name != "d/large" else 30 << 20)
+    done = pcopy("-j", jobs, *then, source, tmp_path / "dst")
+    assert done.stderr.startswith("copied 4 files"), done.stderr
+    assert differences(source, tmp_path / "dst", extra=True) == []
+    assert pcopy("-j", jobs, *then, source, tmp_path / "dst").stderr.startswith("copied 0 files")
+
+
+@JOBS
+def test_contents_that_were_lost_below_a_copy_that_fills_holes_are_noticed(tmp_path: Path, pcopy: Run, jobs: int) -> None:
+    source = make_tree(tmp_path / "src", {"f": Holes(80 << 20, {70 << 20: os.urandom(5 << 20)})})
+    words = ("-j", jobs, "--sparse", "never", source, tmp_path / "dst")
+    assert pcopy(*words).returncode == 0
+    lose_contents(tmp_path / "dst/f", 25 << 20)
+    assert pcopy(*words).stderr.startswith("copied 1 file")
+    assert (tmp_path / "dst/f").read_bytes() == (source / "f").read_bytes()
+
+
+@JOBS
+@pytest.mark.parametrize("atomic", [[], ["--atomic"]], ids=["plain", "one by one"])
+def test_nothing_is_linked_to_an_earlier_copy_that_lost_its_contents(
+    tmp_path: Path, pcopy: Run, jobs: int, atomic: list[str]
+) -> None:
+    source = make_tree(tmp_path / "src", {"f": os.urandom(90_000), "g": b"1", "large": os.urandom(LARGE)})
+    assert pcopy("-j", jobs, source, tmp_path / "day1").returncode == 0
+    for name in ("f", "large"):
+        lose_contents(tmp_path / "day1" / name)
+    done = pcopy("-j", jobs, *atomic, "--link-dest", "../day1", "-v", source, tmp_path / "day2")
+    assert (done.returncode, done.stderr.count("linked ")) == (0, 1), done.stderr
+    assert read_tree(tmp_path / "day2").keys() == read_tree(source).keys()
+    for name in ("f", "large"):
+        assert (tmp_path / "day2" / name).read_bytes() == (source / name).read_bytes()
 
 
 @JOBS
