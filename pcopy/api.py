@@ -178,7 +178,7 @@ def copy(
     refuse_overlap(found, there, landings)
     check_deletion(options, landings)
     listing = None if manifest is None else check_place(os.fsdecode(manifest), top, landings)
-    options = replace(options, link_dest=tuple(check_earlier(one, top) for one in options.link_dest))
+    options = replace(options, link_dest=tuple(check_earlier(one, top, found, delete) for one in options.link_dest))
     report, stop, started = new_report(options), stop or Stop(), time.monotonic()
     observer.started([one.path for one in found], there.path, options)
     try:
@@ -267,7 +267,8 @@ def too_much(request: Request, stop: Stop) -> Failure | None:
     carry_out(request._replace(options=silent, expected=None), plan, Observer(), stop)
     if plan.deleted <= options.max_delete:
         return None
-    reason = f"would remove {plan.deleted:,} entries, more than max-delete allows ({options.max_delete:,}): nothing was done"
+    entries = "1 entry" if plan.deleted == 1 else f"{plan.deleted:,} entries"
+    reason = f"would remove {entries}, more than max-delete allows ({options.max_delete:,}): nothing was done"
     return Failure(top, "delete", None, reason, fatal=True)
 
 

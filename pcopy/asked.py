@@ -59,7 +59,7 @@ def check_deletion(options: Options, landings: Sequence[Landing]) -> None:
         raise UsageError("delete is for copies of directories: no source is one")
 
 
-def check_earlier(given: str, top: str) -> str:
+def check_earlier(given: str, top: str, sources: Sequence[Source], delete: bool) -> str:
     """An earlier copy that hard links can be made to. A relative path is relative to the destination, as for rsync."""
     path = os.path.normpath(os.path.join(top, given))
     try:
@@ -73,6 +73,12 @@ def check_earlier(given: str, top: str) -> str:
         raise UsageError(f"link-dest {given}: is on another file system than {top}, and hard links cannot reach there")
     if os.path.samestat(state, there):
         raise UsageError(f"link-dest {given}: is the destination itself; give an earlier copy")
+    above = list(states_above(path))
+    for source in sources:
+        if source.is_directory and any(os.path.samestat(os.stat(source.path), one) for one in above):
+            raise UsageError(f"link-dest {given}: is in {source.given}, whose own files would be the copy; give an earlier one")
+    if delete and os.path.exists(top) and any(os.path.samestat(there, one) for one in above):
+        raise UsageError(f"link-dest {given}: lies in the destination, from which delete would remove it; move it out of there")
     return path
 
 

@@ -224,6 +224,16 @@ class Directories:
         if self.options.delete and in_full:
             found = {*listing.regular, *listing.other, *(name for name, _ in listing.directories)}
             listing.extra = tuple(self.removable(pair, listing.there, found))
+            if listing.extra and self.is_mounted(pair):
+                listing.extra = ()
+
+    def is_mounted(self, pair: Pair) -> bool:
+        """Whether a directory of the destination is on another mount than that: what is there is not to be deleted."""
+        top = self.handles.passing(pair.tree, "").destination
+        try:
+            return fs.mount_of(pair.destination) != fs.mount_of(top)
+        except (OSError, StopIteration):
+            return os.fstat(pair.destination).st_dev != os.fstat(top).st_dev
 
     def removable(self, pair: Pair, there: dict[str, bool], found: Container[str]) -> list[tuple[str, bool]]:
         """What is to go of the names in a directory of the destination.
@@ -328,6 +338,8 @@ class Directories:
         parent = self.handles.pair(~tree, parent_path)
         handle, _ = self.open_copy(name, parent.destination, fresh=False)
         pair = self.handles.hold(Pair(~tree, path, ABSENT, handle, parent.depth + 1, readable=True))
+        if self.options.dry_run and os.fstat(handle).st_dev != os.fstat(parent.destination).st_dev and self.is_mounted(pair):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))  # which rmdir says in a run
         there = fs.list_directory(handle)
         if self.options.dry_run:  # the run would hold the lock that shows them to be dead
             there = {name: is_dir for name, is_dir in there.items() if is_dir or not fs.is_temporary(name)}

@@ -86,6 +86,7 @@ class Copier:
         self.auditor = Auditor(options, job.stop)
         self.plain = Plain(options, self.contents, self.metadata, LARGE)
         self.user = os.geteuid()
+        self.sharing = False  # the source at hand is an earlier copy
         self.partial: str | None = None  # the temporary name of what a run that was cut left of the entry at hand
         self.grains: dict[int, int] = {}  # st_dev: granularity of times in nanoseconds
         self.ranges: dict[int, tuple[int, int]] = {}  # st_dev: the first time that is kept and the last, likewise
@@ -379,9 +380,12 @@ class Copier:
         if one is None:
             return None
         if self.options.reflink is When.ALWAYS:
-            return self.file(
-                dataclasses.replace(one, source=one.destination, destination=pair.destination), target, target, True
-            )
+            self.sharing = True
+            try:
+                shared = dataclasses.replace(one, source=one.destination, destination=pair.destination)
+                return self.file(shared, target, target, True)
+            finally:
+                self.sharing = False
         place = fs.temporary_name(self.token, pair.depth, target) if replace else target
         if replace:
             fs.remove_if_there(place, pair.destination)
@@ -428,7 +432,7 @@ class Copier:
                 size = self.contents.whole(source, handle, state)
             elif not self.contents.try_clone(source, handle):
                 return self.begin(handle, place, state, there)
-            elif self.options.verify:
+            elif self.options.verify and not self.sharing:
                 return self.begin(handle, place, state, ((0, size),))
             if self.options.verify:  # before its mode may forbid us to read it
                 self.auditor.read_back(source, state, place, pair.destination, size)
@@ -459,9 +463,10 @@ class Copier:
     def open_large(self, place: str, directory: int, size: int) -> tuple[int, tuple[tuple[int, int], ...]]:
         """Go on with what a run that was cut left of a large file, or begin it anew. Returns what is there of it already.
 
-        Only if the name says that the source is the same, and the file could have been made by nobody else.
+        Only if the name says that the source is the same, and the file could have been made by nobody else; and not where
+        contents alone are believed.
         """
-        if self.partial and self.partial.endswith(place[-VERSION:]):
+        if self.partial and not self.options.checksum and self.partial.endswith(place[-VERSION:]):
             with contextlib.suppress(OSError):
                 fs.rename(self.partial, place, directory)
         with contextlib.suppress(OSError):

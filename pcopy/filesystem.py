@@ -197,6 +197,12 @@ def read_link(name: str, directory: int) -> str:
     return os.readlink(name, dir_fd=directory)
 
 
+def mount_of(handle: int) -> str:
+    """The number of the mount that an open handle is on (proc_pid_fdinfo(5)). Raises OSError, StopIteration."""
+    with open(f"/proc/self/fdinfo/{handle}", encoding="ascii") as lines:
+        return next(line.split()[1] for line in lines if line.startswith("mnt_id:"))
+
+
 def kind_of(path: str) -> str:
     """The type of the file system that a directory is on; nothing if that cannot be found out.
 
@@ -206,8 +212,7 @@ def kind_of(path: str) -> str:
     try:
         handle = os.open(path, PASS)
         try:
-            with open(f"/proc/self/fdinfo/{handle}", encoding="ascii") as lines:
-                mount = next(line.split()[1] for line in lines if line.startswith("mnt_id:"))
+            mount = mount_of(handle)
         finally:
             os.close(handle)
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:

@@ -122,10 +122,20 @@ def open_log(path: str, given: str) -> int:
         number = getattr(error, "errno", None)
         reason = REFUSED.get(number or 0) or getattr(error, "strerror", None) or str(error)
         raise UsageError(f"log {given}: {reason}") from None
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
+    regular = stat.S_ISREG(os.fstat(handle).st_mode)
+    if not regular or holds_something_else(handle):
         os.close(handle)
-        raise UsageError(f"log {given}: is not a regular file: name another")
+        what = "is there and is no log of pcopy" if regular else "is not a regular file"
+        raise UsageError(f"log {given}: {what}: name another")
     return handle
+
+
+def holds_something_else(handle: int) -> bool:
+    """Whether a file would be spoilt that nobody meant for a log."""
+    try:
+        return os.pread(handle, 1, 0) not in (b"", b"{")
+    except OSError:
+        return False
 
 
 def is_torn(handle: int) -> bool:

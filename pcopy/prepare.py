@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import stat
+import time
 from collections.abc import Iterator, Sequence
 
 from pcopy import filesystem as fs
@@ -15,6 +16,9 @@ from pcopy.paths import Landing
 from pcopy.result import Report
 from pcopy.work import Entries, Inode, Job, Scan, Tree, Unit
 from pcopy.worker import BATCH
+
+# Seconds that a run of single files waits for others, which have the directory alone only to clear what dead runs left.
+TURN, TURNS = 0.02, 50
 
 
 def prepare(
@@ -179,13 +183,20 @@ def locked(top: str, exclusive: bool, report: Report) -> Iterator[tuple[int, boo
 
 
 def lock_with_others(handle: int, top: str, exclusive: bool) -> None:
-    """Another run has a lock: only single files may go beside other single files."""
-    try:
-        if exclusive:
-            raise BlockingIOError
-        fs.lock(handle, exclusive=False)
-    except BlockingIOError:
-        raise OSError(errno.EWOULDBLOCK, "another run is copying into it: wait until it has ended", top) from None
+    """Another run has a lock: only single files may go beside other single files, which begin with a look of their own."""
+    patience = 0 if exclusive else TURNS
+    while True:
+        try:
+            if exclusive:
+                raise BlockingIOError
+            fs.lock(handle, exclusive=False)
+            return
+        except BlockingIOError:
+            if not patience:
+                break
+        patience -= 1
+        time.sleep(TURN)
+    raise OSError(errno.EWOULDBLOCK, "another run is copying into it: wait until it has ended", top)
 
 
 def check_usable(top: str) -> None:

@@ -85,8 +85,8 @@ def clear(work: Account, unit: Clear) -> None:
 
 def empty(work: Account, unit: Clear) -> None:
     """First what is in a directory, then itself."""
-    work.stack.append(unit._replace(emptied=True))
     inside, kept = work.directories.contents(unit.tree, unit.path)
+    work.stack.append(unit._replace(emptied=True))
     if kept:
         work.outcome.ruined.add(directory_group(unit.tree, unit.path))
     for one in units_of(unit.tree, unit.path, inside):

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 import pcopy
-from tests.conftest import Run
+from tests.conftest import Run, as_root
+from tests.test_destination import mounted
 from tests.trees import WHEN, Dir, Fifo, File, Hard, Link, make_tree, read_tree
 
 SOURCE: dict[str | bytes, object] = {"f": b"1", "d": Dir({"g": b"2", "e": Dir({})}), "l": Link("f")}
@@ -177,6 +178,37 @@ def test_links_are_deleted_and_not_followed(tmp_path: Path, jobs: int) -> None:
     assert (report.ok, report.deleted) == (True, 3)
     assert read_tree(outside) == before
     assert read_tree(tmp_path / "dst") == read_tree(source)
+
+
+@as_root
+@pytest.mark.parametrize("bind", [True, False], ids=["bind", "tmpfs"])
+def test_nothing_is_deleted_across_a_mount_in_the_destination(tmp_path: Path, jobs: int, bind: bool) -> None:
+    """The source has the directory too: what is copied goes there, what is there stays."""
+    source = make_tree(tmp_path / "src", {"m": Dir({"f": b"1", "d": Dir({"g": b"2"})}), "x": Dir({"y": b"3"})})
+    dst = make_tree(tmp_path / "dst", {"m": Dir({}), "x": Dir({"goes": b"4"}), "n": Dir({"m": Dir({})})})
+    make_tree(tmp_path / "other", {"precious": b"5", "d": Dir({"mine": b"6"})})
+    with mounted(dst / "m", *(["--bind", tmp_path / "other"] if bind else ["-t", "tmpfs", "none"])):
+        if not bind:
+            shutil.copytree(tmp_path / "other", dst / "m", dirs_exist_ok=True)
+        plan = pcopy.copy(source, dst, jobs=jobs, delete=True, dry_run=True)
+        report = pcopy.copy(source, dst, jobs=jobs, delete=True)
+        assert (report.ok, report.deleted, plan.deleted) == (True, 3, 3), report.errors
+        assert (dst / "m/precious").read_bytes() == b"5" and (dst / "m/d/mine").read_bytes() == b"6"
+        assert (dst / "m/d/g").read_bytes() == b"2" and os.listdir(dst / "x") == ["y"]
+
+
+@as_root
+def test_a_dry_run_says_that_a_mount_is_in_the_way(tmp_path: Path, jobs: int) -> None:
+    source = make_tree(tmp_path / "src", {"f": b"1"})
+    dst = make_tree(tmp_path / "dst", {"m": Dir({})})
+    with mounted(dst / "m", "-t", "tmpfs", "none"):
+        (dst / "m/precious").write_bytes(b"2")
+        plan = pcopy.copy(source, dst, jobs=jobs, delete=True, dry_run=True)
+        report = pcopy.copy(source, dst, jobs=jobs, delete=True)
+        assert (dst / "m/precious").read_bytes() == b"2"
+    told = [[(one.path, one.errno) for one in each.errors] for each in (plan, report)]
+    assert told == [[(str(dst / "m"), errno.EBUSY)]] * 2
+    assert (plan.deleted, report.deleted) == (0, 0)
 
 
 def test_another_file_system_of_the_source_is_left_alone(tmp_path: Path, jobs: int) -> None:

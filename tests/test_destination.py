@@ -704,3 +704,13 @@ def test_a_directory_made_for_several_sources_has_the_mode_of_a_new_one(tmp_path
     make_tree(tmp_path / "two", {"f": b"2"})
     assert pcopy("one", "two", "new", umask=0o027).returncode == 0
     assert (tmp_path / "new").stat().st_mode & 0o7777 == 0o750
+
+
+def test_runs_of_single_files_into_one_directory_do_not_refuse_each_other(tmp_path: Path) -> None:
+    """Each has the directory alone for a moment, to clear what dead runs left in it."""
+    dst = make_tree(tmp_path / "dst", {f"f{number}": b"" for number in range(2000)})
+    make_tree(tmp_path, {f"one{number}": b"1" for number in range(4)})
+    for _ in range(5):
+        words = [sys.executable, "-m", "pcopy", "-q", "-j", "1"]
+        runs = [subprocess.Popen([*words, tmp_path / f"one{number}", f"{dst}/"]) for number in range(4)]
+        assert [run.wait(60) for run in runs] == [0] * 4

@@ -13,6 +13,7 @@ import pytest
 
 import pcopy
 from tests.conftest import Run, as_root
+from tests.test_fidelity import mounted
 from tests.trees import WHEN, Dir, Fifo, File, Hard, Link, State, make_tree, read_tree
 
 
@@ -148,3 +149,34 @@ def test_what_cannot_be_linked_to_is_refused(tmp_path: Path, pcopy: Run, given: 
     source, dst = make_tree(tmp_path / "src", {"f": b"1"}), make_tree(tmp_path / "dst", {})
     done = pcopy("--link-dest", given, source, dst)
     assert (done.returncode, says in done.stderr, os.listdir(dst)) == (2, True, []), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "words", "says"),
+    [
+        ("../src", [], "whose own files would be the copy"),
+        ("../src/d", [], "whose own files would be the copy"),
+        ("old", ["--delete"], "lies in the destination"),
+        ("old/d", ["--delete"], "lies in the destination"),
+    ],
+)
+def test_an_earlier_copy_that_could_not_stay_what_it_is_is_refused(
+    tmp_path: Path, pcopy: Run, given: str, words: list[str], says: str
+) -> None:
+    source = make_tree(tmp_path / "src", {"f": b"1", "d": Dir({"g": b"2"})})
+    dst = make_tree(tmp_path / "dst", {"old": Dir({"f": b"1", "d": Dir({"g": b"2"})})})
+    before = read_tree(tmp_path)
+    done = pcopy(*words, "--link-dest", given, source, dst)
+    assert (done.returncode, says in done.stderr, read_tree(tmp_path) == before) == (2, True, True), done.stderr
+
+
+@as_root
+def test_blocks_shared_with_an_earlier_copy_are_verified_too(tmp_path: Path, pcopy: Run) -> None:
+    """A large file, of which the copy is made from the earlier one and not from the source."""
+    with mounted("btrfs", tmp_path / "disk") as disk:
+        source = make_tree(tmp_path / "src", {"large": os.urandom(34 << 20), "f": b"1"})
+        assert pcopy(source, disk / "day1").returncode == 0
+        done = pcopy("--verify", "--reflink", "always", "--link-dest", "../day1", source, disk / "day2")
+        assert done.returncode == 0, done.stderr
+        assert (disk / "day2/large").read_bytes() == (source / "large").read_bytes()
+        assert not (disk / "day2/large").samefile(disk / "day1/large")

@@ -108,6 +108,15 @@ def test_a_large_file_goes_on_where_it_was(tmp_path: Path, source: Path, jobs: i
 
 
 @JOBS
+def test_with_checksum_it_begins_anew(tmp_path: Path, source: Path, jobs: int) -> None:
+    """Contents alone are believed then, and nobody has compared these."""
+    mark(cut(source, tmp_path / "dst", jobs))
+    assert library.copy(source, tmp_path / "dst", jobs=jobs, checksum=True).ok
+    assert offsets(source / "d/large", tmp_path / "dst/d/large") == []
+    assert not temporary(tmp_path)
+
+
+@JOBS
 def test_a_single_file_goes_on_too(tmp_path: Path, source: Path, jobs: int) -> None:
     (tmp_path / "dst").mkdir()
     marked = mark(cut(source / "d/large", tmp_path / "dst/renamed", jobs))
