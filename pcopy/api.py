@@ -262,6 +262,8 @@ def too_much(request: Request, stop: Stop) -> Failure | None:
         empty = next((one.source for one in landings if is_empty(one.source)), None)
         reason = "the source is empty, so that all would be deleted: is it mounted? If it is meant to be, give max-delete"
         return Failure(empty, "delete", None, reason, fatal=True) if empty else None
+    if hold_no_more([one.destination for one in landings if not one.names], options.max_delete):
+        return None  # without a plan, which takes longer than to count names
     silent = replace(options, dry_run=True, verbose=False, events=False)
     plan = new_report(silent)
     carry_out(request._replace(options=silent, expected=None), plan, Observer(), stop)
@@ -270,6 +272,17 @@ def too_much(request: Request, stop: Stop) -> Failure | None:
     entries = "1 entry" if plan.deleted == 1 else f"{plan.deleted:,} entries"
     reason = f"would remove {entries}, more than max-delete allows ({options.max_delete:,}): nothing was done"
     return Failure(top, "delete", None, reason, fatal=True)
+
+
+def hold_no_more(directories: Iterable[str], count: int) -> bool:
+    """Whether so many names at most are below some directories, for certain: with these a run cannot delete more."""
+    trouble: list[OSError] = []
+    for top in directories:
+        for _, below, names in os.walk(top, onerror=trouble.append):
+            count -= len(below) + len(names)
+            if count < 0 or trouble:
+                return False
+    return not trouble
 
 
 def write_manifest(spool: Spool, path: str, top: str, job: Job, report: Report, observer: Observer, stop: Stop) -> None:
