@@ -127,8 +127,12 @@ class Copier:
         A file that is whole stays: its times say so.
         """
         ours = fs.temporary_name(self.token, pair.depth, target)
-        for place in [one for one in fs.list_directory(pair.destination) if one.startswith(ours)]:
-            fs.remove_if_there(place, pair.destination)
+        directory = fs.open_directory(".", pair.destination)  # which may be a handle to name things only
+        try:
+            for place in [one for one in fs.list_directory(directory) if one.startswith(ours)]:
+                fs.remove_if_there(place, directory)
+        finally:
+            os.close(directory)
         copy = fs.look_if_there(target, pair.destination) if new else None
         if copy and stat.S_ISREG(copy.st_mode):
             state = fs.look_at(name, pair.source, self.follow)
