@@ -36,6 +36,7 @@ TRIES = 3  # copies of a source that changes each time
 IN_ITS_PLACE = "a directory that is not empty is in its place: move or remove it, or give delete"
 EARLIER = "earlier"  # why a name is a link: an earlier copy has the file
 VERSION = 17  # characters at the end of the temporary name of a large file, which tell of what it is to be a copy
+SWAPPED = "somebody put another file in its place: run the same line again"
 FAR = 2**40 * 10**9  # nanoseconds: beyond the times that a file system with limits keeps
 
 
@@ -276,7 +277,7 @@ class Copier:
                 handle = fs.hold(target, pair.destination)
                 try:
                     if not os.path.samestat(os.fstat(handle), copy):
-                        raise OSError(errno.EBUSY, "somebody put another file in its place: run the same line again")
+                        raise OSError(errno.EBUSY, SWAPPED)
                     self.metadata.update(fs.held(source), fs.held(handle), state, copy)
                 finally:
                     os.close(handle)
@@ -333,6 +334,7 @@ class Copier:
         try:
             source, made = fs.hold(name, pair.source, self.follow), fs.hold(place, pair.destination)
             try:
+                self.refuse_another(os.fstat(made), state)
                 self.metadata.dress(fs.held(source), fs.held(made), state, pair)
             finally:
                 os.close(source)
@@ -340,6 +342,12 @@ class Copier:
         except BaseException:
             abandon(CLOSED, place, pair.destination)
             raise
+
+    @staticmethod
+    def refuse_another(made: os.stat_result, state: os.stat_result) -> None:
+        """Whoever may write into the directory could have put a file of somebody else in the place of what was just made."""
+        if stat.S_IFMT(made.st_mode) != stat.S_IFMT(state.st_mode) or made.st_nlink != 1:
+            raise OSError(errno.EBUSY, SWAPPED)
 
     def gives_way(self, target: str, parent: int) -> bool:
         """An empty directory gives way to something else; one that holds anything only if that may be deleted first."""
@@ -429,7 +437,7 @@ class Copier:
         handle, closing, size = CLOSED, False, state.st_size
         try:
             if size > self.large:
-                handle, there = self.open_large(place, pair.destination, size)
+                handle, there = self.open_large(place, pair.destination, state)
             else:
                 handle = (fs.create if place == target else self.create_temporary)(place, pair.destination)
             if size <= self.large:
@@ -464,12 +472,15 @@ class Copier:
 
     # ---- large files ----
 
-    def open_large(self, place: str, directory: int, size: int) -> tuple[int, tuple[tuple[int, int], ...]]:
+    def open_large(self, place: str, directory: int, source: os.stat_result) -> tuple[int, tuple[tuple[int, int], ...]]:
         """Go on with what a run that was cut left of a large file, or begin it anew. Returns what is there of it already.
 
-        Only if the name says that the source is the same, and the file could have been made by nobody else; and not where
-        contents alone are believed.
+        Only if the name says that the source is the same, and nobody could have made the file, or given another its name, but
+        us and the source's owner; and not where contents alone are believed.
         """
+        place_of = os.fstat(directory)
+        if place_of.st_uid not in (0, self.user, source.st_uid) or stat.S_IMODE(place_of.st_mode) & 0o022:
+            return self.create_temporary(place, directory), ()
         if self.partial and not self.options.checksum and self.partial.endswith(place[-VERSION:]):
             with contextlib.suppress(OSError):
                 fs.rename(self.partial, place, directory)
@@ -477,7 +488,7 @@ class Copier:
             handle = fs.open_to_write(place, directory)
             state = os.fstat(handle)
             mine = stat.S_ISREG(state.st_mode) and state.st_uid == self.user and stat.S_IMODE(state.st_mode) == NEW
-            if mine and state.st_nlink == 1 and state.st_size == size and (there := written(handle, size)):
+            if mine and state.st_nlink == 1 and state.st_size == source.st_size and (there := written(handle, state.st_size)):
                 return handle, tuple(there)
             os.close(handle)
         return self.create_temporary(place, directory), ()
@@ -499,7 +510,13 @@ class Copier:
             state = os.fstat(source)
             if version_of(state) != large.version:
                 raise SourceChanged
-            handle = open_temporary(large, pair)
+            try:
+                handle = open_temporary(large, pair)
+            except FileNotFoundError:
+                made = fs.look_if_there(large.target, pair.destination)
+                if made and (made.st_dev, made.st_ino) == large.temporary.inode:
+                    return  # a worker that was killed had come so far
+                raise
             try:
                 if os.fstat(handle).st_size != large.size:
                     raise OSError(errno.EIO, "the copy has not the length of its source")

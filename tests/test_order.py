@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -435,6 +436,57 @@ def test_another_file_in_the_place_of_a_temporary_one_is_refused(
     assert (report.exit_status, report.files, report.failed, left <= 0) == (1, 1, 1, True)
     assert "somebody put another file in the place of its temporary one" in report.errors[0].reason
     assert os.listdir(tmp_path / "dst") == ["f"]
+
+
+@as_root
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_another_file_in_the_place_of_a_link_or_a_pipe_gets_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Who may write into the directory moves a file of root's there: it must not become theirs."""
+    source = make_tree(tmp_path / "src", {"x": Link("f") if kind == "link" else Fifo(mode=0o644), "f": b"1"})
+    os.chown(source / "x", 1234, 1234, follow_symlinks=False)
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"secret")
+    secret.chmod(0o600)
+    call = "make_symbolic_link" if kind == "link" else "make_special"
+    before = getattr(fs, call)
+
+    def make(*arguments: object) -> None:
+        before(*arguments)
+        os.rename(secret, tmp_path / "dst/x")
+
+    monkeypatch.setattr(fs, call, make)
+    with open(secret) as opened:
+        report = pcopy.copy(source, tmp_path / "dst", jobs=1)
+        state = os.fstat(opened.fileno())
+    assert (state.st_uid, stat.S_IMODE(state.st_mode)) == (0, 0o600)
+    assert [(one.path, one.errno) for one in report.errors] == [(f"{source}/x", errno.EBUSY)]
+
+
+@JOBS
+def test_a_large_file_that_has_its_name_when_its_worker_dies_is_done(tmp_path: Path, jobs: int) -> None:
+    source = make_tree(tmp_path / "src", {"large": os.urandom(33 << 20), "f": b"1"})
+    script = f"""
+import os, signal, sys
+import pcopy.filesystem as fs
+before = fs.rename
+def rename(old, new, directory):
+    before(old, new, directory)
+    if new == "large" and not os.path.exists("{tmp_path}/died"):
+        open("{tmp_path}/died", "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+fs.rename = rename
+import pcopy.coordinator
+pcopy.coordinator.FIRST = 0.0
+import pcopy
+if __name__ == "__main__":
+    report = pcopy.copy("{source}", "{tmp_path}/dst", jobs={max(jobs, 2)}, start_method="fork")
+    print(report.exit_status.value, report.files + report.unchanged, report.errors)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, (tmp_path / "died").exists()) == ("0 2 []\n", True), done.stderr
+    assert read_tree(tmp_path / "dst") == read_tree(source)
 
 
 def with_number(fstat: Callable[[int], os.stat_result], seen: int, told: int) -> Callable[[int], os.stat_result]:

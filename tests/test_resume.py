@@ -165,12 +165,24 @@ def without_holes(source: Path, partial: Path) -> None:
             os.pwrite(file.fileno(), bytes(BLOCK), hole)
 
 
+def writable_by_others(source: Path, partial: Path) -> None:
+    """Who may write into the directory can give the partial of another file its name."""
+    partial.parent.chmod(0o777)
+
+
+def of_somebody(source: Path, partial: Path) -> None:
+    os.chown(partial.parent, 12345, -1)
+
+
 def symbolic_link(source: Path, partial: Path) -> None:
     partial.rename(partial.parent.parent / "elsewhere")
     partial.symlink_to("../elsewhere")
 
 
-DEEDS = [written_to, touched, other_mode, other_name, pytest.param(other_owner, marks=as_root), without_holes, symbolic_link]
+DEEDS = [
+    written_to, touched, other_mode, other_name, without_holes, symbolic_link, writable_by_others,
+    pytest.param(other_owner, marks=as_root), pytest.param(of_somebody, marks=as_root),
+]  # fmt: skip
 
 
 @JOBS
