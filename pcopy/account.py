@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 
 from pcopy import filesystem as fs
 from pcopy.directory import Directories
@@ -31,6 +32,7 @@ from pcopy.work import (
     Unit,
     Verify,
     directory_group,
+    join,
     large_group,
 )
 
@@ -38,6 +40,7 @@ from pcopy.work import (
 QUIET = frozenset({"unchanged", "directory", "hidden"})
 Listed = Scan | Entries | Link | Finish
 Retried = Listed | Span | Verify | Sums | Check | Remove | Clear
+SOON = 0.5  # seconds
 UNMOUNTED = "is not on the file system any more that it was listed on: was it unmounted?"
 
 
@@ -275,6 +278,44 @@ def given_up(job: Job, unit: Unit, reason: str) -> Outcome:
     """The outcome of a unit that could not be run at all."""
     with Handles(job) as handles:
         return Account(job, handles).give_up(unit, reason)
+
+
+def take_back(job: Job, units: Iterable[Scan | Entries]) -> None:
+    """The run stops: take away what workers that were killed had begun of these units and did not finish.
+
+    Of directories that were there before, only what is told by its name. How far the dead had come nobody knows, and who stops
+    is in a hurry: what is not found soon, the next run clears.
+    """
+    end = time.monotonic() + SOON
+    with Handles(job) as handles:
+        copier, stack = Account(job, handles).copier, list(units)
+        while stack and time.monotonic() < end:
+            unit = stack.pop()
+            handles.begin()
+            with contextlib.suppress(OSError):  # the next run will
+                pair = handles.pair(unit.tree, unit.path)
+                if isinstance(unit, Entries):
+                    for name in unit.names:
+                        copier.clear(pair, name, unit.rename or name, unit.fresh)
+                else:
+                    stack += take_back_directory(copier, pair, unit)
+
+
+def take_back_directory(copier: Copier, pair: Pair, unit: Scan) -> Iterator[Scan]:
+    """Of one directory. Gives out those in it."""
+    directory = fs.open_directory(".", pair.destination)
+    try:
+        there = fs.list_directory(directory)
+    finally:
+        os.close(directory)
+    for name, is_directory in there.items():
+        if name.startswith(f".pcopy-{copier.token}-"):
+            fs.remove_if_there(name, pair.destination)
+        elif is_directory:
+            yield unit._replace(path=join(unit.path, name))
+        elif unit.fresh:
+            with contextlib.suppress(OSError):
+                copier.clear_half(pair, name, name)
 
 
 def unforeseen(path: str, error: Exception) -> Failure:

@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from typing import NamedTuple
 
-from pcopy.account import given_up
+from pcopy.account import given_up, take_back
 from pcopy.engines import PATIENCE, Engine, NotStarted, end_workers, hurry_workers, is_broken
 from pcopy.manifest import Spool
 from pcopy.options import Overwrite
@@ -422,14 +422,18 @@ class Coordinator:
             failure = Failure(self.job.trees[0].destination, "copy", None, reason, fatal=True)
             self.absorb([], Outcome(failures=[failure]))
 
-    def clean_up(self) -> list[Unit]:
+    def left(self) -> list[Unit]:
+        """The units that are not done when a run stops."""
+        left: list[Unit] = [*self.frontier, *self.scans, *self.suspects]
+        for units in self.waiting.values():
+            left += units
+        return left
+
+    def clean_up(self, left: list[Unit]) -> list[Unit]:
         """Of what is left when a run stops: the large files under way, to be taken away again.
 
         Those of which a span failed are counted here: nobody hears of what becomes of them.
         """
-        left: list[Unit] = [*self.frontier, *self.suspects]
-        for units in self.waiting.values():
-            left += units
         seals = [unit for unit in left if isinstance(unit, Seal)]
         self.report.failed += sum(unit.discard or unit.after in self.ruined for unit in seals)
         return [unit._replace(discard=True) for unit in seals]
@@ -452,7 +456,10 @@ def coordinate(coordinator: Coordinator, engine: Engine) -> None:
                 coordinator.not_started(str(error))
                 time.sleep(PAUSE)
     finally:
-        run(coordinator.job, coordinator.clean_up(), FOREVER)
+        left = coordinator.left()
+        run(coordinator.job, coordinator.clean_up(left), FOREVER)
+        if coordinator.stopped and not coordinator.job.options.dry_run:
+            take_back(coordinator.job, [unit for unit in left if isinstance(unit, (Scan, Entries)) and unit.again])
 
 
 def begin(coordinator: Coordinator) -> None:

@@ -134,7 +134,11 @@ class Copier:
                 fs.remove_if_there(place, directory)
         finally:
             os.close(directory)
-        copy = fs.look_if_there(target, pair.destination) if new else None
+        if new:
+            self.clear_half(pair, name, target)
+
+    def clear_half(self, pair: Pair, name: str, target: str) -> None:
+        copy = fs.look_if_there(target, pair.destination)
         if copy and stat.S_ISREG(copy.st_mode):
             state = fs.look_at(name, pair.source, self.follow)
             if not self.same(pair, name, target, state, copy):

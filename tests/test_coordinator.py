@@ -383,7 +383,7 @@ def test_a_stopped_run_takes_away_its_large_files() -> None:
     coordinator.add([Seal(ready)])
     coordinator.requeue([[Seal(suspect)], [scan("d")]])
     coordinator.stop.signal = 2
-    assert set(coordinator.clean_up()) == {Seal(one, discard=True) for one in (waiting, ready, suspect)}
+    assert set(coordinator.clean_up(coordinator.left())) == {Seal(one, discard=True) for one in (waiting, ready, suspect)}
 
 
 # ---- dividing ----

@@ -464,6 +464,38 @@ def test_another_file_in_the_place_of_a_link_or_a_pipe_gets_nothing_of_it(
     assert [(one.path, one.errno) for one in report.errors] == [(f"{source}/x", errno.EBUSY)]
 
 
+@pytest.mark.parametrize("there", [False, True], ids=["new", "replaced"])
+def test_a_stop_after_a_worker_died_leaves_nothing_that_it_had_begun(tmp_path: Path, there: bool) -> None:
+    source = make_tree(tmp_path / "src", {"a": b"1", "d": Dir({"e": Dir({"deadly": b"x" * 9000, "f": b"2"})})})
+    if there:
+        make_tree(tmp_path / "dst", {"a": b"old", "d": Dir({"e": Dir({"deadly": b"older", "f": b"old"})})})
+    script = f"""
+import os, signal
+import pcopy, pcopy.coordinator, pcopy.filesystem as fs
+before = os.copy_file_range
+def dies(source, target, *rest, **more):
+    if os.fstat(source).st_size == 9000:
+        os.write(target, b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return before(source, target, *rest, **more)
+os.copy_file_range = dies
+requeue = pcopy.coordinator.Coordinator.requeue
+def stops(self, slices):
+    requeue(self, slices)
+    self.stop.signal = signal.SIGTERM
+pcopy.coordinator.Coordinator.requeue = stops
+pcopy.coordinator.FIRST = 0.0
+report = pcopy.copy("{source}", "{tmp_path}/dst", jobs=2, start_method="fork")
+print(int(report.exit_status))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "143\n", done.stderr
+    names = [path.name for path in (tmp_path / "dst").rglob("*")]
+    assert not [name for name in names if name.startswith(".pcopy-")]
+    assert (tmp_path / "dst/d/e/deadly").exists() == there
+    assert not there or (tmp_path / "dst/d/e/deadly").read_bytes() == b"older"
+
+
 @JOBS
 def test_a_large_file_that_has_its_name_when_its_worker_dies_is_done(tmp_path: Path, jobs: int) -> None:
     source = make_tree(tmp_path / "src", {"large": os.urandom(33 << 20), "f": b"1"})
