@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-SMALL_FILE, PER_DIRECTORY, LARGE_FILES = 6000, 20, 4
+SMALL_FILE, PER_DIRECTORY, LARGE_FILES = 6000, 12, 4
 BLOCK = random.Random(1).randbytes(1 << 20)  # not zeros: a copier may make holes of those
 
 
@@ -16,8 +16,8 @@ def make_small_files(top: Path, count: int) -> None:
     top.mkdir()
     for number in range(count):
         if number % PER_DIRECTORY == 0:
-            # Below one of the last, so that the tree has both depth and breadth.
-            directories.append(rng.choice(directories[-40:]) / f"d{number}")
+            # Below one of the first, so that the tree is about as deep as people's trees are.
+            directories.append(rng.choice(directories[: len(directories) // 8 + 1]) / f"d{number}")
             directories[-1].mkdir()
         (directories[-1] / f"f{number}").write_bytes(BLOCK[: min(len(BLOCK), int(rng.expovariate(1 / SMALL_FILE)))])
 
