@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from pcopy import filesystem as fs
 from pcopy.handles import ABSENT, Handles, Pair
 from pcopy.metadata import Metadata
-from pcopy.options import Overwrite
+from pcopy.options import Options, Overwrite
 from pcopy.select import Here, leaves_out, selection
 from pcopy.work import Attributes, Failure, Finish, Job, Scan, join
 
 ALL_OF_OWNER = 0o700
+# Where modes are not preserved, what tells a directory that a killed run had not finished from one that its owner has closed.
+STICKY, SET_GROUP_ID = 0o1000, 0o2000
 APPEARED = "something of this name appeared in the destination during the run, maybe another name that it cannot tell apart"
 
 
@@ -99,7 +101,8 @@ class Directories:
             for name in [name for name in listing.partial if name in listing.hidden]:
                 fs.remove_if_there(listing.partial.pop(name), pair.destination)
         if "mode" not in self.options.preserve:
-            mode = state.st_mode & 0o777 & ~self.job.umask if unit.fresh else pair.mode or 0
+            begun = unit.fresh or ((pair.mode or 0) & ~SET_GROUP_ID) == mode_begun(self.options)
+            mode = state.st_mode & 0o777 & ~self.job.umask if begun else pair.mode or 0
             listing.attributes = listing.attributes._replace(mode=mode)
         self.make_directories(pair, listing, unit.again)
         return listing
@@ -281,7 +284,7 @@ class Directories:
             listing.replaced.add(name)
         if not there and not self.options.dry_run:
             try:
-                fs.make_directory(name, pair.destination)
+                fs.make_directory(name, pair.destination, mode_begun(self.options))
             except FileExistsError as error:
                 if not (again and stat.S_ISDIR(fs.look_at(name, pair.destination).st_mode)):
                     error.strerror = APPEARED
@@ -355,6 +358,11 @@ class Directories:
         self.metadata.finish_directory(pair, unit.attributes, unit.fresh)
         if self.options.fsync:
             fs.sync(pair.destination)
+
+
+def mode_begun(options: Options) -> int:
+    """The mode of a directory until its last entry is in place."""
+    return ALL_OF_OWNER if "mode" in options.preserve else ALL_OF_OWNER | STICKY
 
 
 def attributes_of(state: os.stat_result) -> Attributes:

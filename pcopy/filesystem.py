@@ -243,8 +243,8 @@ def open_to_write(name: str, directory: int) -> int:
     return os.open(name, WRITE, dir_fd=directory)
 
 
-def make_directory(name: str, parent: int) -> None:
-    os.mkdir(name, 0o700, dir_fd=parent)
+def make_directory(name: str, parent: int, mode: int) -> None:
+    os.mkdir(name, mode, dir_fd=parent)
 
 
 def make_symbolic_link(target: str, name: str, directory: int) -> None:

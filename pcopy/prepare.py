@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from pcopy import filesystem as fs
-from pcopy.directory import ALL_OF_OWNER
+from pcopy.directory import ALL_OF_OWNER, mode_begun
 from pcopy.options import Options, Overwrite
 from pcopy.paths import Landing
 from pcopy.result import Report
@@ -31,7 +31,7 @@ def prepare(
     token = os.urandom(4).hex()
     exclusive = not (len(landings) == 1 and landings[0].names)
     becomes_a_copy = any(landing.destination == top and not landing.names for landing in landings)
-    fresh = make_top(top, options, mode=0o700 if becomes_a_copy else 0o777)
+    fresh = make_top(top, options, mode=mode_begun(options) if becomes_a_copy else 0o777)
     handle, alone = None, False
     partial: dict[str, str] = {}
     if not options.dry_run:
@@ -107,7 +107,7 @@ def make_landing(name: str, top: int | None, options: Options) -> bool | None:
     if top is not None and not options.dry_run:
         if state:
             fs.remove(name, top)
-        fs.make_directory(name, top)
+        fs.make_directory(name, top, mode_begun(options))
     return True
 
 

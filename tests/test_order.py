@@ -497,6 +497,35 @@ print(int(report.exit_status))
 
 
 @JOBS
+def test_directories_that_a_killed_run_had_not_finished_get_their_modes_even_if_these_are_not_preserved(
+    tmp_path: Path, jobs: int
+) -> None:
+    source = make_tree(tmp_path / "src", {f"d{n}": Dir({"e": Dir({"f": os.urandom(300_000)}, mode=0o711)}) for n in range(12)})
+    words = [sys.executable, "-m", "pcopy", "-q", "-j", jobs, "--no-preserve", "mode", source, tmp_path / "dst"]
+    command = [str(word) for word in words]
+    umask = os.umask(0o022)
+    try:
+        run = subprocess.Popen([*command, "--bwlimit", "2M"])
+        end = time.monotonic() + 20
+        while not list(tmp_path.glob("dst/*/e/f")) and time.monotonic() < end:
+            time.sleep(0.01)
+        run.kill()
+        run.wait()
+        closed = tmp_path / "dst/d0"
+        closed.chmod(0o700)  # its owner did
+        for _ in range(200):  # workers that are about to end have the lock still
+            if not (status := subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode):
+                break
+            time.sleep(0.02)
+    finally:
+        os.umask(umask)
+    modes = {path.relative_to(tmp_path / "dst"): stat.S_IMODE(path.stat().st_mode) for path in tmp_path.glob("dst/**/")}
+    wanted = {path: 0o711 if path.name == "e" else 0o755 for path in modes}
+    assert (status, len(modes)) == (0, 25)
+    assert modes == {**wanted, Path("d0"): 0o700}
+
+
+@JOBS
 def test_a_large_file_that_has_its_name_when_its_worker_dies_is_done(tmp_path: Path, jobs: int) -> None:
     source = make_tree(tmp_path / "src", {"large": os.urandom(33 << 20), "f": b"1"})
     script = f"""
