@@ -190,8 +190,14 @@ def lose_contents(path: Path, start: int = 0) -> None:
 
 
 @JOBS
-@pytest.mark.parametrize("first", [[], ["--bwlimit", "500M"], ["--sparse", "always"]], ids=" ".join)
-@pytest.mark.parametrize("then", [[], ["--sparse", "never"], ["--atomic"], ["--fsync"], ["--overwrite", "older"]], ids=" ".join)
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ([], []), (["--bwlimit", "500M"], []), (["--sparse", "always"], []), ([], ["--sparse", "never"]),
+        (["--sparse", "always"], ["--atomic"]), ([], ["--fsync"]), ([], ["--overwrite", "older"]),
+    ],
+    ids=lambda words: " ".join(words) or "plain",
+)  # fmt: skip
 def test_contents_that_were_lost_are_noticed_whatever_the_size(
     tmp_path: Path, pcopy: Run, jobs: int, first: list[str], then: list[str]
 ) -> None:
