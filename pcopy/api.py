@@ -50,7 +50,7 @@ from pcopy.paths import Landing, land
 from pcopy.prepare import make_lasting, prepare
 from pcopy.result import Observer, Report, Stop
 from pcopy.values import moment_of, size_of
-from pcopy.work import Event, Failure, Job
+from pcopy.work import Event, Failure, Job, Tree
 
 DEFAULT = signal.default_int_handler
 ALONE = "this process is daemonic, as a worker of multiprocessing.Pool is, and may not start others: it copied alone"
@@ -182,7 +182,7 @@ def copy(
     report, stop, started = new_report(options), stop or Stop(), time.monotonic()
     observer.started([one.path for one in found], there.path, options)
     try:
-        request = Request(top, landings, options, expected, listing, spared(landings, [*observer.files, listing]))
+        request = Request(top, landings, options, expected, listing, [*observer.files, *([listing] if listing else [])])
         if options.delete and (failure := too_much(request, stop)):
             give_up(report, failure, observer)
         else:
@@ -195,26 +195,26 @@ def copy(
 
 
 class Request(NamedTuple):
-    """What was asked for, and makes sense. ``listing``: where a manifest goes; ``spared``: as in a job."""
+    """What was asked for, and makes sense. ``listing``: where a manifest goes; ``files``: what a run writes besides."""
 
     top: str
     landings: Sequence[Landing]
     options: Options
     expected: Report | None
     listing: str | None
-    spared: frozenset[tuple[int, str]]
+    files: Sequence[str]
 
 
-def spared(landings: Sequence[Landing], files: Iterable[str | None]) -> frozenset[tuple[int, str]]:
+def spared(trees: Sequence[Tree], files: Iterable[str]) -> frozenset[tuple[int, str]]:
     """The files of a run that lie in the copy, which lacks a source for them: (tree, path below it)."""
-    places = [os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path)) for path in files if path]
-    below = [(tree, within(path, one.destination)) for tree, one in enumerate(landings) for path in places]
+    places = [os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path)) for path in files]
+    below = [(tree, within(path, one.destination)) for tree, one in enumerate(trees) for path in places]
     return frozenset((tree, path) for tree, path in below if path)
 
 
 def carry_out(request: Request, report: Report, observer: Observer, stop: Stop) -> None:
     """Prepare the destination and do all the work."""
-    top, landings, options, expected, listing, spared = request
+    top, landings, options, expected, listing, files = request
     with contextlib.ExitStack() as stack:
         try:
             job, units, handle = prepare(top, landings, options, report, stack)
@@ -222,7 +222,7 @@ def carry_out(request: Request, report: Report, observer: Observer, stop: Stop) 
             give_up(report, fs.failure(top, error)._replace(operation="prepare the destination", fatal=True), observer)
             return
         spool = stack.enter_context(contextlib.closing(Spool()))
-        coordinator = Coordinator(job._replace(stop=stop, spared=spared), report, observer, stop, spool)
+        coordinator = Coordinator(job._replace(stop=stop, spared=spared(job.trees, files)), report, observer, stop, spool)
         if expected:
             coordinator.progress.expected = (expected.entries, expected.bytes)
         tell_skipped(job, landings, observer)

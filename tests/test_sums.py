@@ -796,3 +796,15 @@ def test_with_checksum_nothing_is_linked_to_an_earlier_copy_that_went_bad(tmp_pa
             (tmp_path / "day2" / name).read_bytes() == (source / name).read_bytes() != (tmp_path / "day1" / name).read_bytes()
         )
     assert (tmp_path / "day2/d/f4").samefile(tmp_path / "day1/d/f4")
+
+
+@JOBS
+def test_a_file_of_the_run_is_spared_beside_a_source_that_is_left_out(tmp_path: Path, jobs: int) -> None:
+    """A file that is to be kept stands in the way of the first source, so the second is the first that is copied."""
+    make_tree(tmp_path, {"a": Dir({"f": b"1"}), "b": Dir({"g": b"2"}), "dst": Dir({"a": b"kept", "b": Dir({"goes": b"3"})})})
+    log = library.Log(tmp_path / "dst/b/log")
+    report = library.copy(
+        [tmp_path / "a", tmp_path / "b"], tmp_path / "dst", jobs=jobs, overwrite="never", delete=True, observer=log
+    )
+    assert (report.ok, report.deleted, report.skipped) == (True, 1, 1), report.errors
+    assert sorted(os.listdir(tmp_path / "dst/b")) == ["g", "log"]
