@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import itertools
 import json
 import os
@@ -37,6 +38,12 @@ OF_YESTERDAY = f"{'0' * 64}  x\n"
 LARGE = 33 << 20  # bytes: such a file is copied in spans
 
 
+@functools.cache
+def numbers() -> bytes:
+    """The contents of a large file, in which no four bytes at their place are like any others: made once, which takes long."""
+    return b"".join(number.to_bytes(4, "big") for number in range(LARGE // 4))
+
+
 def a_tree() -> dict[str | bytes, object]:
     return {
         "plain": File(b"x" * 5000, mode=0o640),
@@ -45,7 +52,7 @@ def a_tree() -> dict[str | bytes, object]:
         "link": Link("plain"),
         "pipe": Fifo(),
         "other name": Hard("plain"),
-        "large": b"".join(number.to_bytes(4, "big") for number in range(LARGE // 4)),
+        "large": numbers(),
     }
 
 
