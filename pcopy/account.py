@@ -66,12 +66,16 @@ class Account:
             self.outcome.leftover.append(unit._replace(discard=True))
             return self.outcome
         if isinstance(unit, Entries):
-            with contextlib.suppress(OSError):
-                pair = self.handles.pair(unit.tree, unit.path)
-                for name in unit.names:
-                    self.copier.clear(pair, name, unit.rename or name, unit.fresh)
+            self.clear(unit)
         self.fail_unit(unit, failure)
         return self.outcome
+
+    def clear(self, unit: Entries) -> None:
+        """Take away what workers that were killed left of these entries; the next run does what fails."""
+        with contextlib.suppress(OSError):
+            pair = self.handles.pair(unit.tree, unit.path)
+            for name in unit.names:
+                self.copier.clear(pair, name, unit.rename or name, unit.fresh)
 
     def entry_failed(self, unit: Entries | Link, pair: Pair, name: str, error: OSError) -> None:
         """Gone from the source since the scan is no failure; everything else is, unless it goes better later."""
@@ -195,8 +199,7 @@ class Account:
     def note_files(self, unit: Entries, names: Sequence[str], size: int, why: str = "new") -> None:
         self.outcome.tally.files += len(names)
         self.outcome.tally.bytes += size
-        if self.summing and names:
-            self.to_sum.append(Sums(unit.tree, unit.path, tuple(names), unit.rename, copied=True))
+        self.note_there(unit, names, unit.rename, copied=True)
         if self.tells:
             for name in names:
                 self.event("copied", unit, name, why, size if len(names) == 1 else None)
@@ -204,30 +207,27 @@ class Account:
     def note_linked(self, unit: Entries, names: Sequence[str]) -> None:
         """Names that became links to an earlier copy."""
         self.outcome.tally.hardlinks += len(names)
-        if self.summing and names:
-            self.to_sum.append(Sums(unit.tree, unit.path, tuple(names), unit.rename, copied=False))
+        self.note_there(unit, names, unit.rename)
         if self.tells:
             for name in names:
                 self.event("linked", unit, name, EARLIER)
 
     def note_unchanged(self, unit: Entries, names: Sequence[str]) -> None:
         self.outcome.tally.unchanged += len(names)
-        if self.summing and names:
-            self.to_sum.append(Sums(unit.tree, unit.path, tuple(names), unit.rename, copied=False))
+        self.note_there(unit, names, unit.rename)
         if self.verbose:
             for name in names:
                 self.event("unchanged", unit, name)
 
-    def note_there(self, unit: Entries | Link | Seal, name: str, rename: str | None, copied: bool = False) -> None:
-        """An entry is in the copy, maybe a file."""
-        if self.summing:
-            self.to_sum.append(Sums(unit.tree, unit.path, (name,), rename, copied))
+    def note_there(self, unit: Entries | Link | Seal, names: Sequence[str], rename: str | None, copied: bool = False) -> None:
+        """Entries are in the copy, maybe files."""
+        if self.summing and names:
+            self.to_sum.append(Sums(unit.tree, unit.path, tuple(names), rename, copied))
 
     def sum_failed(self, unit: Sums, name: str, error: OSError) -> None:
         """The copy could not be read; it was counted already."""
         if not self.try_again(unit._replace(names=(name,)), error.errno):
-            top = self.job.trees[unit.tree].destination
-            path = "/".join(part for part in (top, unit.path, unit.rename or name) if part)
+            path = self.copy_path(unit.tree, unit.path, unit.rename or name)
             self.outcome.failures.append(self.failure_of(unit, path, error))
 
     def check_failed(self, unit: Check, path: str, error: OSError) -> None:
@@ -288,17 +288,15 @@ def take_back(job: Job, units: Iterable[Scan | Entries]) -> None:
     """
     end = time.monotonic() + SOON
     with Handles(job) as handles:
-        copier, stack = Account(job, handles).copier, list(units)
+        account, stack = Account(job, handles), list(units)
         while stack and time.monotonic() < end:
             unit = stack.pop()
             handles.begin()
-            with contextlib.suppress(OSError):  # the next run will
-                pair = handles.pair(unit.tree, unit.path)
-                if isinstance(unit, Entries):
-                    for name in unit.names:
-                        copier.clear(pair, name, unit.rename or name, unit.fresh)
-                else:
-                    stack += take_back_directory(copier, pair, unit)
+            if isinstance(unit, Entries):
+                account.clear(unit)
+            else:
+                with contextlib.suppress(OSError):
+                    stack += take_back_directory(account.copier, handles.pair(unit.tree, unit.path), unit)
 
 
 def take_back_directory(copier: Copier, pair: Pair, unit: Scan) -> Iterator[Scan]:

@@ -270,8 +270,7 @@ class Directories:
             try:
                 self.make_directory(pair, name, listing, again)
             except OSError as error:
-                path = f"{pair.path}/{name}" if pair.path else name
-                listing.failures.append(fs.failure(path, error))
+                listing.failures.append(fs.failure(join(pair.path, name), error))
 
     def make_directory(self, pair: Pair, name: str, listing: Listing, again: bool) -> None:
         there = listing.there.get(name)

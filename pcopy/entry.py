@@ -35,7 +35,6 @@ CANNOT_LINK = frozenset({errno.EMLINK, errno.EPERM, errno.EXDEV, errno.ENOTSUP})
 TRIES = 3  # copies of a source that changes each time
 IN_ITS_PLACE = "a directory that is not empty is in its place: move or remove it, or give delete"
 EARLIER = "earlier"  # why a name is a link: an earlier copy has the file
-VERSION = 17  # characters at the end of the temporary name of a large file, which tell of what it is to be a copy
 SWAPPED = "somebody put another file in its place: run the same line again"
 FAR = 2**40 * 10**9  # nanoseconds: beyond the times that a file system with limits keeps
 
@@ -485,7 +484,7 @@ class Copier:
         place_of = os.fstat(directory)
         if place_of.st_uid not in (0, self.user, source.st_uid) or stat.S_IMODE(place_of.st_mode) & 0o022:
             return self.create_temporary(place, directory), ()
-        if self.partial and not self.options.checksum and self.partial.endswith(place[-VERSION:]):
+        if self.partial and not self.options.checksum and fs.same_version(self.partial, place):
             with contextlib.suppress(OSError):
                 fs.rename(self.partial, place, directory)
         with contextlib.suppress(OSError):

@@ -474,6 +474,12 @@ def digest_of(text: str) -> str:
     return blake2b(os.fsencode(text), digest_size=8).hexdigest()
 
 
+def same_version(one: str, other: str) -> bool:
+    """Whether two temporary names are of copies of the same version of a file."""
+    left, right = TEMPORARY.match(one), TEMPORARY.match(other)
+    return bool(left and right and left[4] and left[4] == right[4])
+
+
 def clear_stale(
     there: dict[str, bool], keep: Container[str], depth: int, directory: int, token: str, names: Iterable[str] = ()
 ) -> dict[str, str]:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pcopy import filesystem as fs
 from pcopy.account import Account
 from pcopy.entry import TRIES, Fate, SourceChanged, changed, open_temporary
-from pcopy.work import Entries, Large, Seal, Span, Unit, Verify, large_group
+from pcopy.work import Entries, Large, Seal, Span, Unit, Verify, join, large_group
 
 # Bytes of a large file copied between two looks at the clock: the first so small that slow storage does not keep a
 # short slice for long, doubled while the storage is fast, up to the last.
@@ -51,7 +51,7 @@ def copy(work: Account, unit: Span) -> None:
     if large_group(large) in work.outcome.ruined:
         return
     pair = work.handles.pair(large.tree, large.path)
-    work.outcome.current = f"{large.path}/{large.name}" if large.path else large.name
+    work.outcome.current = join(large.path, large.name)
     work.copier.contents.begin()
     source = fs.open_to_read(large.name, pair.source, work.job.options.dereference)
     try:
@@ -129,7 +129,7 @@ def seal(work: Account, unit: Seal) -> None:
         work.count(Fate.FILE)
         work.outcome.tally.bytes += large.size
         work.outcome.large_sealed += large.size
-        work.note_there(unit, large.name, large.target, copied=True)
+        work.note_there(unit, (large.name,), large.target, copied=True)
         work.event("copied", unit, large.name, large.why, large.size)
 
 

@@ -184,17 +184,10 @@ def locked(top: str, exclusive: bool, report: Report) -> Iterator[tuple[int, boo
 
 def lock_with_others(handle: int, top: str, exclusive: bool) -> None:
     """Another run has a lock: only single files may go beside other single files, which begin with a look of their own."""
-    patience = 0 if exclusive else TURNS
-    while True:
-        try:
-            if exclusive:
-                raise BlockingIOError
+    for _ in range(0 if exclusive else TURNS):
+        with contextlib.suppress(BlockingIOError):
             fs.lock(handle, exclusive=False)
             return
-        except BlockingIOError:
-            if not patience:
-                break
-        patience -= 1
         time.sleep(TURN)
     raise OSError(errno.EWOULDBLOCK, "another run is copying into it: wait until it has ended", top)
 

@@ -201,11 +201,10 @@ class Slice(Account):
         pair = self.pair_of(unit)
         names, deadline, plain = unit.names, self.deadline, self.copier.plain
         new, done, began_large, compared = unit.fresh and unit.regular and not unit.again, 0, False, None
-        known = unit.regular and not new and plain.compares and pair.destination != ABSENT
+        plainly = new and not unit.partial
+        known = unit.regular and not new and plain.compares and pair.destination != ABSENT and not unit.partial
         while done < len(names):
-            if unit.partial:
-                pass
-            elif new and plain.works and unit.first_of is None and not pair.earlier:
+            if plainly and plain.works and unit.first_of is None and not pair.earlier:
                 some = names[done : done + 1] if self.singly else names[done:]
                 count, size = plain.copy(pair, some, deadline, self.job.trees[unit.tree])
                 self.note_files(unit, some[:count], size)
@@ -216,7 +215,7 @@ class Slice(Account):
                     break
                 if count and self.singly:
                     continue
-            elif new and plain.links_earlier and pair.earlier:
+            elif plainly and plain.links_earlier and pair.earlier:
                 count = plain.link(pair, names[done:], deadline, self.job.trees[unit.tree])
                 self.note_linked(unit, names[done : done + count])
                 done += count
@@ -238,8 +237,7 @@ class Slice(Account):
             if began_large or time.monotonic() >= deadline or self.stuck:
                 break  # a large file comes first, so that others can join in
         self.outcome.share += unit.share * done / len(names)
-        current = names[max(0, done - 1)]
-        self.outcome.current = f"{unit.path}/{current}" if unit.path else current
+        self.outcome.current = join(unit.path, names[max(0, done - 1)])
         if done < len(names):
             share = unit.share * (len(names) - done) / len(names)
             rest = unit._replace(names=names[done:], share=share, compared=compared)
@@ -305,7 +303,7 @@ class Slice(Account):
             if result.fate is Fate.SKIPPED:
                 self.spoil(unit)
             if not result.hidden:
-                self.note_there(unit, name, unit.rename)
+                self.note_there(unit, (name,), unit.rename)
             self.count(result.fate)
             self.tell(unit, name, result)
         return result.fate is Fate.LARGE
@@ -343,7 +341,7 @@ class Slice(Account):
             if result.fate is Fate.BLOCKED:
                 self.clear_first(unit, unit._replace(cleared=True), unit.name)
                 return
-            self.note_there(unit, unit.name, unit.rename)
+            self.note_there(unit, (unit.name,), unit.rename)
             self.count(result.fate)
             self.tell(unit, unit.name, result)
         self.outcome.share += unit.share
