@@ -276,13 +276,17 @@ def too_much(request: Request, stop: Stop) -> Failure | None:
 
 def hold_no_more(directories: Iterable[str], count: int) -> bool:
     """Whether so many names at most are below some directories, for certain: with these a run cannot delete more."""
-    trouble: list[OSError] = []
-    for top in directories:
-        for _, below, names in os.walk(top, onerror=trouble.append):
-            count -= len(below) + len(names)
-            if count < 0 or trouble:
-                return False
-    return not trouble
+    stack = list(directories)
+    try:
+        while stack and count >= 0:
+            with os.scandir(stack.pop()) as entries:
+                for entry in entries:
+                    count -= 1
+                    if entry.is_dir(follow_symlinks=False):
+                        stack.append(entry.path)
+    except OSError:
+        return False
+    return count >= 0
 
 
 def write_manifest(spool: Spool, path: str, top: str, job: Job, report: Report, observer: Observer, stop: Stop) -> None:

@@ -270,9 +270,13 @@ def remove(name: str, directory: int) -> None:
     os.unlink(name, dir_fd=directory)
 
 
-def remove_if_there(name: str, directory: int) -> None:
-    with contextlib.suppress(FileNotFoundError):
+def remove_if_there(name: str, directory: int) -> bool:
+    """Whether it was."""
+    try:
         os.unlink(name, dir_fd=directory)
+        return True
+    except FileNotFoundError:
+        return False
 
 
 def remove_directory(name: str, parent: int, pretend: bool = False) -> None:
