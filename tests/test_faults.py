@@ -82,7 +82,7 @@ static void change(const char *path, int flags, long at, const char *text, size_
         size_t part = size - done < BLOCK ? size - done : BLOCK;
         syscall(SYS_pwrite64, file, text, part, at + done);
     }
-    close(file);
+    syscall(SYS_close, file);
 }
 
 static int did(int what, const char *path) {
@@ -608,6 +608,37 @@ def test_what_takes_the_place_of_a_file_before_it_is_opened_is_not_read_through(
         assert (tmp_path / "dst/d/victim").read_bytes() == b"an older day" if old else found == ["b'victim': is missing"]
     else:
         assert found == []
+
+
+@JOBS
+def test_what_takes_the_place_of_an_unchanged_copy_gets_no_attributes(faults: Faults, tmp_path: Path, jobs: int) -> None:
+    """The name is swapped between the look at the copy and its update."""
+    source = make_tree(tmp_path / "src", {"d": Dir({"victim": b"one", "other": b"2"})})
+    assert library.copy(source, tmp_path / "dst", jobs=1).ok
+    (source / "d/victim").chmod(0o4755)
+    another = tmp_path / "dst/d/victim.swap"
+    another.write_bytes(b"another")
+    another.chmod(0o600)
+    done = faults.run("-j", jobs, "--json", source, tmp_path / "dst", rules=[("open", SWAP, 1, "/dst/d/victim$")])
+    assert not another.exists(), "it was not swapped"
+    swapped = (tmp_path / "dst/d/victim").stat()
+    assert (swapped.st_mode & 0o7777, swapped.st_size) == (0o600, len(b"another"))
+    assert done.returncode == 1
+    assert [(one["path"], one["errno"]) for one in json.loads(done.stdout)["errors"]] == [(f"{source}/d/victim", errno.EBUSY)]
+    assert library.copy(source, tmp_path / "dst", jobs=jobs).ok
+    assert differences(source, tmp_path / "dst") == []
+
+
+@JOBS
+def test_a_large_file_that_is_cut_short_under_way_does_not_get_its_name(faults: Faults, tmp_path: Path, jobs: int) -> None:
+    """Each time that its temporary file is closed somebody cuts it; so it is when all of it was copied."""
+    source = make_tree(tmp_path / "src", {"d": Dir({"big": b"x" * LARGE, "other": b"2"})})
+    done = faults.run("-j", jobs, "--json", source, tmp_path / "dst", rules=[("close", SHRINK, 1000, "/.pcopy-")])
+    assert done.returncode == 1
+    assert [one["path"] for one in json.loads(done.stdout)["errors"]] == [f"{source}/d/big"]
+    assert sorted(path.name for path in (tmp_path / "dst/d").iterdir()) == ["other"]
+    assert library.copy(source, tmp_path / "dst", jobs=jobs).ok
+    assert differences(source, tmp_path / "dst") == []
 
 
 # ---- hostile destinations -------------------------------------------------------------------------------------------

@@ -76,10 +76,10 @@ def written(path: Path) -> tuple[int, int]:
     return max(found, key=lambda one: one[1])
 
 
-def mark(path: Path) -> int:
-    """Change a byte in the middle of what is written. Returns where."""
+def mark(path: Path, before_end: int | None = None) -> int:
+    """Change a byte of what is written, in the middle, or so many bytes before its end. Returns where."""
     start, length = written(path)
-    offset = start + length // 2
+    offset = start + (length // 2 if before_end is None else length - before_end)
     with open(path, "r+b") as file:
         file.seek(offset)
         byte = file.read(1)[0]
@@ -105,6 +105,14 @@ def test_a_large_file_goes_on_where_it_was(tmp_path: Path, source: Path, jobs: i
     assert offsets(source / "d/large", copy) == [marked]
     assert copy.stat().st_mtime_ns == (source / "d/large").stat().st_mtime_ns
     assert not temporary(tmp_path)
+
+
+@JOBS
+def test_the_end_of_what_is_written_is_not_believed(tmp_path: Path, source: Path, jobs: int) -> None:
+    """A page, and it can be of 2 MiB, shows as data from the first byte that was written to it."""
+    mark(cut(source, tmp_path / "dst", jobs), before_end=3 << 20)
+    assert library.copy(source, tmp_path / "dst", jobs=jobs).ok
+    assert offsets(source / "d/large", tmp_path / "dst/d/large") == []
 
 
 @JOBS
