@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +20,12 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 settings.register_profile("quick", deadline=None, suppress_health_check=list(HealthCheck))
 settings.register_profile("soak", settings.get_profile("quick"), max_examples=5000, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+# A script that runs the tests in the background ignores these for them, and so for every process that they start and then try
+# to stop by them (nohup(1); sh: asynchronous lists). A handler is not handed on to what is executed.
+for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else lambda *_: None)
 
 
 @pytest.fixture
