@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import os
 import stat
+import time
 
 from pcopy import filesystem as fs
 from pcopy.contents import has_holes
@@ -21,6 +22,11 @@ from pcopy.options import Options
 from pcopy.reading import Reader
 from pcopy.stop import Stop
 from pcopy.work import Compared, Large, Version
+
+# Nanoseconds within which a second change of a file may not show in its times: FAT keeps every other second, ext4 with inodes
+# of 128 bytes whole ones; others take the time of the kernel's last tick, 10 ms apart at most (current_time() in fs/inode.c).
+SLOT, TICK = 2 * 10**9, 20 * 10**6
+WAITS = 3
 
 
 class Unfinished(Exception):
@@ -146,6 +152,22 @@ class Auditor:
             return digest if size == copy.st_size and os.fstat(source).st_mtime_ns == copy.st_mtime_ns else None
         finally:
             os.close(source)
+
+
+def at_rest(source: int) -> os.stat_result:
+    """The state of an open file at a time when any further change will show in it: waits, if it was changed just now.
+
+    Not for ever, if somebody writes all the time: that shows.
+    """
+    state = os.fstat(source)
+    for _ in range(WAITS):
+        slot = TICK if state.st_ctime_ns % 10**9 else SLOT
+        early = state.st_ctime_ns + slot - time.time_ns()
+        if early <= 0:
+            break
+        time.sleep(min(early, slot) / 1e9)  # more, if the times come from a clock that is ahead of this one
+        state = os.fstat(source)
+    return state
 
 
 def is_changed(before: os.stat_result, after: os.stat_result) -> bool:

@@ -22,8 +22,7 @@ RANGE = 512 << 20
 BUFFER = 256 << 10
 # Holes are looked for in blocks of this size: that of a page and of most file systems.
 BLOCK = 4096
-# Of what was written when a run was cut, so many bytes at each end are not relied on: more than the largest page that is
-# written in part and shown as data in whole (2 MiB, on tmpfs).
+# Of what was written when a run was cut, so many bytes at each end are not relied on: far more than a block.
 MARGIN = 4 << 20
 
 CANNOT_RANGE = frozenset({errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP})

@@ -18,7 +18,7 @@ import stat
 from typing import NamedTuple
 
 from pcopy import filesystem as fs
-from pcopy.audit import Auditor, is_changed, version_of
+from pcopy.audit import Auditor, at_rest, is_changed, version_of
 from pcopy.contents import Contents, has_holes, lacks_data, written
 from pcopy.directory import APPEARED
 from pcopy.handles import ABSENT, Pair
@@ -419,7 +419,7 @@ class Copier:
         """Copy a regular file, again if the source changed meanwhile."""
         source = fs.open_to_read(name, pair.source, self.follow)
         try:
-            state = os.fstat(source)
+            state = at_rest(source)
             if not stat.S_ISREG(state.st_mode):
                 raise OSError(errno.ENXIO, "became another kind of entry while it was copied")
             if state.st_nlink > 1 and self.keep_links and not first:
@@ -440,7 +440,7 @@ class Copier:
         handle, closing, size = CLOSED, False, state.st_size
         try:
             if size > self.large:
-                handle, there = self.open_large(place, pair.destination, state)
+                handle, there = self.open_large(place, pair, state)
             else:
                 handle = (fs.create if place == target else self.create_temporary)(place, pair.destination)
             if size <= self.large:
@@ -475,14 +475,16 @@ class Copier:
 
     # ---- large files ----
 
-    def open_large(self, place: str, directory: int, source: os.stat_result) -> tuple[int, tuple[tuple[int, int], ...]]:
+    def open_large(self, place: str, pair: Pair, source: os.stat_result) -> tuple[int, tuple[tuple[int, int], ...]]:
         """Go on with what a run that was cut left of a large file, or begin it anew. Returns what is there of it already.
 
         Only if the name says that the source is the same, and nobody could have made the file, or given another its name, but
-        us and the source's owner; and not where contents alone are believed.
+        us and the source's owner; only where holes tell what was not written; and not where contents alone are believed.
         """
+        directory, tree = pair.destination, self.trees[pair.tree]
         place_of = os.fstat(directory)
-        if place_of.st_uid not in (0, self.user, source.st_uid) or stat.S_IMODE(place_of.st_mode) & 0o022:
+        exact = tree.exact and tree.destination_inode and place_of.st_dev == tree.destination_inode[0]  # no mount below it
+        if not exact or place_of.st_uid not in (0, self.user, source.st_uid) or stat.S_IMODE(place_of.st_mode) & 0o022:
             return self.create_temporary(place, directory), ()
         if self.partial and not self.options.checksum and fs.same_version(self.partial, place):
             with contextlib.suppress(OSError):

@@ -35,6 +35,9 @@ LOCAL = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "bcachefs", "
 OFF_DISK = frozenset({
     "tmpfs", "ramfs", "nfs", "nfs4", "cifs", "smb3", "ceph", "lustre", "gpfs", "beegfs", "afs", "9p", "virtiofs", "fuse",
 })  # fmt: skip
+# Holes are shown to the block. Elsewhere what surrounds the bytes that were written can be shown as data too: on tmpfs a page
+# of 2 MiB, on ZFS a record of up to 16.
+EXACT = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs"})
 PROC = os.path.isdir("/proc/self/fd")
 XATTRS = hasattr(os, "listxattr")
 FICLONE = 0x40049409  # linux/fs.h; ioctl_ficlone(2)
@@ -229,6 +232,11 @@ def is_local(path: str) -> bool:
 def is_on_disk(path: str) -> bool:
     """Whether a power cut can take from a file what was written to it, and leave its length and times."""
     return kind_of(path).partition(".")[0] not in OFF_DISK
+
+
+def shows_holes(path: str) -> bool:
+    """Whether each block of a file that was not written shows as a hole."""
+    return kind_of(path) in EXACT
 
 
 # ---- making and taking away -----------------------------------------------------------------------------------------

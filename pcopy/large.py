@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 
 from pcopy import filesystem as fs
 from pcopy.account import Account
+from pcopy.contents import BLOCK
 from pcopy.entry import TRIES, Fate, SourceChanged, changed, open_temporary
 from pcopy.work import Entries, Large, Seal, Span, Unit, Verify, join, large_group
 
@@ -65,7 +66,8 @@ def copy(work: Account, unit: Span) -> None:
                     data = work.copier.contents.skip_hole(source, position, unit.stop)
                     work.outcome.large_done += data - position
                     position = data
-                stop = min(unit.stop, position + min(piece, widest))
+                step = max(BLOCK, min(piece, widest))
+                stop = min(unit.stop, (position + step) // BLOCK * BLOCK)  # a hole would not show in a part of a block
                 if work.copier.contents.span(source, target, position, stop, large.holes) < stop:
                     break  # the source has shrunk: the seal will see it
                 work.outcome.large_done += stop - position

@@ -27,7 +27,8 @@ CLOSED = -1
 # Bytes copied before a file's length is looked at: more would cost more where it is found to be a large file after all,
 # less one call more for files of medium size.
 FIRST = 1 << 20
-SHORTLY = 10**9  # nanoseconds: longer than the ticks in which kernels keep times
+# Nanoseconds: longer than between two times that a file system tells apart (FAT: two seconds).
+SHORTLY = 2 * 10**9
 
 
 class Plain:
@@ -77,7 +78,7 @@ class Plain:
             handle, made = CLOSED, False
             try:
                 before = None if self.quick else os.fstat(source)
-                if before and not self.is_plain(before):
+                if before and (not self.is_plain(before) or before.st_ctime_ns >= time.time_ns() - SHORTLY):
                     break
                 made = True  # before it is: a signal can end this slice when open has returned and nothing is noted yet
                 try:

@@ -136,7 +136,8 @@ def tree_of(landing: Landing, below: str | None, top: int | None) -> Tree:
     one_clock = inode is not None and fs.is_local(landing.source) and fs.is_local(landing.destination)
     on_disk = inode is None or fs.is_on_disk(landing.destination)
     whose = (source.st_dev, source.st_ino)
-    return Tree(landing.source, landing.destination, whose, inode, 1 if below else 0, on_disk, one_clock)
+    exact = inode is not None and fs.shows_holes(landing.destination)
+    return Tree(landing.source, landing.destination, whose, inode, 1 if below else 0, on_disk, exact, one_clock)
 
 
 def earlier_trees(paths: Sequence[str], below: str) -> Iterator[Tree]:

@@ -31,6 +31,7 @@ class Tree(NamedTuple):
     destination_inode: Inode | None  # None: a dry run into a directory that does not exist
     depth: int = 0  # below the directory that the run has locked
     on_disk: bool = True  # the destination: what was written to it may have been lost in a power cut
+    exact: bool = False  # the destination's file system shows a hole for each block that was not written
     one_clock: bool = False  # source and destination keep times by the clock of this machine
     earlier: tuple[int, ...] = ()  # among the job's trees: earlier copies, to which unchanged files become hard links
 

@@ -57,14 +57,14 @@ def mounted(place: Path, *arguments: object) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def loop_mounted(work: Path, kind: str, *make: str) -> Iterator[Path]:
+def loop_mounted(work: Path, kind: str, *make: str, size: int = 32 << 20) -> Iterator[Path]:
     """A small file system of this kind in a file."""
     tool = shutil.which(f"mkfs.{kind}")
     if not tool:
         pytest.skip(f"mkfs.{kind} is not installed")
     image = work / "image"
     with open(image, "wb") as file:
-        file.truncate(32 << 20)
+        file.truncate(size)
     subprocess.run([tool, *make, str(image)], check=True, capture_output=True)
     with mounted(work / "mount", "-t", kind, "-o", "loop", image) as place:
         yield place

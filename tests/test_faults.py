@@ -585,6 +585,20 @@ def test_a_source_that_changes_while_it_is_read_is_never_a_mixture(
     assert (tmp_path / "dst/d/quiet").read_bytes() == b"1"
 
 
+@as_root
+@JOBS
+@pytest.mark.parametrize("size", [100_000, LARGE], ids=["small", "large"])
+def test_a_second_change_within_a_second_is_not_missed(faults: Faults, tmp_path: Path, jobs: int, size: int) -> None:
+    """The file system keeps whole seconds, so no time of the file tells of it."""
+    with loop_mounted(tmp_path, "ext4", "-q", "-I", "128", size=128 << 20) as disk:
+        source = make_tree(disk / "src", {"f": b"x" * size})
+        time.sleep(1.05 - time.time() % 1)  # the kernel's clock lags behind by up to a tick
+        (source / "f").write_bytes(b"y" * size)
+        done = faults.run("-j", jobs, source, disk / "dst", rules=[("ranged", REWRITE, 1, "/src/f$")])
+        assert done.returncode == 0, done.stderr
+        assert differences(source, disk / "dst") == []
+
+
 @JOBS
 @pytest.mark.parametrize("kind", ["link", "secret", "fifo", "file"])
 @pytest.mark.parametrize("old", [False, True], ids=["new", "replaced"])

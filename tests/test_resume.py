@@ -17,6 +17,7 @@ import pcopy as library
 from pcopy.contents import MARGIN
 from pcopy.filesystem import TEMPORARY
 from tests.conftest import as_root
+from tests.test_destination import mounted
 from tests.test_engines import Script, wait_until
 
 JOBS = pytest.mark.parametrize("jobs", [1, 3])
@@ -113,6 +114,19 @@ def test_the_end_of_what_is_written_is_not_believed(tmp_path: Path, source: Path
     mark(cut(source, tmp_path / "dst", jobs), before_end=3 << 20)
     assert library.copy(source, tmp_path / "dst", jobs=jobs).ok
     assert offsets(source / "d/large", tmp_path / "dst/d/large") == []
+
+
+@as_root
+@JOBS
+@pytest.mark.parametrize("below", ["", "dst/d"], ids=["all of it", "a mount below"])
+def test_where_holes_do_not_tell_what_was_written_it_begins_anew(tmp_path: Path, source: Path, jobs: int, below: str) -> None:
+    """A page of 2 MiB shows as data in whole; between two of them no hole may be left of what nobody has written."""
+    (tmp_path / "out" / below).mkdir(parents=True)
+    with mounted(tmp_path / "out" / below, "-t", "tmpfs", "-o", "mode=755", "none"):
+        mark(cut(source, tmp_path / "out/dst", jobs))
+        assert library.copy(source, tmp_path / "out/dst", jobs=jobs).ok
+        assert offsets(source / "d/large", tmp_path / "out/dst/d/large") == []
+        assert not temporary(tmp_path)
 
 
 @JOBS
