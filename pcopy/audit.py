@@ -157,15 +157,15 @@ class Auditor:
 def at_rest(source: int) -> os.stat_result:
     """The state of an open file at a time when any further change will show in it: waits, if it was changed just now.
 
-    Not for ever, if somebody writes all the time: that shows.
+    Not for ever, if somebody writes all the time: that shows. Nor for times that are still to come: they are of another clock.
     """
     state = os.fstat(source)
     for _ in range(WAITS):
         slot = TICK if state.st_ctime_ns % 10**9 else SLOT
         early = state.st_ctime_ns + slot - time.time_ns()
-        if early <= 0:
+        if not 0 < early <= slot:
             break
-        time.sleep(min(early, slot) / 1e9)  # more, if the times come from a clock that is ahead of this one
+        time.sleep(early / 1e9)
         state = os.fstat(source)
     return state
 

@@ -383,6 +383,21 @@ def test_a_source_that_changes_while_it_is_read_is_copied_again(
     ]
 
 
+@pytest.mark.parametrize("behind", [0, 3600], ids=["this machine's", "another's"])
+def test_what_was_changed_just_now_is_waited_for_by_this_machines_clock_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behind: int
+) -> None:
+    """Times to come are those of a server, or of a disk that was written to in another time zone: each file would wait."""
+    source = make_tree(tmp_path / "src", {f"f{number}": b"1" for number in range(3)})
+    waits: list[float] = []
+    clock, now = time.time_ns, (source / "f1").stat().st_ctime_ns + 10**6
+    monkeypatch.setattr(time, "time_ns", lambda: min(now, clock()) - behind * 10**9)
+    monkeypatch.setattr(time, "sleep", waits.append)
+    report = pcopy.copy(source, tmp_path / "dst", jobs=1)
+    assert (report.ok, report.files) == (True, 3)
+    assert bool(waits) == (not behind)
+
+
 def test_a_clock_that_is_set_back_hides_no_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What changes a source then has a time that is older than the run."""
     source = make_tree(tmp_path / "src", {f"f{number}": b"before" for number in range(9)})
