@@ -26,13 +26,12 @@ from pcopy.work import Compared, Large, Version
 # Nanoseconds within which a second change of a file may not show in its times: FAT keeps every other second, ext4 with inodes
 # of 128 bytes whole ones; others take the time of the kernel's last tick, 10 ms apart at most (current_time() in fs/inode.c).
 SLOT, TICK = 2 * 10**9, 20 * 10**6
-WAITS = 3
 
 
 class Unfinished(Exception):
-    """The time of the slice is up, and so far the two are equal."""
+    """The time of the slice is up, and so far the two are equal; or the run is to stop."""
 
-    def __init__(self, compared: Compared) -> None:
+    def __init__(self, compared: Compared | None) -> None:
         super().__init__(compared)
         self.compared = compared
 
@@ -75,6 +74,22 @@ class Auditor:
         if same and position < size:
             raise Unfinished(found._replace(position=position))
         return same and version_of(os.fstat(source)) == found.source
+
+    def at_rest(self, source: int) -> os.stat_result | None:
+        """The state of an open file at a time when any further change will show in it: waits, if it was changed just now.
+
+        None if it is changed all the time, and its file system is one that may not show it. Raises Unfinished.
+        """
+        state = os.fstat(source)
+        if not (wait := unrest(state)):
+            return state
+        end = time.monotonic() + wait
+        while (left := end - time.monotonic()) > 0:
+            if self.stop and self.stop.signal:
+                raise Unfinished(self.compared)
+            time.sleep(min(left, TICK / 1e9))
+        state = os.fstat(source)
+        return state if state.st_ctime_ns % 10**9 or not unrest(state) else None
 
     def read_back(self, source: int, state: os.stat_result, place: str, directory: int, size: int) -> None:
         """Compare the ``size`` bytes of a file that was just written with its open source. Raises OSError if they differ.
@@ -154,20 +169,11 @@ class Auditor:
             os.close(source)
 
 
-def at_rest(source: int) -> os.stat_result:
-    """The state of an open file at a time when any further change will show in it: waits, if it was changed just now.
-
-    Not for ever, if somebody writes all the time: that shows. Nor for times that are still to come: they are of another clock.
-    """
-    state = os.fstat(source)
-    for _ in range(WAITS):
-        slot = TICK if state.st_ctime_ns % 10**9 else SLOT
-        early = state.st_ctime_ns + slot - time.time_ns()
-        if not 0 < early <= slot:
-            break
-        time.sleep(early / 1e9)
-        state = os.fstat(source)
-    return state
+def unrest(state: os.stat_result) -> float:
+    """Seconds until any further change of a file will show in its times. Times to come are of another clock: 0."""
+    slot = TICK if state.st_ctime_ns % 10**9 else SLOT
+    early = state.st_ctime_ns + slot - time.time_ns()
+    return early / 1e9 if 0 < early <= slot else 0.0
 
 
 def is_changed(before: os.stat_result, after: os.stat_result) -> bool:

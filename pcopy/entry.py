@@ -18,7 +18,7 @@ import stat
 from typing import NamedTuple
 
 from pcopy import filesystem as fs
-from pcopy.audit import Auditor, at_rest, is_changed, version_of
+from pcopy.audit import Auditor, is_changed, version_of
 from pcopy.contents import Contents, has_holes, lacks_data, written
 from pcopy.directory import APPEARED
 from pcopy.handles import ABSENT, Pair
@@ -419,7 +419,9 @@ class Copier:
         """Copy a regular file, again if the source changed meanwhile."""
         source = fs.open_to_read(name, pair.source, self.follow)
         try:
-            state = at_rest(source)
+            state = self.auditor.at_rest(source)
+            if state is None:
+                raise SourceChanged
             if not stat.S_ISREG(state.st_mode):
                 raise OSError(errno.ENXIO, "became another kind of entry while it was copied")
             if state.st_nlink > 1 and self.keep_links and not first:

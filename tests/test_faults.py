@@ -599,6 +599,26 @@ def test_a_second_change_within_a_second_is_not_missed(faults: Faults, tmp_path:
         assert differences(source, disk / "dst") == []
 
 
+@as_root
+@JOBS
+def test_a_file_that_is_changed_all_the_time_is_not_copied_where_that_may_not_show(tmp_path: Path, jobs: int) -> None:
+    """The file system keeps whole seconds: what is read within one may be of many versions."""
+    writer = "import os, itertools\nfor n in itertools.count(): os.pwrite(1, bytes([65 + n % 26]) * 900_000, 0)"
+    with loop_mounted(tmp_path, "ext4", "-q", "-I", "128") as disk:
+        source = make_tree(disk / "src", {"busy": b"x" * 900_000, "quiet": b"1"})
+        with open(source / "busy", "r+b") as file:
+            busy = subprocess.Popen([sys.executable, "-c", writer], stdout=file)
+        try:
+            assert wait_until(lambda: (source / "busy").read_bytes()[:1] != b"x", 5)
+            report = library.copy(source, tmp_path / "dst", jobs=jobs)
+        finally:
+            busy.kill()
+            busy.wait()
+        assert [(error.path, error.errno) for error in report.errors] == [(f"{source}/busy", errno.EBUSY)]
+        assert (report.exit_status, report.files) == (1, 1)
+        assert os.listdir(tmp_path / "dst") == ["quiet"]
+
+
 @JOBS
 @pytest.mark.parametrize("kind", ["link", "secret", "fifo", "file"])
 @pytest.mark.parametrize("old", [False, True], ids=["new", "replaced"])
