@@ -248,9 +248,12 @@ class Copier:
         return next((grain for grain in GRAINS if wanted // grain * grain == kept), 1)
 
     def kept(self, pair: Pair, wanted: int) -> int:
-        """What the destination keeps of a time."""
+        """What the destination keeps of a time. A worker that is killed here leaves nothing, if files can be without a name."""
         name = fs.temporary_name(self.token, pair.depth, f"time/{os.getpid()}")  # several workers may ask at once
-        handle = self.create_temporary(name, pair.destination)
+        try:
+            handle = fs.create_unnamed(pair.destination)
+        except OSError:
+            handle = self.create_temporary(name, pair.destination)
         try:
             with contextlib.suppress(OSError):  # refused: it keeps the time of its making, which is no other's
                 fs.set_times(handle, wanted, wanted)

@@ -247,6 +247,13 @@ def create(name: str, directory: int) -> int:
     return os.open(name, CREATE, 0o600, dir_fd=directory)
 
 
+def create_unnamed(directory: int) -> int:
+    """Make a file that has no name and goes when it is closed (O_TMPFILE, open(2)). OSError where there is no such thing."""
+    if not hasattr(os, "O_TMPFILE"):
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+    return os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=directory)
+
+
 def open_to_write(name: str, directory: int) -> int:
     return os.open(name, WRITE, dir_fd=directory)
 
