@@ -19,6 +19,7 @@ import pcopy.asked
 import pcopy.filesystem
 from pcopy.filesystem import temporary_name
 from pcopy.options import Options
+from pcopy.plain import SHORTLY
 from pcopy.work import Job, Link, Place, Tree
 from pcopy.worker import run
 from tests.conftest import Run, as_root
@@ -280,7 +281,7 @@ def test_attributes_that_another_tool_left_out_are_brought_over(tmp_path: Path, 
     source = make_tree(tmp_path / "src", {"f": File(b"1", xattrs={"user.x": b"1"})})
     for path in (source / "f", source):
         os.utime(path, ns=(1, 1))
-    time.sleep(1.1)  # a source that was changed long before its copy
+    time.sleep(SHORTLY / 1e9 + 0.1)  # a source that was changed long before its copy
     assert pcopy.copy(source, tmp_path / "dst", jobs=jobs, preserve={"mode", "owner", "times", "links"}).ok
     assert pcopy.copy(source, tmp_path / "dst", jobs=jobs).ok
     assert os.getxattr(tmp_path / "dst/f", "user.x") == b"1"

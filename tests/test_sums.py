@@ -26,6 +26,7 @@ from pcopy import worker
 from pcopy.coordinator import Coordinator, divide
 from pcopy.manifest import parse
 from pcopy.options import Options
+from pcopy.plain import SHORTLY
 from pcopy.prepare import current_umask
 from pcopy.result import Observer, Report, Stop
 from pcopy.work import Check, Entries, Job, Large, Outcome, Seal, Span, Temporary, Tree, Verify, Version, large_group
@@ -388,7 +389,7 @@ def test_a_manifest_lists_every_file_of_the_copy_for_sha256sum(tmp_path: Path, s
 @JOBS
 def test_after_a_rerun_the_manifest_is_as_complete_and_right(tmp_path: Path, source: Path, jobs: int) -> None:
     make_tree(tmp_path / "dst", {"extra": b"not of the source"})
-    time.sleep(1.1)  # what was touched a moment before it was copied is looked at by another way
+    time.sleep(SHORTLY / 1e9 + 0.1)  # what was touched a moment before it was copied is looked at by another way
     for day in range(3):
         (source / f"new {day}").write_text(f"of day {day}")
         (source / "d/f1").write_text(f"changed on day {day}")
