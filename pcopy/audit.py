@@ -25,7 +25,7 @@ from pcopy.work import Compared, Large, Version
 
 # Nanoseconds within which a second change of a file may not show in its times: FAT keeps every other second, ext4 with inodes
 # of 128 bytes whole ones; others take the time of the kernel's last tick, 10 ms apart at most (current_time() in fs/inode.c).
-SLOT, TICK = 2 * 10**9, 20 * 10**6
+SHORTLY, TICK = 2 * 10**9, 20 * 10**6
 
 
 class Unfinished(Exception):
@@ -171,7 +171,7 @@ class Auditor:
 
 def unrest(state: os.stat_result) -> float:
     """Seconds until any further change of a file will show in its times. Times to come are of another clock: 0."""
-    slot = TICK if state.st_ctime_ns % 10**9 else SLOT
+    slot = TICK if state.st_ctime_ns % 10**9 else SHORTLY
     early = state.st_ctime_ns + slot - time.time_ns()
     return early / 1e9 if 0 < early <= slot else 0.0
 

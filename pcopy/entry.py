@@ -319,17 +319,22 @@ class Copier:
             if links and self.find_earlier(pair, name, target, state):
                 return Result(Fate.HARDLINK, why=EARLIER)
             return state.st_size if regular else Result(fate_when_made(state.st_mode))
-        replace = copy is not None or self.options.whole_files_only
         if regular:
-            linked = self.link_earlier(pair, name, target, state, replace) if pair.earlier else None
-            return self.file(pair, name, target, first, replace) if linked is None else linked
-        place = fs.temporary_name(self.token, pair.depth, target) if replace else target
-        if replace:
-            fs.remove_if_there(place, pair.destination)
+            linked = self.link_earlier(pair, name, target, state, copy is not None) if pair.earlier else None
+            return self.file(pair, name, target, first, copy is not None) if linked is None else linked
+        aside = copy is not None or self.options.whole_files_only
+        place = self.place_of(pair, target, aside)
         self.make_other(pair, name, place, state)
-        if replace:
-            self.put_in_place(place, target, pair.destination)
+        self.put_in_place(place, target, pair.destination, copy is not None)
         return Result(fate_when_made(state.st_mode))
+
+    def place_of(self, pair: Pair, target: str, aside: bool) -> str:
+        """The name under which something other than a copied file is made, maybe ``aside``."""
+        if not aside:
+            return target
+        place = fs.temporary_name(self.token, pair.depth, target)
+        fs.remove_if_there(place, pair.destination)  # ours, of a worker that was killed
+        return place
 
     def make_other(self, pair: Pair, name: str, place: str, state: os.stat_result) -> None:
         """Make a symbolic link, a FIFO, a socket or a device; none of them is ever opened."""
@@ -368,9 +373,11 @@ class Copier:
             return False
         return True
 
-    def put_in_place(self, place: str, target: str, directory: int) -> None:
+    def put_in_place(self, place: str, target: str, directory: int, replaces: bool) -> None:
+        if place == target:
+            return
         try:
-            fs.rename(place, target, directory)
+            give_name(place, target, directory, replaces)
         except BaseException:
             abandon(CLOSED, place, directory)
             raise
@@ -392,7 +399,7 @@ class Copier:
                     return one
         return None
 
-    def link_earlier(self, pair: Pair, name: str, target: str, state: os.stat_result, replace: bool) -> int | Result | None:
+    def link_earlier(self, pair: Pair, name: str, target: str, state: os.stat_result, replaces: bool) -> int | Result | None:
         """Make a file a hard link to its earlier copy, or share blocks with that. None if there is none, or it cannot be."""
         one = self.find_earlier(pair, name, target, state)
         if one is None:
@@ -401,12 +408,10 @@ class Copier:
             self.sharing = True
             try:
                 shared = dataclasses.replace(one, source=one.destination, destination=pair.destination)
-                return self.file(shared, target, target, True)
+                return self.file(shared, target, target, True, replaces)
             finally:
                 self.sharing = False
-        place = fs.temporary_name(self.token, pair.depth, target) if replace else target
-        if replace:
-            fs.remove_if_there(place, pair.destination)
+        place = self.place_of(pair, target, replaces)
         try:
             fs.make_hard_link(target, one.destination, place, pair.destination)
         except OSError as error:
@@ -414,12 +419,11 @@ class Copier:
                 raise
             self.metadata.lose("links to earlier copies")
             return None
-        if replace:
-            self.put_in_place(place, target, pair.destination)
+        self.put_in_place(place, target, pair.destination, replaces)
         return Result(Fate.HARDLINK, why=EARLIER)
 
-    def file(self, pair: Pair, name: str, target: str, first: bool, replace: bool = False, tries: int = TRIES) -> int | Result:
-        """Copy a regular file, again if the source changed meanwhile."""
+    def file(self, pair: Pair, name: str, target: str, first: bool, replaces: bool, tries: int = TRIES) -> int | Result:
+        """Copy a regular file, in place of something if it ``replaces`` it; again if the source changed meanwhile."""
         source = fs.open_to_read(name, pair.source, self.follow)
         try:
             state = self.auditor.at_rest(source)
@@ -431,16 +435,17 @@ class Copier:
                 return shared(state)
             large = state.st_size > self.large
             version = version_of(state).text if large else ""
-            place = fs.temporary_name(self.token, pair.depth, target, version) if replace or large else target
-            return self.write(source, state, pair, place, target)
+            aside = large or replaces or self.options.whole_files_only
+            place = fs.temporary_name(self.token, pair.depth, target, version) if aside else target
+            return self.write(source, state, pair, place, target, replaces)
         except SourceChanged:
             if tries == 1:
                 raise changed() from None
         finally:
             os.close(source)
-        return self.file(pair, name, target, first, replace, tries - 1)
+        return self.file(pair, name, target, first, replaces, tries - 1)
 
-    def write(self, source: int, state: os.stat_result, pair: Pair, place: str, target: str) -> int | Result:
+    def write(self, source: int, state: os.stat_result, pair: Pair, place: str, target: str, replaces: bool) -> int | Result:
         """Make the copy of an open file as ``place``, and give it its name when it is whole. Returns its bytes."""
         handle, closing, size = CLOSED, False, state.st_size
         try:
@@ -451,9 +456,9 @@ class Copier:
             if size <= self.large:
                 size = self.contents.whole(source, handle, state)
             elif not self.contents.try_clone(source, handle):
-                return self.begin(handle, place, state, there)
+                return self.begin(handle, place, state, replaces, there)
             elif self.options.verify and not self.sharing:
-                return self.begin(handle, place, state, ((0, size),))
+                return self.begin(handle, place, state, replaces, ((0, size),))
             if self.options.verify:  # before its mode may forbid us to read it
                 self.auditor.read_back(source, state, place, pair.destination, size)
             if is_changed(state, os.fstat(source)):
@@ -464,7 +469,7 @@ class Copier:
             written, handle, closing = handle, CLOSED, True  # it is closed even if close reports an error (close(2))
             fs.close_written(written)
             if place != target:
-                fs.rename(place, target, pair.destination)
+                give_name(place, target, pair.destination, replaces)
         except BaseException as error:
             if handle != CLOSED or closing or not isinstance(error, OSError):  # else nothing was made
                 abandon(handle, place, pair.destination)
@@ -503,12 +508,14 @@ class Copier:
             os.close(handle)
         return self.create_temporary(place, directory), ()
 
-    def begin(self, handle: int, place: str, state: os.stat_result, there: tuple[tuple[int, int], ...]) -> Result:
+    def begin(
+        self, handle: int, place: str, state: os.stat_result, replaces: bool, there: tuple[tuple[int, int], ...]
+    ) -> Result:
         """Leave a large file to whoever has time: its length set, its bytes to be copied but for those that are there."""
         fs.set_length(handle, state.st_size)
         fs.set_mode(handle, NEW)  # which the umask may have narrowed: others have to open it
         made = os.fstat(handle)
-        temporary = Temporary(place, (made.st_dev, made.st_ino), (made.st_uid, state.st_uid))
+        temporary = Temporary(place, (made.st_dev, made.st_ino), (made.st_uid, state.st_uid), replaces)
         fs.close_written(handle)
         version = version_of(state)
         return Result(Fate.LARGE, state.st_size, version=version, temporary=temporary, holes=has_holes(state), there=there)
@@ -537,9 +544,17 @@ class Copier:
                 os.close(handle)
                 raise
             fs.close_written(handle)
-            fs.rename(large.temporary.name, large.target, pair.destination)
+            give_name(large.temporary.name, large.target, pair.destination, large.temporary.replaces)
         finally:
             os.close(source)
+
+
+def give_name(place: str, target: str, directory: int, replaces: bool) -> None:
+    try:
+        fs.rename(place, target, directory, replaces)
+    except FileExistsError as error:
+        error.strerror = APPEARED
+        raise
 
 
 def explained(made: int | Result, why: str) -> int | Result:

@@ -12,10 +12,16 @@ import fcntl
 import os
 import re
 import stat
+import time
 from collections.abc import Container, Iterable, Iterator
+from functools import cache
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from pcopy.work import Failure
+
+if TYPE_CHECKING:
+    import ctypes
 
 Target = int | str  # an open handle, or what held() gives for one
 
@@ -30,22 +36,25 @@ NOFOLLOW = os.O_NOFOLLOW
 # Reading leaves the access time alone; EPERM for anybody but root and the owner (open(2)).
 NOATIME = getattr(os, "O_NOATIME", 0)
 
+# Their times come from the clock of this machine.
 LOCAL = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "bcachefs", "zfs", "tmpfs", "ramfs"})
 # What is closed there is as safe as it will be: in memory, or with another machine. Others write it to a disk when they like.
 OFF_DISK = frozenset({
     "tmpfs", "ramfs", "nfs", "nfs4", "cifs", "smb3", "ceph", "lustre", "gpfs", "beegfs", "afs", "9p", "virtiofs", "fuse",
 })  # fmt: skip
-# Holes are shown to the block. Elsewhere what surrounds the bytes that were written can be shown as data too: on tmpfs a page
-# of 2 MiB, on ZFS a record of up to 16.
+# Each block of a file that was not written shows as a hole. Elsewhere what surrounds the bytes that were written can be shown
+# as data too: on tmpfs a page of 2 MiB, on ZFS a record of up to 16.
 EXACT = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs"})
 PROC = os.path.isdir("/proc/self/fd")
 XATTRS = hasattr(os, "listxattr")
 FICLONE = 0x40049409  # linux/fs.h; ioctl_ficlone(2)
+NOREPLACE = 1  # linux/fs.h: RENAME_NOREPLACE
 
 # The file system cannot do it, or may not for us: the copy goes on without.
 UNABLE = frozenset({errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENODATA})
 # This one attribute is too large for the file system (setxattr(2); ext4 says ENOSPC: a value has to fit into one block).
 TOO_LARGE = frozenset({errno.E2BIG, errno.ERANGE, errno.ENOSPC})
+LOOKS = 5  # at a lock, a millisecond apart
 SHORT = 1000  # characters of a path that any call takes, four bytes each (PATH_MAX)
 LARGEST_ATTRIBUTE = 64 << 10  # bytes (XATTR_SIZE_MAX, xattr(7))
 # Nothing else can be written to the destination either.
@@ -224,19 +233,27 @@ def kind_of(path: str) -> str:
         return ""
 
 
-def is_local(path: str) -> bool:
-    """Whether a directory is on a file system whose times come from the clock of this machine."""
-    return kind_of(path) in LOCAL
-
-
-def is_on_disk(path: str) -> bool:
+def is_on_disk(kind: str) -> bool:
     """Whether a power cut can take from a file what was written to it, and leave its length and times."""
-    return kind_of(path).partition(".")[0] not in OFF_DISK
+    return kind.partition(".")[0] not in OFF_DISK
 
 
-def shows_holes(path: str) -> bool:
-    """Whether each block of a file that was not written shows as a hole."""
-    return kind_of(path) in EXACT
+# ---- what Python lacks ----------------------------------------------------------------------------------------------
+
+
+@cache
+def c_library() -> ctypes.CDLL:
+    """Loaded when it is needed: importing ctypes takes 3 ms."""
+    import ctypes
+
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def error_of_c() -> OSError:
+    """Of the last call of the C library."""
+    import ctypes
+
+    return OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 # ---- making and taking away -----------------------------------------------------------------------------------------
@@ -277,7 +294,17 @@ def make_hard_link(old: str, old_directory: int, new: str, directory: int) -> No
     os.link(old, new, src_dir_fd=old_directory, dst_dir_fd=directory, follow_symlinks=False)
 
 
-def rename(old: str, new: str, directory: int) -> None:
+def rename(old: str, new: str, directory: int, replaces: bool = True) -> None:
+    """Raises EEXIST if something is to be new and is there, maybe under another spelling, where the file system can tell.
+
+    RENAME_NOREPLACE, renameat2(2), which Python lacks.
+    """
+    if not replaces and hasattr(library := c_library(), "renameat2"):
+        if not library.renameat2(directory, os.fsencode(old), directory, os.fsencode(new), NOREPLACE):
+            return
+        error = error_of_c()
+        if error.errno not in (errno.EINVAL, errno.ENOSYS):
+            raise error
     os.rename(old, new, src_dir_fd=directory, dst_dir_fd=directory)
 
 
@@ -285,13 +312,11 @@ def remove(name: str, directory: int) -> None:
     os.unlink(name, dir_fd=directory)
 
 
-def remove_if_there(name: str, directory: int) -> bool:
-    """Whether it was."""
+def remove_if_there(name: str, directory: int) -> None:
     try:
         os.unlink(name, dir_fd=directory)
-        return True
-    except FileNotFoundError:
-        return False
+    except FileNotFoundError:  # not suppress(), which takes as long as the call: this is a loop's body
+        return
 
 
 def remove_directory(name: str, parent: int, pretend: bool = False) -> None:
@@ -461,13 +486,11 @@ def sync_file_system(handle: int) -> None:
 
     Raises OSError also for what could not be written since the handle was opened.
     """
-    import ctypes
-
-    library = ctypes.CDLL(None, use_errno=True)
+    library = c_library()
     if not hasattr(library, "syncfs"):
         os.sync()
     elif library.syncfs(handle):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        raise error_of_c()
 
 
 def drop_attribute(target: Target, name: str) -> None:
@@ -543,6 +566,35 @@ def list_directory(handle: int) -> dict[str, bool]:
 def lock(directory: int, exclusive: bool) -> None:
     """Lock an open directory for this run; BlockingIOError if another run has it. Ends with the last handle (flock(2))."""
     fcntl.flock(directory, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+
+
+def lock_to_remove(name: str, parent: int, levels: int = 1) -> None:
+    """Raises EBUSY if another run has locked a directory, or one of those above it, ``levels`` in all: what it makes stays.
+
+    A directory that cannot be opened or locked is in no run's hands. The workers of one run may ask at once, so one that meets
+    a lock asks again.
+    """
+    handle = parent
+    try:
+        for level in range(levels):
+            below, handle = handle, os.open(".." if level else name, DIRECTORY | NOFOLLOW, dir_fd=handle)
+            if level:
+                os.close(below)
+            for look in range(LOOKS):
+                if look:
+                    time.sleep(0.001)
+                with contextlib.suppress(BlockingIOError):
+                    lock(handle, exclusive=True)
+                    fcntl.flock(handle, fcntl.LOCK_UN)
+                    break
+            else:
+                raise OSError(errno.EBUSY, "another run is copying into it: run the same line again when that has ended")
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise
+    finally:
+        if handle != parent:
+            os.close(handle)
 
 
 def is_locked(up: int, directory: int) -> bool:

@@ -41,10 +41,7 @@ class Linker:
             copy = None
         if self.options.dry_run:
             return result
-        place = target
-        if copy:
-            place = fs.temporary_name(self.copier.token, pair.depth, target)
-            fs.remove_if_there(place, pair.destination)  # ours, of a worker that was killed
+        place = self.copier.place_of(pair, target, copy is not None)
         try:
             fs.make_hard_link(unit.first.name, first.destination, place, pair.destination)
         except FileNotFoundError:
@@ -54,8 +51,7 @@ class Linker:
                 raise
             self.copier.metadata.lose("hard links")
             return None
-        if copy:
-            self.copier.put_in_place(place, target, pair.destination)
+        self.copier.put_in_place(place, target, pair.destination, copy is not None)
         return result
 
     def is_copy(self, first: Pair, state: os.stat_result, made: os.stat_result) -> bool:

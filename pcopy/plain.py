@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 
 from pcopy import filesystem as fs
+from pcopy.audit import SHORTLY
 from pcopy.contents import Contents
 from pcopy.handles import Pair
 from pcopy.metadata import EARLIEST, LATEST, Metadata
@@ -27,8 +28,6 @@ CLOSED = -1
 # Bytes copied before a file's length is looked at: more would cost more where it is found to be a large file after all,
 # less one call more for files of medium size.
 FIRST = 1 << 20
-# Nanoseconds: longer than between two times that a file system tells apart (FAT: two seconds).
-SHORTLY = 2 * 10**9
 
 
 class Plain:

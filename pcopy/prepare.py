@@ -17,8 +17,10 @@ from pcopy.result import Report
 from pcopy.work import Entries, Inode, Job, Scan, Tree, Unit
 from pcopy.worker import BATCH
 
-# Seconds that a run of single files waits for others, which have the directory alone only to clear what dead runs left.
-TURN, TURNS = 0.02, 50
+# Seconds between two tries to lock. Who only looks whether a directory is locked has the lock for a moment; a run of single
+# files has it alone for as long as it clears what dead runs left.
+TURN = 0.02
+MOMENTS, TURNS = 5, 50
 
 
 def prepare(
@@ -133,11 +135,17 @@ def tree_of(landing: Landing, below: str | None, top: int | None) -> Tree:
     state = None if top is None else fs.look_if_there(below or ".", top)
     if state and stat.S_ISDIR(state.st_mode):  # else a dry run
         inode = (state.st_dev, state.st_ino)
-    one_clock = inode is not None and fs.is_local(landing.source) and fs.is_local(landing.destination)
-    on_disk = inode is None or fs.is_on_disk(landing.destination)
-    whose = (source.st_dev, source.st_ino)
-    exact = inode is not None and fs.shows_holes(landing.destination)
-    return Tree(landing.source, landing.destination, whose, inode, 1 if below else 0, on_disk, exact, one_clock)
+    kind = fs.kind_of(landing.destination) if inode else ""
+    return Tree(
+        landing.source,
+        landing.destination,
+        (source.st_dev, source.st_ino),
+        inode,
+        depth=1 if below else 0,
+        on_disk=fs.is_on_disk(kind),
+        exact=kind in fs.EXACT,
+        one_clock=kind in fs.LOCAL and fs.kind_of(landing.source) in fs.LOCAL,
+    )
 
 
 def earlier_trees(paths: Sequence[str], below: str) -> Iterator[Tree]:
@@ -148,7 +156,7 @@ def earlier_trees(paths: Sequence[str], below: str) -> Iterator[Tree]:
             state = os.stat(place) if not below else os.lstat(place)
             if stat.S_ISDIR(state.st_mode):
                 inode = (state.st_dev, state.st_ino)
-                yield Tree(place, place, inode, inode, on_disk=fs.is_on_disk(place))
+                yield Tree(place, place, inode, inode, on_disk=fs.is_on_disk(fs.kind_of(place)))
 
 
 def units_of(landing: Landing, tree: int, fresh: bool, share: float, partial: dict[str, str]) -> Iterator[Unit]:
@@ -172,10 +180,9 @@ def locked(top: str, exclusive: bool, report: Report) -> Iterator[tuple[int, boo
     try:
         alone = False
         try:
-            fs.lock(handle, exclusive=True)
-            alone = True
+            alone = lock_alone_or_with_others(handle, exclusive)
         except BlockingIOError:
-            lock_with_others(handle, top, exclusive)
+            raise OSError(errno.EWOULDBLOCK, "another run is copying into it: wait until it has ended", top) from None
         except OSError as error:
             report.warnings.append(f"{top}: cannot be locked ({error.strerror}): see to it that no other run copies into it")
         yield handle, alone
@@ -183,14 +190,21 @@ def locked(top: str, exclusive: bool, report: Report) -> Iterator[tuple[int, boo
         os.close(handle)
 
 
-def lock_with_others(handle: int, top: str, exclusive: bool) -> None:
-    """Another run has a lock: only single files may go beside other single files, which begin with a look of their own."""
-    for _ in range(0 if exclusive else TURNS):
-        with contextlib.suppress(BlockingIOError):
-            fs.lock(handle, exclusive=False)
-            return
-        time.sleep(TURN)
-    raise OSError(errno.EWOULDBLOCK, "another run is copying into it: wait until it has ended", top)
+def lock_alone_or_with_others(handle: int, exclusive: bool) -> bool:
+    """True: alone. Only single files may go beside other single files, which begin with a look of their own.
+
+    Raises BlockingIOError if another run has the lock, OSError if there are no locks.
+    """
+    for turn in range(MOMENTS if exclusive else TURNS):
+        if turn:
+            time.sleep(TURN)
+        for alone in (True,) if exclusive else (True, False):
+            try:
+                fs.lock(handle, exclusive=alone)
+                return alone
+            except BlockingIOError as error:
+                refused = error
+    raise refused
 
 
 def check_usable(top: str) -> None:

@@ -24,7 +24,15 @@ BATCH = 128
 def begin(work: Account, unit: Finish) -> None:
     """A directory is copied but for its attributes, and has more in it than its source."""
     work.stack.append(unit._replace(extra=()))
-    if unit.after not in work.outcome.ruined:
+    if unit.after in work.outcome.ruined:
+        return
+    pair = work.handles.pair(~unit.tree, unit.path)
+    try:
+        fs.lock_to_remove(".", pair.destination, pair.depth)
+    except OSError as error:
+        work.outcome.tally.found += 1
+        work.fail(work.failure_of(unit, work.copy_path(unit.tree, unit.path), error))
+    else:
         work.stack += units_of(unit.tree, unit.path, unit.extra)
 
 
@@ -66,7 +74,10 @@ def clear(work: Account, unit: Clear) -> None:
         return
     above, _, name = unit.path.rpartition("/")
     try:
-        gone = work.directories.remove_directory(name, work.handles.pair(~unit.tree, above).destination)
+        parent = work.handles.pair(~unit.tree, above).destination
+        if not unit.emptied:
+            fs.lock_to_remove(name, parent)
+        gone = work.directories.remove_directory(name, parent)
         if not gone and not unit.emptied:
             empty(work, unit)
             return

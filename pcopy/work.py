@@ -154,12 +154,13 @@ class Entries(NamedTuple):
 class Temporary(NamedTuple):
     """The name of a file under way, and what tells that it is still the file that was made for it.
 
-    ``owners``: who made it, and who gets it.
+    ``owners``: who made it, and who gets it. ``replaces``: something of the final name was there when it was made.
     """
 
     name: str
     inode: Inode
     owners: tuple[int, int]
+    replaces: bool
 
 
 class Large(NamedTuple):

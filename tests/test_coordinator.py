@@ -72,7 +72,17 @@ def finish(path: str = "", last: bool = False) -> Finish:
 
 def large(path: str = "", name: str = "big", size: int = 64 * MIB, first_of: tuple[int, int] | None = None) -> Large:
     return Large(
-        0, path, name, name, Temporary(".temporary", INODE, (0, 0)), size, False, Version(INODE, size, 1, 2), first_of, 0, 0.1
+        0,
+        path,
+        name,
+        name,
+        Temporary(".temporary", INODE, (0, 0), False),
+        size,
+        False,
+        Version(INODE, size, 1, 2),
+        first_of,
+        0,
+        0.1,
     )
 
 

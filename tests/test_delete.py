@@ -226,19 +226,31 @@ def test_another_file_system_of_the_source_is_left_alone(tmp_path: Path, jobs: i
     assert (report.ok, report.deleted, os.listdir(dst / "m")) == (True, 1, ["x"])
 
 
-def test_a_live_run_keeps_what_it_writes(tmp_path: Path, jobs: int) -> None:
-    """A run into a directory that is to be deleted holds its lock: its temporary names stay, and with them the directory."""
-    source = make_tree(tmp_path / "src", {"f": b"1"})
-    name = ".pcopy-0123abcd-0-0123456789abcdef"
-    dst = make_tree(tmp_path / "dst", {"x": Dir({name: b"half", "y": b"2"})})
-    handle = os.open(dst / "x", os.O_RDONLY)
+@pytest.mark.parametrize("at", ["dst/x", "dst/x/empty", "dst/x/deep/er", "dst/d", "dst/d/e"])
+@pytest.mark.parametrize("kind", [fcntl.LOCK_EX, fcntl.LOCK_SH], ids=["a tree", "single files"])
+def test_nothing_is_deleted_where_another_run_is_at_work(tmp_path: Path, pcopy: Run, jobs: int, at: str, kind: int) -> None:
+    """A run into a part of the destination holds a lock there, and what it has made looks like any other extra entry."""
+    source = make_tree(tmp_path / "src", {"f": b"1", "d": Dir({"e": Dir({"g": b"2"})})})
+    theirs = Dir({"y": b"2", "empty": Dir({}), "deep": Dir({"er": Dir({"z": b"3"})})})
+    dst = make_tree(tmp_path / "dst", {"f": b"1", "x": theirs, "d": Dir({"e": Dir({"g": b"2", "more": theirs})}), "old": b"4"})
+    inside = read_tree(tmp_path / at)
+    handle = os.open(tmp_path / at, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        report = pcopy.copy(source, dst, jobs=jobs, delete=True)
+        fcntl.flock(handle, kind)
+        plan = pcopy("-n", "--delete", "-j", jobs, source, dst)
+        done = pcopy("--delete", "-j", jobs, source, dst)
+        assert (tmp_path / at).stat().st_ino == os.fstat(handle).st_ino
     finally:
         os.close(handle)
-    assert (report.ok, report.deleted) == (True, 1)
-    assert os.listdir(dst / "x") == [name]
+    for run in (plan, done):
+        assert run.returncode == 1, run.stderr
+        failure = run.stderr.splitlines()[0]
+        named = tmp_path / ("dst/d/e" if at == "dst/d" else at)  # where something was to go
+        assert failure.startswith(f"pcopy: {named}: lock to remove: another run is copying into it"), run.stderr
+    assert read_tree(tmp_path / at) == inside
+    assert not (dst / "old").exists()
+    assert pcopy("--delete", "-j", jobs, source, dst).returncode == 0
+    assert read_tree(dst) == read_tree(source)
 
 
 def test_what_dead_runs_left_keeps_no_directory_that_is_to_go(tmp_path: Path, jobs: int) -> None:

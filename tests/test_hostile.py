@@ -17,9 +17,9 @@ import pytest
 import pcopy
 import pcopy.asked
 import pcopy.filesystem
+from pcopy.audit import SHORTLY
 from pcopy.filesystem import temporary_name
 from pcopy.options import Options
-from pcopy.plain import SHORTLY
 from pcopy.work import Job, Link, Place, Tree
 from pcopy.worker import run
 from tests.conftest import Run, as_root
@@ -175,11 +175,15 @@ def test_verbose_tells_that_only_attributes_were_brought_up_to_date(tmp_path: Pa
         assert sorted(seen)[-2:] == [("unchanged", "g"), ("updated", "f")]
 
 
+def is_local(directory: str | Path) -> bool:
+    return pcopy.filesystem.kind_of(str(directory)) in pcopy.filesystem.LOCAL
+
+
 def test_only_file_systems_of_this_machine_count_as_keeping_its_time(tmp_path: Path) -> None:
     """A server's clock may be behind: then a changed source looks older than its copy."""
-    assert not pcopy.filesystem.is_local("/proc/self")
+    assert not is_local("/proc/self")
     if os.access("/dev/shm", os.W_OK):
-        assert pcopy.filesystem.is_local("/dev/shm")
+        assert is_local("/dev/shm")
 
 
 @as_root
@@ -187,8 +191,8 @@ def test_what_is_mounted_over_others_is_what_counts(tmp_path: Path) -> None:
     """A file system of this machine lies below, at a longer path."""
     with mounted(tmp_path / "over", "-t", "tmpfs", "none") as over, mounted(over / "sys", "-t", "tmpfs", "none"):
         with mounted(over, "-t", "proc", "none"):
-            assert not pcopy.filesystem.is_local(str(over / "sys"))
-        assert pcopy.filesystem.is_local(str(over / "sys"))
+            assert not is_local(over / "sys")
+        assert is_local(over / "sys")
 
 
 # ---- handles: what is in use stays open -----------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -354,7 +355,7 @@ def test_a_source_that_changes_while_it_is_read_is_copied_again(
     time.sleep(0.02)  # longer than the ticks in which the kernel keeps change times
     monkeypatch.setattr("pcopy.plain.SHORTLY", 10**10 if way == "changed just now" else 0)
     if way == "by another clock":
-        monkeypatch.setattr("pcopy.filesystem.is_local", lambda path: False)
+        monkeypatch.setattr("pcopy.filesystem.LOCAL", frozenset())
     monkeypatch.setattr("pcopy.coordinator.FIRST", 60.0)  # each slice begins with two looks
     looks, read = Counter[int](), os.copy_file_range
     look = os.fstat
@@ -622,6 +623,9 @@ int unlinkat(int at, const char *path, int flags) {
 int renameat(int from, const char *old, int to, const char *new) {
     char one[4096], two[4096]; NEXT(int, "renameat", int, const char *, int, const char *);
     return next(from, name(from, old, one), to, name(to, new, two)); }
+int renameat2(int from, const char *old, int to, const char *new, unsigned flags) {
+    char one[4096], two[4096]; NEXT(int, "renameat2", int, const char *, int, const char *, unsigned);
+    return next(from, name(from, old, one), to, name(to, new, two), flags); }
 """
 
 
@@ -645,6 +649,36 @@ def test_names_that_the_destination_cannot_tell_apart_are_failures(
         assert sorted(os.path.basename(path).lower() for path in failed) == ["d", "readme"]
         assert "appeared in the destination during the run" in done.stderr
         assert (dst / "readme").read_bytes() in (b"upper", b"lower")  # the other one is whole
+
+
+@pytest.mark.parametrize("kind", ["file", "large", "link", "fifo"])
+def test_what_appears_under_a_name_before_its_copy_gets_it_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """It may be the copy of a name that the destination cannot tell apart, which another worker has just made."""
+    monkeypatch.setattr("pcopy.entry.LARGE", 1 << 20)
+    entries = {"file": b"ours", "large": b"o" * (2 << 20), "link": Link("ours"), "fifo": Fifo()}
+    source, dst = make_tree(tmp_path / "src", {"name": entries[kind]}), tmp_path / "dst"
+    dress = pcopy.metadata.Metadata.dress
+
+    def appears(*words: Any) -> None:  # when all is done but to give the name
+        (dst / "name").write_bytes(b"theirs")
+        dress(*words)
+
+    monkeypatch.setattr("pcopy.metadata.Metadata.dress", appears)
+    report = pcopy.copy(source, dst, jobs=1, atomic=True)
+    assert (report.ok, report.failed) == (False, 1)
+    assert "appeared in the destination" in str(report.errors[0])
+    assert [(one.name, one.read_bytes()) for one in dst.iterdir()] == [("name", b"theirs")]
+
+
+@pytest.mark.parametrize("number", ["EINVAL", "ENOSYS"])
+def test_where_no_call_tells_what_is_there_a_file_gets_its_name_all_the_same(tmp_path: Path, number: str) -> None:
+    """Not every file system has RENAME_NOREPLACE, nor has every kernel."""
+    source = make_tree(tmp_path / "src", {"f": b"1", "l": Link("f")})
+    trace = traced(tmp_path, "--atomic", source, tmp_path / "dst", inject=f"inject=renameat2:error={number}")
+    assert any("renameat2(" in line and "INJECTED" in line for line in trace)
+    assert read_tree(tmp_path / "dst") == read_tree(source)
 
 
 class Deleter(pcopy.Observer):

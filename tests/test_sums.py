@@ -23,10 +23,10 @@ import pcopy as library
 from pcopy import audit as library_audit
 from pcopy import manifest as library_manifest
 from pcopy import worker
+from pcopy.audit import SHORTLY
 from pcopy.coordinator import Coordinator, divide
 from pcopy.manifest import parse
 from pcopy.options import Options
-from pcopy.plain import SHORTLY
 from pcopy.prepare import current_umask
 from pcopy.result import Observer, Report, Stop
 from pcopy.work import Check, Entries, Job, Large, Outcome, Seal, Span, Temporary, Tree, Verify, Version, large_group
@@ -297,7 +297,7 @@ def test_each_byte_of_a_large_file_is_verified_once_by_many(tmp_path: Path, sour
 
 
 def a_large() -> Large:
-    temporary, version = Temporary(".t", (1, 3), (0, 0)), Version((1, 2), 4 * LARGE, 3, 4)
+    temporary, version = Temporary(".t", (1, 3), (0, 0), False), Version((1, 2), 4 * LARGE, 3, 4)
     return Large(0, "", "large", "large", temporary, 4 * LARGE, False, version, None, 0, 1.0)
 
 
