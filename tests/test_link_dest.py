@@ -180,3 +180,14 @@ def test_blocks_shared_with_an_earlier_copy_are_verified_too(tmp_path: Path, pco
         assert done.returncode == 0, done.stderr
         assert (disk / "day2/large").read_bytes() == (source / "large").read_bytes()
         assert not (disk / "day2/large").samefile(disk / "day1/large")
+
+
+@as_root
+def test_blocks_shared_with_an_earlier_copy_take_the_place_of_what_is_there(tmp_path: Path, pcopy: Run) -> None:
+    with mounted("btrfs", tmp_path / "disk") as disk:
+        source = make_tree(tmp_path / "src", {"f": b"1"})
+        assert pcopy(source, disk / "day1").returncode == 0
+        make_tree(disk / "day2", {"f": b"other"})
+        done = pcopy("--reflink", "always", "--link-dest", "../day1", source, disk / "day2")
+        assert done.returncode == 0, done.stderr
+        assert read_tree(disk / "day2") == read_tree(source)

@@ -681,6 +681,16 @@ def test_where_no_call_tells_what_is_there_a_file_gets_its_name_all_the_same(tmp
     assert read_tree(tmp_path / "dst") == read_tree(source)
 
 
+def test_a_run_that_is_killed_while_it_measures_what_is_kept_of_a_time_leaves_nothing(tmp_path: Path) -> None:
+    """It does when the times of a file and of its copy nearly agree."""
+    source, dst = make_tree(tmp_path / "src", {"f": b"1"}), make_tree(tmp_path / "dst", {"f": b"1"})
+    os.utime(dst / "f", ns=(WHEN, WHEN + 1))
+    trace = traced(tmp_path, source, dst, inject="inject=utimensat:signal=SIGKILL:when=1")
+    assert trace[-1].startswith("+++ killed by SIGKILL")
+    assert "1000000001" in trace[-2], trace[-2]  # seconds of the time that is tried
+    assert os.listdir(dst) == ["f"]
+
+
 class Deleter(pcopy.Observer):
     """Takes something away from the source when the first slice is done."""
 
