@@ -18,14 +18,15 @@ from pcopy import filesystem as fs
 from pcopy.contents import has_holes
 from pcopy.handles import Pair
 from pcopy.manifest import hasher
+from pcopy.metadata import SHORTLY
 from pcopy.options import Options
 from pcopy.reading import Reader
 from pcopy.stop import Stop
 from pcopy.work import Compared, Large, Version
 
-# Nanoseconds within which a second change of a file may not show in its times: FAT keeps every other second, ext4 with inodes
-# of 128 bytes whole ones; others take the time of the kernel's last tick, 10 ms apart at most (current_time() in fs/inode.c).
-SHORTLY, TICK = 2 * 10**9, 20 * 10**6
+# Nanoseconds within which a second change of a file may not show where times have fractions of a second: they are those of the
+# kernel's last tick, 10 ms apart at most (current_time() in fs/inode.c).
+TICK = 20 * 10**6
 
 
 class Unfinished(Exception):

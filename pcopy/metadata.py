@@ -26,6 +26,7 @@ ACL, DEFAULT_ACL = "system.posix_acl_access", "system.posix_acl_default"
 # Nanoseconds. Times between these every file system keeps, if coarsely: FAT begins with 1980, many end in 2038.
 EARLIEST, LATEST = 347_155_200 * 10**9, (2**31 - 1) * 10**9
 COARSEST = 2 * 10**9  # nanoseconds: what FAT keeps of a time
+SHORTLY = COARSEST  # within so long a second change of a file may not show in its times
 GRAINS = (1, 100, 1000, 10**6, 10**7, 10**9, COARSEST)  # nanoseconds: what file systems keep of a time
 # What the system itself may have given to a copy; everything else that the source lacks is dropped.
 OF_THE_SYSTEM = ("security.selinux", "security.SMACK64", "security.ima", "security.evm", "security.apparmor", "system.")

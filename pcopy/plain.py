@@ -17,10 +17,9 @@ import time
 from collections.abc import Sequence
 
 from pcopy import filesystem as fs
-from pcopy.audit import SHORTLY
 from pcopy.contents import Contents
 from pcopy.handles import Pair
-from pcopy.metadata import EARLIEST, LATEST, Metadata
+from pcopy.metadata import EARLIEST, LATEST, SHORTLY, Metadata
 from pcopy.options import Options, Overwrite, When
 from pcopy.work import Tree
 

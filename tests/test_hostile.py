@@ -17,8 +17,8 @@ import pytest
 import pcopy
 import pcopy.asked
 import pcopy.filesystem
-from pcopy.audit import SHORTLY
 from pcopy.filesystem import temporary_name
+from pcopy.metadata import SHORTLY
 from pcopy.options import Options
 from pcopy.work import Job, Link, Place, Tree
 from pcopy.worker import run

@@ -552,8 +552,8 @@ def test_a_large_file_that_has_its_name_when_its_worker_dies_is_done(tmp_path: P
 import os, signal, sys
 import pcopy.filesystem as fs
 before = fs.rename
-def rename(old, new, directory):
-    before(old, new, directory)
+def rename(old, new, directory, replaces):
+    before(old, new, directory, replaces)
     if new == "large" and not os.path.exists("{tmp_path}/died"):
         open("{tmp_path}/died", "w").close()
         os.kill(os.getpid(), signal.SIGKILL)

@@ -23,9 +23,9 @@ import pcopy as library
 from pcopy import audit as library_audit
 from pcopy import manifest as library_manifest
 from pcopy import worker
-from pcopy.audit import SHORTLY
 from pcopy.coordinator import Coordinator, divide
 from pcopy.manifest import parse
+from pcopy.metadata import SHORTLY
 from pcopy.options import Options
 from pcopy.prepare import current_umask
 from pcopy.result import Observer, Report, Stop
