@@ -9,7 +9,7 @@ from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 
 from pcopy import filesystem as fs
-from pcopy.handles import ABSENT, Handles, Pair
+from pcopy.handles import ABSENT, Handles, Pair, close
 from pcopy.metadata import Metadata
 from pcopy.options import Options, Overwrite
 from pcopy.select import Here, leaves_out, selection
@@ -243,8 +243,9 @@ class Directories:
 
         All but what its source has, what this run and others write, and what would not be copied if the source had it.
         """
-        extra = [(name, is_dir) for name, is_dir in there.items() if name not in found]
-        extra = [(name, is_dir) for name, is_dir in extra if is_dir or not fs.is_temporary(name)]
+        extra = [one for one in there.items() if one[0] not in found]
+        if [name for name in there if name.startswith(".pcopy-")]:
+            extra = [(name, is_dir) for name, is_dir in extra if is_dir or not fs.is_temporary(name)]
         if self.job.spared:
             tree = max(pair.tree, ~pair.tree)
             extra = [one for one in extra if (tree, join(pair.path, one[0])) not in self.job.spared]
@@ -334,11 +335,32 @@ class Directories:
             return False
         return True
 
-    def contents(self, tree: int, path: str) -> tuple[list[tuple[str, bool]], bool]:
-        """What is to go of what is in a directory that is to be removed, and whether anything has to stay."""
+    def open_to_remove(self, name: str, parent: int) -> int:
+        """Open a directory that is to be removed. Raises EBUSY if another run is at work in it.
+
+        One that we may not read is none that such a run has, and if it is empty, nobody has to.
+        """
+        try:
+            handle = fs.open_directory(name, parent)
+        except PermissionError:
+            return ABSENT
+        try:
+            fs.lock_to_remove(handle)
+        except OSError:
+            os.close(handle)
+            raise
+        return handle
+
+    def contents(self, tree: int, path: str, handle: int) -> tuple[list[tuple[str, bool]], bool]:
+        """What is to go of what is in a directory that is to be removed, and whether anything has to stay.
+
+        Takes over the handle from :meth:`open_to_remove`.
+        """
         parent_path, _, name = path.rpartition("/")
         parent = self.handles.pair(~tree, parent_path)
-        handle, _ = self.open_copy(name, parent.destination, fresh=False)
+        if handle == ABSENT or self.owner:  # it has to be made accessible, or that has to be found out
+            close(handle)
+            handle, _ = self.open_copy(name, parent.destination, fresh=False)
         pair = self.handles.hold(Pair(~tree, path, ABSENT, handle, parent.depth + 1, readable=True))
         if self.options.dry_run and os.fstat(handle).st_dev != os.fstat(parent.destination).st_dev and self.is_mounted(pair):
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))  # which rmdir says in a run

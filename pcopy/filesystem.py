@@ -315,8 +315,24 @@ def remove(name: str, directory: int) -> None:
 def remove_if_there(name: str, directory: int) -> None:
     try:
         os.unlink(name, dir_fd=directory)
-    except FileNotFoundError:  # not suppress(), which takes as long as the call: this is a loop's body
+    except FileNotFoundError:
         return
+
+
+def remove_some(names: Iterable[str], directory: int, deadline: float) -> int:
+    """How many names, from the first on, are gone: up to one that cannot be removed, or to the deadline (monotonic)."""
+    done = 0
+    for name in names:
+        if done and time.monotonic() >= deadline:
+            break
+        try:
+            os.unlink(name, dir_fd=directory)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            break
+        done += 1
+    return done
 
 
 def remove_directory(name: str, parent: int, pretend: bool = False) -> None:
@@ -560,7 +576,8 @@ def is_temporary(name: str) -> bool:
 
 def list_directory(handle: int) -> dict[str, bool]:
     """The names in an open directory, and whether each is a directory."""
-    return {entry.name: entry.is_dir(follow_symlinks=False) for entry in read_directory(handle)}
+    with os.scandir(handle) as entries:
+        return {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
 
 
 def lock(directory: int, exclusive: bool) -> None:
@@ -568,32 +585,39 @@ def lock(directory: int, exclusive: bool) -> None:
     fcntl.flock(directory, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
 
 
-def lock_to_remove(name: str, parent: int, levels: int = 1) -> None:
-    """Raises EBUSY if another run has locked a directory, or one of those above it, ``levels`` in all: what it makes stays.
+def lock_to_remove(directory: int) -> None:
+    """Raises EBUSY if another run has locked an open directory: what it makes there stays.
 
-    A directory that cannot be opened or locked is in no run's hands. The workers of one run may ask at once, so one that meets
-    a lock asks again.
+    The workers of one run may ask at once, so one that meets a lock asks again. What cannot be locked is in no run's hands.
     """
-    handle = parent
+    for look in range(LOOKS):
+        if look:
+            time.sleep(0.001)
+        try:
+            lock(directory, exclusive=True)
+        except BlockingIOError:
+            continue
+        except OSError:
+            return
+        fcntl.flock(directory, fcntl.LOCK_UN)
+        return
+    raise OSError(errno.EBUSY, "another run is copying into it: run the same line again when that has ended")
+
+
+def lock_to_remove_in(directory: int, levels: int) -> None:
+    """As :func:`lock_to_remove`, of a directory and those above it, ``levels`` in all, as far as they can be opened."""
+    handle = directory
     try:
         for level in range(levels):
-            below, handle = handle, os.open(".." if level else name, DIRECTORY | NOFOLLOW, dir_fd=handle)
+            try:
+                below, handle = handle, os.open(".." if level else ".", DIRECTORY, dir_fd=handle)
+            except PermissionError:
+                return
             if level:
                 os.close(below)
-            for look in range(LOOKS):
-                if look:
-                    time.sleep(0.001)
-                with contextlib.suppress(BlockingIOError):
-                    lock(handle, exclusive=True)
-                    fcntl.flock(handle, fcntl.LOCK_UN)
-                    break
-            else:
-                raise OSError(errno.EBUSY, "another run is copying into it: run the same line again when that has ended")
-    except OSError as error:
-        if error.errno == errno.EBUSY:
-            raise
+            lock_to_remove(handle)
     finally:
-        if handle != parent:
+        if handle != directory:
             os.close(handle)
 
 

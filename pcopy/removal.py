@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 
 from pcopy import filesystem as fs
 from pcopy.account import Account
+from pcopy.handles import ABSENT, close
 from pcopy.work import Clear, Event, Finish, Remove, directory_group, gone_group, join
 
 # Names in one unit, as of those to be copied.
@@ -28,7 +29,7 @@ def begin(work: Account, unit: Finish) -> None:
         return
     pair = work.handles.pair(~unit.tree, unit.path)
     try:
-        fs.lock_to_remove(".", pair.destination, pair.depth)
+        fs.lock_to_remove_in(pair.destination, pair.depth)
     except OSError as error:
         work.outcome.tally.found += 1
         work.fail(work.failure_of(unit, work.copy_path(unit.tree, unit.path), error))
@@ -36,35 +37,40 @@ def begin(work: Account, unit: Finish) -> None:
         work.stack += units_of(unit.tree, unit.path, unit.extra)
 
 
-def units_of(tree: int, path: str, extra: Iterable[tuple[str, bool]]) -> Iterable[Clear | Remove]:
-    names = []
+def units_of(tree: int, path: str, extra: Sequence[tuple[str, bool]]) -> Iterator[Clear | Remove]:
     for name, is_directory in extra:
         if is_directory:
             yield Clear(tree, join(path, name))
-        else:
-            names.append(name)
+    names = tuple([name for name, is_directory in extra if not is_directory])
     for at in range(0, len(names), BATCH):
-        yield Remove(tree, path, tuple(names[at : at + BATCH]))
+        yield Remove(tree, path, names[at : at + BATCH])
 
 
 def remove(work: Account, unit: Remove) -> None:
     try:
-        pair = work.handles.pair(~unit.tree, unit.path)
+        directory = work.handles.pair(~unit.tree, unit.path).destination
     except FileNotFoundError:  # a worker that was killed had come further
         return
-    gone = []
-    for done, name in enumerate(unit.names):
-        if done and time.monotonic() >= work.deadline:
-            work.stack.append(unit._replace(names=unit.names[done:]))
-            break
-        try:
-            if not work.job.options.dry_run:
-                fs.remove_if_there(name, pair.destination)  # that it is gone is as good: a worker that was killed has done it
-        except OSError as error:
-            failed(work, unit._replace(names=(name,)), error)
-        else:
-            gone.append(name)
-    deleted(work, unit, gone)
+    names, gone = unit.names, 0
+    while names:
+        done = len(names) if work.job.options.dry_run else fs.remove_some(names, directory, work.deadline)
+        deleted(work, unit, names[:done])
+        names, gone = names[done:], gone + done
+        if names and gone and time.monotonic() >= work.deadline:
+            work.stack.append(unit._replace(names=names))
+            return
+        if names:
+            remove_one(work, unit._replace(names=names[:1]), directory)
+            names = names[1:]
+
+
+def remove_one(work: Account, unit: Remove, directory: int) -> None:
+    try:
+        fs.remove_if_there(unit.names[0], directory)  # that it is gone is as good: a worker that was killed has done it
+    except OSError as error:
+        failed(work, unit, error)
+    else:
+        deleted(work, unit, unit.names)
 
 
 def clear(work: Account, unit: Clear) -> None:
@@ -75,12 +81,16 @@ def clear(work: Account, unit: Clear) -> None:
     above, _, name = unit.path.rpartition("/")
     try:
         parent = work.handles.pair(~unit.tree, above).destination
-        if not unit.emptied:
-            fs.lock_to_remove(name, parent)
-        gone = work.directories.remove_directory(name, parent)
+        handle = ABSENT if unit.emptied else work.directories.open_to_remove(name, parent)
+        try:
+            gone = work.directories.remove_directory(name, parent)
+        except OSError:
+            close(handle)
+            raise
         if not gone and not unit.emptied:
-            empty(work, unit)
+            empty(work, unit, handle)
             return
+        close(handle)
     except FileNotFoundError:  # as above
         gone = True
     except OSError as error:
@@ -94,17 +104,21 @@ def clear(work: Account, unit: Clear) -> None:
         failed(work, unit, OSError(errno.ENOTEMPTY, "somebody puts entries into it: run the same line again"))
 
 
-def empty(work: Account, unit: Clear) -> None:
+def empty(work: Account, unit: Clear, handle: int) -> None:
     """First what is in a directory, then itself."""
-    inside, kept = work.directories.contents(unit.tree, unit.path)
-    work.stack.append(unit._replace(emptied=True))
+    inside, kept = work.directories.contents(unit.tree, unit.path, handle)
     if kept:
         work.outcome.ruined.add(directory_group(unit.tree, unit.path))
+    emptied, height = unit._replace(emptied=True), len(work.stack)
+    work.stack.append(emptied)
     for one in units_of(unit.tree, unit.path, inside):
         if isinstance(one, Remove):  # at once, while the directory's handle is at hand
             remove(work, one)
         else:
             work.stack.append(one)
+    if len(work.stack) == height + 1:  # nothing is left to be done before
+        work.stack.pop()
+        clear(work, emptied)
 
 
 def is_kept(work: Account, unit: Clear) -> bool:
