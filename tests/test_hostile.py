@@ -292,7 +292,7 @@ def test_attributes_that_another_tool_left_out_are_brought_over(tmp_path: Path, 
 
 
 def test_what_appears_in_the_destination_meanwhile_is_kept_if_nothing_is_to_be_replaced(tmp_path: Path) -> None:
-    source = make_tree(tmp_path / "src", {f"f{number:04}": b"1" for number in range(3000)})
+    source = make_tree(tmp_path / "src", {f"f{number:04}": b"1" for number in range(1000)})
 
     class Plants(pcopy.Observer):
         def progress(self, progress: pcopy.Progress) -> None:

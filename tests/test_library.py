@@ -326,7 +326,7 @@ def test_in_a_process_that_may_start_no_others_it_copies_alone_and_says_so(
     start: Start, source: Path, tmp_path: Path, method: str
 ) -> None:
     """Such as a worker of multiprocessing.Pool, which is daemonic."""
-    make_tree(source / "more", many_files(20, 200))  # more than a first slice does
+    make_tree(source / "more", many_files(5, 200))  # more than a first slice does
     status, out, err = start(IN_A_POOL, method).ended()
     assert (status, err) == (0, "")
     ((exit_status, engine, jobs, warnings),) = json.loads(out)

@@ -229,7 +229,7 @@ def test_an_interrupted_run_is_logged_as_far_as_it_came(tmp_path: Path) -> None:
 
 
 def test_lines_are_in_the_log_while_the_run_goes_on(tmp_path: Path) -> None:
-    source = make_tree(tmp_path / "src", {f"f{number}": "x" for number in range(2000)})
+    source = make_tree(tmp_path / "src", {f"f{number}": "x" for number in range(600)})
     seen: list[int] = []
 
     class Looks(library.Observer):
