@@ -345,7 +345,7 @@ class Directories:
         except PermissionError:
             return ABSENT
         try:
-            fs.lock_to_remove(handle)
+            fs.leave_to_another_run([fs.is_marked(handle, fs.AT_WORK)])
         except OSError:
             os.close(handle)
             raise

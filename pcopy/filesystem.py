@@ -12,9 +12,11 @@ import fcntl
 import os
 import re
 import stat
+import struct
 import time
 from collections.abc import Container, Iterable, Iterator
 from functools import cache
+from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -48,13 +50,14 @@ EXACT = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs"})
 PROC = os.path.isdir("/proc/self/fd")
 XATTRS = hasattr(os, "listxattr")
 FICLONE = 0x40049409  # linux/fs.h; ioctl_ficlone(2)
+FLOCK = "hhqqi4x"  # struct flock of fcntl(2): type, whence, start, length, process
+AT_WORK, DELETES = 0, 1  # bytes of a directory that its run marks: it has locked it, it removes what the source lacks
 NOREPLACE = 1  # linux/fs.h: RENAME_NOREPLACE
 
 # The file system cannot do it, or may not for us: the copy goes on without.
 UNABLE = frozenset({errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENODATA})
 # This one attribute is too large for the file system (setxattr(2); ext4 says ENOSPC: a value has to fit into one block).
 TOO_LARGE = frozenset({errno.E2BIG, errno.ERANGE, errno.ENOSPC})
-LOOKS = 5  # at a lock, a millisecond apart
 SHORT = 1000  # characters of a path that any call takes, four bytes each (PATH_MAX)
 LARGEST_ATTRIBUTE = 64 << 10  # bytes (XATTR_SIZE_MAX, xattr(7))
 # Nothing else can be written to the destination either.
@@ -158,18 +161,26 @@ def is_gone(path: str, inode: tuple[int, int]) -> bool:
     return (state.st_dev, state.st_ino) != inode
 
 
-def inodes_above(directory: int) -> Iterator[tuple[int, int]]:
-    """Of all directories above an open one, up to the root."""
-    handle = os.open("..", PASS, dir_fd=directory)
+def upwards(directory: int) -> Iterator[int]:
+    """Handles of a directory and of all above it, to the root, to pass through; each is closed when the next is asked for."""
+    handle = os.open(".", PASS, dir_fd=directory)
     try:
-        below, state = None, os.fstat(handle)
-        while below is None or not os.path.samestat(below, state):
-            yield state.st_dev, state.st_ino
-            above = os.open("..", PASS, dir_fd=handle)
-            os.close(handle)
-            handle, below, state = above, state, os.fstat(above)
+        while True:
+            yield handle
+            below, handle = handle, os.open("..", PASS, dir_fd=handle)
+            at_root = os.path.samestat(os.fstat(below), os.fstat(handle))
+            os.close(below)
+            if at_root:
+                return
     finally:
         os.close(handle)
+
+
+def inodes_above(directory: int) -> Iterator[tuple[int, int]]:
+    """Of all directories above an open one, up to the root."""
+    for handle in islice(upwards(directory), 1, None):
+        state = os.fstat(handle)
+        yield state.st_dev, state.st_ino
 
 
 def open_directory(name: str, parent: int, follow: bool = False) -> int:
@@ -582,65 +593,58 @@ def list_directory(handle: int) -> dict[str, bool]:
 
 def lock(directory: int, exclusive: bool) -> None:
     """Lock an open directory for this run; BlockingIOError if another run has it. Ends with the last handle (flock(2))."""
+    mark(directory, AT_WORK)
     fcntl.flock(directory, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
 
 
-def lock_to_remove(directory: int) -> None:
-    """Raises EBUSY if another run has locked an open directory: what it makes there stays.
+def mark(directory: int, what: int) -> None:
+    """Let others see, without a lock of their own, what a run does in an open directory, until its last handle is closed.
 
-    The workers of one run may ask at once, so one that meets a lock asks again. What cannot be locked is in no run's hands.
+    A shared lock of one byte, by the open file description (fcntl(2), F_OFD_SETLK): it is in nobody's way.
     """
-    for look in range(LOOKS):
-        if look:
-            time.sleep(0.001)
-        try:
-            lock(directory, exclusive=True)
-        except BlockingIOError:
-            continue
-        except OSError:
-            return
-        fcntl.flock(directory, fcntl.LOCK_UN)
-        return
-    raise OSError(errno.EBUSY, "another run is copying into it: run the same line again when that has ended")
+    if hasattr(fcntl, "F_OFD_SETLK"):
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(directory, fcntl.F_OFD_SETLK, struct.pack(FLOCK, fcntl.F_RDLCK, os.SEEK_SET, what, 1, 0))
 
 
-def lock_to_remove_in(directory: int, levels: int) -> None:
-    """As :func:`lock_to_remove`, of a directory and those above it, ``levels`` in all, as far as they can be opened."""
-    handle = directory
+def is_marked(directory: int, what: int) -> bool | None:
+    """Whether a run has marked an open directory by another handle; None if nobody can tell."""
+    if not hasattr(fcntl, "F_OFD_GETLK"):
+        return None
     try:
-        for level in range(levels):
-            try:
-                below, handle = handle, os.open(".." if level else ".", DIRECTORY, dir_fd=handle)
-            except PermissionError:
-                return
-            if level:
-                os.close(below)
-            lock_to_remove(handle)
-    finally:
-        if handle != directory:
-            os.close(handle)
+        asked = struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, what, 1, 0)
+        found = struct.unpack(FLOCK, fcntl.fcntl(directory, fcntl.F_OFD_GETLK, asked))
+    except OSError:
+        return None
+    return bool(found[0] != fcntl.F_UNLCK)
+
+
+def marks(directory: int, what: int, start: int = 0, stop: int | None = None) -> Iterator[bool | None]:
+    """As :func:`is_marked`, of the directories from so many levels above one on, to the root."""
+    for handle in islice(upwards(directory), start, stop):
+        try:
+            readable = os.open(".", DIRECTORY, dir_fd=handle)
+        except OSError:
+            yield None
+            continue
+        try:
+            yield is_marked(readable, what)
+        finally:
+            os.close(readable)
+
+
+def leave_to_another_run(marked: Iterable[bool | None]) -> None:
+    """Raises EBUSY if another run is at work: what it makes is not to be removed."""
+    if any(marked):
+        raise OSError(errno.EBUSY, "another run is copying into it: run the same line again when that has ended")
 
 
 def is_locked(up: int, directory: int) -> bool:
     """Whether a run has locked the directory so many levels up; also if that cannot be found out, or nothing is there."""
-    handle = -1
     try:
-        handle = os.open(".", PASS, dir_fd=directory)
-        for _ in range(up):
-            below, handle = handle, os.open("..", PASS, dir_fd=handle)
-            at_root = os.path.samestat(os.fstat(below), os.fstat(handle))
-            os.close(below)
-            if at_root:
-                return True
-        passed, handle = handle, os.open(".", DIRECTORY, dir_fd=handle)
-        os.close(passed)
-        lock(handle, exclusive=True)
-        return False
+        return next(marks(directory, AT_WORK, up, up + 1), None) is not False
     except OSError:
         return True
-    finally:
-        if handle != -1:
-            os.close(handle)
 
 
 TEMPORARY = re.compile(r"\.pcopy-([0-9a-f]{8})-(\d{1,9})-([0-9a-f]{16})(?:-([0-9a-f]{16}))?\Z", re.ASCII)

@@ -17,10 +17,8 @@ from pcopy.result import Report
 from pcopy.work import Entries, Inode, Job, Scan, Tree, Unit
 from pcopy.worker import BATCH
 
-# Seconds between two tries to lock. Who only looks whether a directory is locked has the lock for a moment; a run of single
-# files has it alone for as long as it clears what dead runs left.
-TURN = 0.02
-MOMENTS, TURNS = 5, 50
+# Seconds that a run of single files waits for others, which have the directory alone only to clear what dead runs left.
+TURN, TURNS = 0.02, 50
 
 
 def prepare(
@@ -41,6 +39,10 @@ def prepare(
             make_accessible(top)
         check_usable(top)
         handle, alone = stack.enter_context(locked(top, exclusive, report))
+        if options.delete:
+            fs.mark(handle, fs.DELETES)
+        if any(fs.marks(handle, fs.DELETES, 1)):
+            raise OSError(errno.EWOULDBLOCK, "a run above it deletes what its source lacks: wait until it has ended", top)
         keep = {landing.rename or name for landing in landings for name in landing.names}
         if keep and alone:  # without names the directory is scanned, and cleared by who scans it
             partial = fs.clear_stale(fs.list_directory(handle), keep, 0, handle, token, keep)
@@ -180,9 +182,10 @@ def locked(top: str, exclusive: bool, report: Report) -> Iterator[tuple[int, boo
     try:
         alone = False
         try:
-            alone = lock_alone_or_with_others(handle, exclusive)
+            fs.lock(handle, exclusive=True)
+            alone = True
         except BlockingIOError:
-            raise OSError(errno.EWOULDBLOCK, "another run is copying into it: wait until it has ended", top) from None
+            lock_with_others(handle, top, exclusive)
         except OSError as error:
             report.warnings.append(f"{top}: cannot be locked ({error.strerror}): see to it that no other run copies into it")
         yield handle, alone
@@ -190,21 +193,14 @@ def locked(top: str, exclusive: bool, report: Report) -> Iterator[tuple[int, boo
         os.close(handle)
 
 
-def lock_alone_or_with_others(handle: int, exclusive: bool) -> bool:
-    """True: alone. Only single files may go beside other single files, which begin with a look of their own.
-
-    Raises BlockingIOError if another run has the lock, OSError if there are no locks.
-    """
-    for turn in range(MOMENTS if exclusive else TURNS):
-        if turn:
-            time.sleep(TURN)
-        for alone in (True,) if exclusive else (True, False):
-            try:
-                fs.lock(handle, exclusive=alone)
-                return alone
-            except BlockingIOError as error:
-                refused = error
-    raise refused
+def lock_with_others(handle: int, top: str, exclusive: bool) -> None:
+    """Another run has a lock: only single files may go beside other single files, which begin with a look of their own."""
+    for _ in range(0 if exclusive else TURNS):
+        with contextlib.suppress(BlockingIOError):
+            fs.lock(handle, exclusive=False)
+            return
+        time.sleep(TURN)
+    raise OSError(errno.EWOULDBLOCK, "another run is copying into it: wait until it has ended", top)
 
 
 def check_usable(top: str) -> None:

@@ -29,7 +29,7 @@ def begin(work: Account, unit: Finish) -> None:
         return
     pair = work.handles.pair(~unit.tree, unit.path)
     try:
-        fs.lock_to_remove_in(pair.destination, pair.depth)
+        fs.leave_to_another_run(fs.marks(pair.destination, fs.AT_WORK, 0, pair.depth))
     except OSError as error:
         work.outcome.tally.found += 1
         work.fail(work.failure_of(unit, work.copy_path(unit.tree, unit.path), error))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
 import shutil
@@ -276,7 +275,7 @@ def test_a_directory_with_a_temporary_name_is_not_ours(tmp_path: Path, jobs: int
 def live_run(directory: Path) -> Iterator[None]:
     """Holds what a run into this directory would hold."""
     handle = os.open(directory, os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
+    fs.lock(handle, exclusive=True)
     try:
         yield
     finally:
