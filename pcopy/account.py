@@ -79,7 +79,7 @@ class Account:
 
     def entry_failed(self, unit: Entries | Link, pair: Pair, name: str, error: OSError) -> None:
         """Gone from the source since the scan is no failure; everything else is, unless it goes better later."""
-        one = unit._replace(names=(name,), fresh=False, share=0.0) if isinstance(unit, Entries) else unit._replace(share=0.0)
+        one = unit._replace(names=(name,), again=True, share=0.0) if isinstance(unit, Entries) else unit._replace(share=0.0)
         if self.try_again(one, error.errno):
             return
         self.spoil(unit)

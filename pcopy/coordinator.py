@@ -237,7 +237,7 @@ class Coordinator:
         del self.waiting[inode]
         others = [unit._replace(first=place) for unit in links if unit is not first]
         names = (first.name,)
-        copied = Entries(first.tree, first.path, names, False, False, first.share, first.rename, first.inode)
+        copied = Entries(first.tree, first.path, names, first.fresh, False, first.share, first.rename, first.inode)
         self.add([copied, *others])
         self.release(links)
 
@@ -258,7 +258,8 @@ class Coordinator:
             names = (name.name,)
             copy = Entries(name.tree, name.path, names, name.fresh, name.regular, name.share, name.rename, name.inode)
             return copy._replace(device=name.device)
-        return Link(name.tree, name.path, name.name, name.rename, name.inode, first, name.share, device=name.device)
+        link = Link(name.tree, name.path, name.name, name.rename, name.inode, first, name.share, device=name.device)
+        return link._replace(fresh=name.fresh)
 
     def tell(self, outcome: Outcome) -> None:
         progress, report = self.progress, self.report

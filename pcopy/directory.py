@@ -286,7 +286,7 @@ class Directories:
             try:
                 fs.make_directory(name, pair.destination, mode_begun(self.options))
             except FileExistsError as error:
-                if not (again and stat.S_ISDIR(fs.look_at(name, pair.destination).st_mode)):
+                if not (again and stat.S_ISDIR(fs.look_at(name, pair.destination).st_mode) and pair.spells(name)):
                     error.strerror = APPEARED
                     raise
         listing.directories.append((name, not there))

@@ -96,8 +96,8 @@ class Copier:
         self.large = self.plain.large = min(LARGE, size)
         self.plain.guesses = False
 
-    def copy(self, pair: Pair, name: str, target: str, new: bool, first: bool) -> int | Result:
-        """Copy one entry. ``new``: a regular file that the destination lacks, says the scan; ``first``: of its inode.
+    def copy(self, pair: Pair, name: str, target: str, new: bool, first: bool, again: bool = False) -> int | Result:
+        """Copy one entry. ``new``: the destination lacks it, says the scan; ``first``: of its inode; ``again``: it was begun.
 
         Returns the bytes of a file that was copied, which is what nearly all come to, or a Result.
         """
@@ -109,7 +109,7 @@ class Copier:
         if state.st_nlink > 1 and self.keep_links and not first:
             return shared(state)
         copy = None if pair.destination == ABSENT else fs.look_if_there(target, pair.destination)
-        if copy and new and self.options.overwrite is not Overwrite.NEVER:
+        if copy and new and self.options.overwrite is not Overwrite.NEVER and not (again and pair.spells(target)):
             raise OSError(errno.EEXIST, APPEARED)
         if not copy:
             return self.make(pair, name, target, state, copy, first)
@@ -129,11 +129,12 @@ class Copier:
         ours = fs.temporary_name(self.token, pair.depth, target)
         directory = fs.open_directory(".", pair.destination)  # which may be a handle to name things only
         try:
-            for place in [one for one in fs.list_directory(directory) if one.startswith(ours)]:
+            names = fs.list_directory(directory)
+            for place in [one for one in names if one.startswith(ours)]:
                 fs.remove_if_there(place, directory)
         finally:
             os.close(directory)
-        if new:
+        if new and target in names:
             self.clear_half(pair, name, target)
 
     def clear_half(self, pair: Pair, name: str, target: str) -> None:

@@ -587,8 +587,7 @@ def is_temporary(name: str) -> bool:
 
 def list_directory(handle: int) -> dict[str, bool]:
     """The names in an open directory, and whether each is a directory."""
-    with os.scandir(handle) as entries:
-        return {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
+    return {entry.name: entry.is_dir(follow_symlinks=False) for entry in read_directory(handle)}
 
 
 def lock(directory: int, exclusive: bool) -> None:

@@ -32,6 +32,17 @@ class Pair:
     mode: int | None = None  # what the copy had before the run, if it was there
     inherits: bool = False  # new entries get an ACL from the directory
     earlier: tuple[Pair, ...] = ()  # the source beside earlier copies, while a unit is at work
+    names: frozenset[str] | None = None  # in the copy, as they were spelled when that was first asked
+
+    def spells(self, name: str) -> bool:
+        """Whether the copy has a name in this spelling: where case does not count, what is found under it may have another."""
+        if self.names is None:
+            directory = fs.open_directory(".", self.destination)  # which may be a handle to name things only
+            try:
+                self.names = frozenset(fs.list_directory(directory))
+            finally:
+                os.close(directory)
+        return name in self.names
 
     def close(self) -> None:
         close(self.source)

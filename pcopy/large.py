@@ -138,5 +138,6 @@ def seal(work: Account, unit: Seal) -> None:
 def again(large: Large) -> Entries:
     """The unit that copies a large file once more."""
     rename = large.target if large.target != large.name else None
-    copy = Entries(large.tree, large.path, (large.name,), False, True, large.share, rename, large.first_of, large.tries + 1)
-    return copy._replace(device=large.device)
+    fresh = not large.temporary.replaces
+    copy = Entries(large.tree, large.path, (large.name,), fresh, True, large.share, rename, large.first_of, large.tries + 1)
+    return copy._replace(device=large.device, again=True)

@@ -6,13 +6,16 @@ decide ─▶ unchanged │ skipped │ hardlink ─▶ link ─▶ rename, if i
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from dataclasses import replace
 
 from pcopy import filesystem as fs
+from pcopy.directory import APPEARED
 from pcopy.entry import CANNOT_LINK, Copier, Fate, Result
 from pcopy.handles import ABSENT, Pair
+from pcopy.options import Overwrite
 from pcopy.work import Link
 
 
@@ -32,6 +35,13 @@ class Linker:
             made = self.as_it_will_be(pair, unit, first, state, made)
         elif not (made and self.is_copy(first, state, made)):
             return None
+        if (
+            copy
+            and unit.fresh
+            and not (made and os.path.samestat(copy, made))
+            and self.options.overwrite is not Overwrite.NEVER
+        ):
+            raise OSError(errno.EEXIST, APPEARED)
         result = self.decide(pair, unit, state, copy, made)
         if result.fate is not Fate.HARDLINK:
             return result

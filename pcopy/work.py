@@ -100,7 +100,7 @@ class Scan(NamedTuple):
     fresh: bool
     share: float  # the part of the whole run that is guessed to lie below, for the progress bar
     failed: int = 0  # times, by an error that may pass
-    again: bool = False  # a worker that was killed may have begun it
+    again: bool = False  # it may have been begun before, by a worker that was killed
     only: tuple[str, ...] | None = None
     replaces: bool = False  # an entry of another kind gave way to its copy
     device: int = 0  # st_dev of the directory that it was listed in; 0: that of the tree's top
@@ -271,6 +271,7 @@ class Link(NamedTuple):
     device: int = 0  # as for Scan
     kept: bool = False
     compared: Compared | None = None
+    fresh: bool = False  # as for Entries
 
     @property
     def holds(self) -> tuple[Group, ...]:

@@ -200,9 +200,10 @@ class Slice(Account):
             return
         pair = self.pair_of(unit)
         names, deadline, plain = unit.names, self.deadline, self.copier.plain
-        new, done, began_large, compared = unit.fresh and unit.regular and not unit.again, 0, False, None
-        plainly = new and not unit.partial
-        known = unit.regular and not new and plain.compares and pair.destination != ABSENT and not unit.partial
+        done, began_large, compared = 0, False, None
+        usual = unit.regular and not unit.again and not unit.partial
+        plainly = usual and unit.fresh
+        known = usual and not unit.fresh and plain.compares and pair.destination != ABSENT
         while done < len(names):
             if plainly and plain.works and unit.first_of is None and not pair.earlier:
                 some = names[done : done + 1] if self.singly else names[done:]
@@ -229,7 +230,7 @@ class Slice(Account):
                     break
             at = len(self.stack)
             try:
-                began_large = self.copy_entry(unit, pair, names[done], new)
+                began_large = self.copy_entry(unit, pair, names[done])
             except Unfinished as unfinished:
                 compared = unfinished.compared
                 break
@@ -252,11 +253,11 @@ class Slice(Account):
             return replace(pair, destination=ABSENT)  # as if it were cleared
         return pair
 
-    def copy_entry(self, unit: Entries, pair: Pair, name: str, new: bool) -> bool:
+    def copy_entry(self, unit: Entries, pair: Pair, name: str) -> bool:
         """Copy whatever is behind a name. True if a large file was begun."""
         self.copier.auditor.compared, self.copier.partial = unit.compared, unit.partial
         try:
-            result = self.copier.copy(pair, name, unit.rename or name, new, unit.first_of is not None)
+            result = self.copier.copy(pair, name, unit.rename or name, unit.fresh, unit.first_of is not None, unit.again)
         except Unfinished:
             raise
         except OSError as error:
@@ -335,8 +336,8 @@ class Slice(Account):
             self.entry_failed(unit, pair, unit.name, error)
         else:
             if result is None:  # it is copied, as if it were the first
-                copy = Entries(unit.tree, unit.path, (unit.name,), False, False, unit.share, unit.rename, unit.inode)
-                self.stack.append(copy._replace(device=unit.device))
+                copy = Entries(unit.tree, unit.path, (unit.name,), unit.fresh, False, unit.share, unit.rename, unit.inode)
+                self.stack.append(copy._replace(device=unit.device, again=True))
                 return
             if result.fate is Fate.BLOCKED:
                 self.clear_first(unit, unit._replace(cleared=True), unit.name)

@@ -250,7 +250,10 @@ def test_links_wait_for_the_first_copy() -> None:
     done(coordinator, first)
     place = Place(0, "", "one")
     links = [unit for _ in range(2) for unit in take(coordinator, 0)]
-    assert links == [Link(0, "", "three", None, INODE, place, 0.1), Link(0, "e", "two", None, INODE, place, 0.1)]
+    assert links == [
+        Link(0, "", "three", None, INODE, place, 0.1, fresh=True),
+        Link(0, "e", "two", None, INODE, place, 0.1, fresh=True),
+    ]
     assert take(coordinator, 0) == []  # the directory's times wait for the link, too
     done(coordinator, links)
     assert take(coordinator, 0) == [finish("")]
@@ -326,7 +329,7 @@ def test_when_the_first_name_is_not_copied_another_one_is() -> None:
         done(coordinator, first, ruined={INODE})
     done(coordinator, take(coordinator, 0))
     (link,) = take(coordinator, 0)
-    assert link == Link(0, "", "d", None, INODE, Place(0, "", "c"), 0.1)
+    assert link == Link(0, "", "d", None, INODE, Place(0, "", "c"), 0.1, fresh=True)
     done(coordinator, [link])
     assert nothing_is_held(coordinator)
 
