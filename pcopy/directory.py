@@ -267,6 +267,8 @@ class Directories:
     def make_directories(self, pair: Pair, listing: Listing, again: bool) -> None:
         """Make the copies of all the directories in one, so that its own times can be set before theirs."""
         found, listing.directories = listing.directories, []
+        if again and pair.destination != ABSENT:
+            pair.spells("")  # before any more are made
         for name, _ in found:
             try:
                 self.make_directory(pair, name, listing, again)
