@@ -253,6 +253,56 @@ def test_nothing_is_deleted_where_another_run_is_at_work(tmp_path: Path, pcopy: 
     assert read_tree(dst) == read_tree(source)
 
 
+@pytest.mark.parametrize("deletes", [True, False])
+@pytest.mark.parametrize("below", ["x", "x/y/z"])
+def test_no_run_begins_below_one_that_deletes(tmp_path: Path, pcopy: Run, deletes: bool, below: str) -> None:
+    """What it finds there would be removed behind its back."""
+    source = make_tree(tmp_path / "src", {"f": b"1"})
+    dst = make_tree(tmp_path / "dst", {"x": Dir({"y": Dir({"z": Dir({"f": b"1"})})})})
+    handle = os.open(dst, os.O_RDONLY)
+    try:
+        fs.lock(handle, exclusive=True)
+        if deletes:
+            fs.mark(handle, fs.DELETES)
+        for given in (source, source / "f"):
+            done = pcopy(given, dst / below / "")
+            assert (done.returncode, "deletes what its source lacks" in done.stderr) == ((3, True) if deletes else (0, False))
+        assert pcopy("-n", source, dst / below).returncode == 0
+    finally:
+        os.close(handle)
+    assert pcopy(source, dst / below).returncode == 0
+
+
+def test_a_run_that_deletes_marks_its_destination(tmp_path: Path, jobs: int) -> None:
+    source, dst = make_tree(tmp_path / "src", {"f": b"1"}), make_tree(tmp_path / "dst", {"x": b"2"})
+    seen = []
+
+    class Looks(pcopy.Observer):
+        def progress(self, progress: pcopy.Progress) -> None:
+            handle = os.open(dst, os.O_RDONLY)
+            seen.append((fs.is_marked(handle, fs.AT_WORK), fs.is_marked(handle, fs.DELETES)))
+            os.close(handle)
+
+    for delete in (False, True):
+        assert pcopy.copy(source, dst, jobs=jobs, delete=delete, observer=Looks()).ok
+        assert set(seen) == {(True, delete)}
+        seen.clear()
+    handle = os.open(dst, os.O_RDONLY)
+    assert (fs.is_marked(handle, fs.AT_WORK), fs.is_marked(handle, fs.DELETES)) == (False, False)
+    os.close(handle)
+
+
+def test_workers_do_not_take_each_other_for_another_run(tmp_path: Path) -> None:
+    """All of them look at the directories above those in which something is to go."""
+    deep = "/".join("abcdefgh")
+    for number in range(400):
+        (tmp_path / "src" / deep / str(number)).mkdir(parents=True)
+        (tmp_path / "dst" / deep / str(number) / "x").mkdir(parents=True)
+        (tmp_path / "dst" / deep / str(number) / "e").touch()
+    report = pcopy.copy(tmp_path / "src", tmp_path / "dst", jobs=8, delete=True)
+    assert (report.ok, report.deleted) == (True, 800), report.errors
+
+
 def test_what_dead_runs_left_keeps_no_directory_that_is_to_go(tmp_path: Path, jobs: int) -> None:
     """Of runs into this destination, and into what the source lacks now; and where a file is in its place."""
     source = make_tree(tmp_path / "src", {"f": b"1", "now a file": b"2", "d": Dir({"e": b"3"})})
