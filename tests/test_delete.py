@@ -295,12 +295,12 @@ def test_a_run_that_deletes_marks_its_destination(tmp_path: Path, jobs: int) -> 
 def test_workers_do_not_take_each_other_for_another_run(tmp_path: Path) -> None:
     """All of them look at the directories above those in which something is to go."""
     deep = "/".join("abcdefgh")
-    for number in range(400):
+    for number in range(2000):
         (tmp_path / "src" / deep / str(number)).mkdir(parents=True)
         (tmp_path / "dst" / deep / str(number) / "x").mkdir(parents=True)
         (tmp_path / "dst" / deep / str(number) / "e").touch()
     report = pcopy.copy(tmp_path / "src", tmp_path / "dst", jobs=8, delete=True)
-    assert (report.ok, report.deleted) == (True, 800), report.errors
+    assert (report.ok, report.deleted) == (True, 4000), report.errors
 
 
 def test_what_dead_runs_left_keeps_no_directory_that_is_to_go(tmp_path: Path, jobs: int) -> None:
