@@ -619,17 +619,18 @@ def is_marked(directory: int, what: int) -> bool | None:
 
 
 def marks(directory: int, what: int, start: int = 0, stop: int | None = None) -> Iterator[bool | None]:
-    """As :func:`is_marked`, of the directories from so many levels above one on, to the root."""
-    for handle in islice(upwards(directory), start, stop):
-        try:
-            readable = os.open(".", DIRECTORY, dir_fd=handle)
-        except OSError:
-            yield None
-            continue
-        try:
-            yield is_marked(readable, what)
-        finally:
-            os.close(readable)
+    """As :func:`is_marked`, of the directories from so many levels above one on, as far up as one may go."""
+    with contextlib.suppress(OSError):
+        for handle in islice(upwards(directory), start, stop):
+            try:
+                readable = os.open(".", DIRECTORY, dir_fd=handle)
+            except OSError:
+                yield None
+                continue
+            try:
+                yield is_marked(readable, what)
+            finally:
+                os.close(readable)
 
 
 def leave_to_another_run(marked: Iterable[bool | None]) -> None:
@@ -640,10 +641,7 @@ def leave_to_another_run(marked: Iterable[bool | None]) -> None:
 
 def is_locked(up: int, directory: int) -> bool:
     """Whether a run has locked the directory so many levels up; also if that cannot be found out, or nothing is there."""
-    try:
-        return next(marks(directory, AT_WORK, up, up + 1), None) is not False
-    except OSError:
-        return True
+    return next(marks(directory, AT_WORK, up, up + 1), None) is not False
 
 
 TEMPORARY = re.compile(r"\.pcopy-([0-9a-f]{8})-(\d{1,9})-([0-9a-f]{16})(?:-([0-9a-f]{16}))?\Z", re.ASCII)
