@@ -79,7 +79,7 @@ class Account:
 
     def entry_failed(self, unit: Entries | Link, pair: Pair, name: str, error: OSError) -> None:
         """Gone from the source since the scan is no failure; everything else is, unless it goes better later."""
-        one = unit._replace(names=(name,), again=True, share=0.0) if isinstance(unit, Entries) else unit._replace(share=0.0)
+        one = unit._replace(names=(name,), share=0.0) if isinstance(unit, Entries) else unit._replace(share=0.0)
         if self.try_again(one, error.errno):
             return
         self.spoil(unit)
@@ -103,6 +103,7 @@ class Account:
         """Leave a unit over if the error may pass. What comes after it waits, as for any unit that somebody else has."""
         again = number in fs.PASSING and unit.failed < self.job.options.retries
         if again:
+            unit = unit._replace(again=True) if isinstance(unit, (Scan, Entries)) else unit
             self.waiting.append(unit._replace(failed=unit.failed + 1))
             self.open.update(unit.holds)
         return again

@@ -176,7 +176,7 @@ def copy(
     if files_from is not None:
         landings = [only_listed(found, landings, files_from)]
     refuse_overlap(found, there, landings)
-    check_deletion(options, landings)
+    check_deletion(options, found, landings)
     listing = None if manifest is None else check_place(os.fsdecode(manifest), top, landings)
     options = replace(options, link_dest=tuple(check_earlier(one, top, found, delete) for one in options.link_dest))
     report, stop, started = new_report(options), stop or Stop(), time.monotonic()
@@ -184,9 +184,12 @@ def copy(
     try:
         request = Request(top, landings, options, expected, listing, [*observer.files, *([listing] if listing else [])])
         if options.delete and (failure := too_much(request, stop)):
-            give_up(report, failure, observer)
-        else:
-            carry_out(request, report, observer, stop)
+            if failure.fatal:
+                give_up(report, failure, observer)
+                return report
+            note(report, failure, observer)
+            request = request._replace(options=replace(options, delete=False))
+        carry_out(request, report, observer, stop)
     finally:
         report.signal = stop.signal
         report.seconds = time.monotonic() - started
@@ -256,7 +259,10 @@ def new_report(options: Options) -> Report:
 
 
 def too_much(request: Request, stop: Stop) -> Failure | None:
-    """Why nothing is to be deleted, and so nothing done at all. How much there is to delete tells a dry run."""
+    """Why nothing is to be deleted, and so nothing done at all. How much there is to delete tells a dry run.
+
+    Not fatal if that could not be found out: then all is done but the deletion, as rsync does after an error.
+    """
     top, landings, options = request[:3]
     if options.max_delete is None:
         empty = next((one.source for one in landings if is_empty(one.source)), None)
@@ -268,7 +274,10 @@ def too_much(request: Request, stop: Stop) -> Failure | None:
     plan = new_report(silent)
     carry_out(request._replace(options=silent, expected=None), plan, Observer(), stop)
     if plan.deleted <= options.max_delete:
-        return None
+        if not plan.errors:
+            return None
+        reason = f"not counted, so nothing is deleted: {plan.errors[0].path}: {plan.errors[0].reason}"
+        return Failure(top, "delete", None, reason)
     entries = "1 entry" if plan.deleted == 1 else f"{plan.deleted:,} entries"
     reason = f"would remove {entries}, more than max-delete allows ({options.max_delete:,}): nothing was done"
     return Failure(top, "delete", None, reason, fatal=True)

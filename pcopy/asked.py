@@ -52,11 +52,19 @@ def check_count(name: str, count: int) -> int:
     return count
 
 
-def check_deletion(options: Options, landings: Sequence[Landing]) -> None:
+def check_deletion(options: Options, sources: Sequence[Source], landings: Sequence[Landing]) -> None:
     if options.max_delete is not None and not options.delete:
         raise UsageError("max-delete goes with delete")
     if options.delete and all(landing.names for landing in landings):
         raise UsageError("delete is for copies of directories: no source is one")
+    for landing in landings if options.delete else ():
+        with contextlib.suppress(OSError):  # it is not there yet
+            state = os.lstat(landing.destination)
+            for source in sources if not landing.names else ():
+                if any(os.path.samestat(state, one) for one in states_above(source.path)):
+                    raise UsageError(
+                        f"{source.given}: lies in {landing.destination}, from which delete would remove it: move it"
+                    )
 
 
 def check_earlier(given: str, top: str, sources: Sequence[Source], delete: bool) -> str:

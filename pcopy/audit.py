@@ -58,9 +58,9 @@ class Auditor:
             try:
                 return self.equal_files(source, copy)
             finally:
-                os.close(copy)
+                fs.close_read(copy)
         finally:
-            os.close(source)
+            fs.close_read(source)
 
     def equal_files(self, source: int, copy: int) -> bool:
         state = os.fstat(source)
@@ -105,7 +105,7 @@ class Auditor:
             same = same and os.fstat(copy).st_size == size
             fs.verify(same or is_changed(state, os.fstat(source)), position)
         finally:
-            os.close(copy)
+            fs.close_read(copy)
 
     def read_back_span(self, pair: Pair, large: Large, start: int, stop: int) -> int:
         """Compare a part of a large file with its source. Returns how far it came. Raises OSError if they differ.
@@ -123,9 +123,9 @@ class Auditor:
                 fs.verify(same or changed, position)
                 return stop if changed else position
             finally:
-                os.close(copy)
+                fs.close_read(copy)
         finally:
-            os.close(source)
+            fs.close_read(source)
 
     def sum(self, pair: Pair, name: str, target: str, copied: bool) -> str | None:
         """The checksum of a file in the copy; None if it is no regular file. Raises Stopped.
@@ -167,7 +167,7 @@ class Auditor:
             digest, size = self.reader.digest(source, self.new, self.stop)
             return digest if size == copy.st_size and os.fstat(source).st_mtime_ns == copy.st_mtime_ns else None
         finally:
-            os.close(source)
+            fs.close_read(source)
 
 
 def unrest(state: os.stat_result) -> float:

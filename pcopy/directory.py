@@ -71,6 +71,7 @@ class Directories:
         self.options = job.options
         self.selection = selection(job.options.filters)
         self.ours = {tree.destination_inode for tree in job.trees}
+        self.needed = {*(tree.source_inode for tree in job.trees), *(tree.destination_inode for tree in job.earlier)}
         self.tells = job.options.tells
         self.owner = os.geteuid()
 
@@ -338,7 +339,7 @@ class Directories:
         return True
 
     def open_to_remove(self, name: str, parent: int) -> int:
-        """Open a directory that is to be removed. Raises EBUSY if another run is at work in it.
+        """Open a directory that is to be removed. Raises EBUSY if another run is at work in it, or this one copies from it.
 
         One that we may not read is none that such a run has, and if it is empty, nobody has to.
         """
@@ -347,6 +348,9 @@ class Directories:
         except PermissionError:
             return ABSENT
         try:
+            state = os.fstat(handle)
+            if (state.st_dev, state.st_ino) in self.needed:  # it was named by another path, to where it is mounted too
+                fs.refuse_to_remove("is a source of this run, or an earlier copy: move it out of the destination")
             fs.leave_to_another_run([fs.is_marked(handle, fs.AT_WORK)])
         except OSError:
             os.close(handle)

@@ -211,9 +211,9 @@ class Copier:
             try:
                 return not lacks_data(source, copy, size)
             finally:
-                os.close(copy)
+                fs.close_read(copy)
         finally:
-            os.close(source)
+            fs.close_read(source)
 
     def same_time(self, pair: Pair, mtime_ns: int, copy: os.stat_result) -> bool:
         """Equal as far as the destination keeps times: its granularity is measured when two nearly agree, its range when one
@@ -289,7 +289,7 @@ class Copier:
                 finally:
                     os.close(handle)
             finally:
-                os.close(source)
+                fs.close_read(source)
             if written != CLOSED:
                 try:
                     fs.sync(written)
@@ -349,7 +349,7 @@ class Copier:
                 self.refuse_another(os.fstat(made), state)
                 self.metadata.dress(fs.held(source), fs.held(made), state, pair)
             finally:
-                os.close(source)
+                fs.close_read(source)
                 os.close(made)
         except BaseException:
             abandon(CLOSED, place, pair.destination)
@@ -443,7 +443,7 @@ class Copier:
             if tries == 1:
                 raise changed() from None
         finally:
-            os.close(source)
+            fs.close_read(source)
         return self.file(pair, name, target, first, replaces, tries - 1)
 
     def write(self, source: int, state: os.stat_result, pair: Pair, place: str, target: str, replaces: bool) -> int | Result:
@@ -547,7 +547,7 @@ class Copier:
             fs.close_written(handle)
             give_name(large.temporary.name, large.target, pair.destination, large.temporary.replaces)
         finally:
-            os.close(source)
+            fs.close_read(source)
 
 
 def give_name(place: str, target: str, directory: int, replaces: bool) -> None:

@@ -173,4 +173,4 @@ class Handles:
 
 def close(handle: int) -> None:
     if handle != ABSENT:
-        os.close(handle)
+        fs.close_read(handle)

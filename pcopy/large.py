@@ -7,7 +7,6 @@ Seal waits for all of them: attributes, then the name; or, if one has failed, no
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Iterator
 
@@ -86,7 +85,7 @@ def copy(work: Account, unit: Span) -> None:
         work.fail_unit(unit._replace(start=position), work.failure_of(unit, work.source_path(unit), error))
         position = unit.stop
     finally:
-        os.close(source)
+        fs.close_read(source)
     if position < unit.stop and (time.monotonic() >= work.deadline or position - unit.start >= most):
         work.stack.append(unit._replace(start=position))
     if work.job.options.verify and reached > unit.start:

@@ -129,7 +129,10 @@ class Plain:
                 self.works = not made  # in the rest of this slice: what is refused for one file is refused for the next
                 break
             finally:
-                os.close(source)
+                try:  # noqa: SIM105 - suppress() takes longer than the call
+                    os.close(source)
+                except OSError:  # of what was only read, it says nothing
+                    pass
                 if made:
                     abandon(handle, name, pair.destination)
             done += 1

@@ -39,10 +39,8 @@ def prepare(
             make_accessible(top)
         check_usable(top)
         handle, alone = stack.enter_context(locked(top, exclusive, report))
-        if options.delete:
-            fs.mark(handle, fs.DELETES)
-        if any(fs.marks(handle, fs.DELETES, 1)):
-            raise OSError(errno.EWOULDBLOCK, "a run above it deletes what its source lacks: wait until it has ended", top)
+        if any(fs.marks(handle, fs.DELETES)):
+            raise OSError(errno.EWOULDBLOCK, "another run deletes here what its source lacks: wait until it has ended", top)
         keep = {landing.rename or name for landing in landings for name in landing.names}
         if keep and alone:  # without names the directory is scanned, and cleared by who scans it
             partial = fs.clear_stale(fs.list_directory(handle), keep, 0, handle, token, keep)
@@ -61,6 +59,10 @@ def prepare(
         if is_new is None:
             report.skipped += 1
             continue
+        if options.delete and not options.dry_run and handle is not None and not landing.names:
+            place = fs.open_directory(below or ".", handle)
+            stack.callback(os.close, place)
+            fs.mark(place, fs.DELETES)
         trees.append(tree_of(landing, below, handle))
         sources.append(os.path.basename(landing.source) if below else "")
         units += units_of(landing, len(trees) - 1, is_new, 1.0 / len(landings), partial)

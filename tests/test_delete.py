@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 import pcopy
+import pcopy as library
 from pcopy import filesystem as fs
 from tests.conftest import Run, as_root
-from tests.test_destination import mounted
+from tests.test_destination import mounted, unprivileged
 from tests.trees import WHEN, Dir, Fifo, File, Hard, Link, make_tree, read_tree
 
 SOURCE: dict[str | bytes, object] = {"f": b"1", "d": Dir({"g": b"2", "e": Dir({})}), "l": Link("f")}
@@ -246,7 +247,7 @@ def test_nothing_is_deleted_where_another_run_is_at_work(tmp_path: Path, pcopy: 
         assert run.returncode == 1, run.stderr
         failure = run.stderr.splitlines()[0]
         named = tmp_path / ("dst/d/e" if at == "dst/d" else at)  # where something was to go
-        assert failure.startswith(f"pcopy: {named}: leave to another run: another run is copying into it"), run.stderr
+        assert failure.startswith(f"pcopy: {named}: refuse to remove: another run is copying into it"), run.stderr
     assert read_tree(tmp_path / at) == inside
     assert not (dst / "old").exists()
     assert pcopy("--delete", "-j", jobs, source, dst).returncode == 0
@@ -266,11 +267,69 @@ def test_no_run_begins_below_one_that_deletes(tmp_path: Path, pcopy: Run, delete
             fs.mark(handle, fs.DELETES)
         for given in (source, source / "f"):
             done = pcopy(given, dst / below / "")
-            assert (done.returncode, "deletes what its source lacks" in done.stderr) == ((3, True) if deletes else (0, False))
+            assert (done.returncode, "another run deletes here" in done.stderr) == ((3, True) if deletes else (0, False))
         assert pcopy("-n", source, dst / below).returncode == 0
     finally:
         os.close(handle)
     assert pcopy(source, dst / below).returncode == 0
+
+
+def test_of_several_sources_only_the_copies_are_marked(tmp_path: Path, pcopy: Run) -> None:
+    """Nothing is deleted beside them."""
+    make_tree(tmp_path / "a", {"f": b"1"})
+    make_tree(tmp_path / "b", {"f": b"1"})
+    dst = make_tree(tmp_path / "dst", {"a": Dir({}), "other": Dir({})})
+    seen = {}
+
+    class Looks(library.Observer):
+        def progress(self, progress: library.Progress) -> None:
+            for place in ("a", "other"):
+                seen[place] = pcopy(tmp_path / "a/f", dst / place / "").returncode
+
+    assert library.copy([tmp_path / "a", tmp_path / "b"], dst, jobs=1, delete=True, observer=Looks()).ok
+    assert seen == {"a": 3, "other": 0}
+
+
+@pytest.mark.parametrize("given", ["dst/sub", "dst/x/sub", "dst/x", "link/"])
+@pytest.mark.parametrize("more", [[], ["-n"], ["--max-delete", "100"]], ids=str)
+def test_a_source_in_the_destination_is_refused(tmp_path: Path, pcopy: Run, given: str, more: list[str]) -> None:
+    """It would be deleted, or a part of it, for it is nothing that it has in itself."""
+    sub = Dir({"sub": Dir({"f": b"1"}), "g": b"2"})
+    make_tree(tmp_path, {"dst": Dir({"sub": sub, "x": Dir({"sub": sub})}), "link": Link("dst/sub")})
+    before = read_tree(tmp_path)
+    done = pcopy("--delete", *more, given, "dst")
+    assert (done.returncode, "from which delete would remove it" in done.stderr) == (2, True), done.stderr
+    assert read_tree(tmp_path) == before
+    assert pcopy(given, "dst").returncode == 0
+
+
+@as_root
+def test_a_source_that_is_mounted_from_the_destination_is_not_deleted(tmp_path: Path, pcopy: Run) -> None:
+    """Nor is an earlier copy: their paths do not show that they lie there."""
+    make_tree(tmp_path, {"dst": Dir({"sub": Dir({"f": b"1"}), "old": Dir({"f": b"1"}), "x": b"2"}), "earlier": Dir({})})
+    with (
+        mounted(tmp_path / "src", "--bind", str(tmp_path / "dst/sub")),
+        mounted(tmp_path / "earlier", "--bind", str(tmp_path / "dst/old")),
+    ):
+        done = pcopy("--delete", "--link-dest", tmp_path / "earlier", "src", "dst")
+        assert done.returncode == 1, done.stderr
+        assert done.stderr.count("is a source of this run, or an earlier copy") == 2
+    assert sorted(os.listdir(tmp_path / "dst")) == ["f", "old", "sub"]
+    assert os.listdir(tmp_path / "dst/sub") == os.listdir(tmp_path / "dst/old") == ["f"]
+
+
+def test_what_cannot_be_counted_is_not_deleted(tmp_path: Path) -> None:
+    """A limit is one. The run itself could do more than its plan: it makes its own directories accessible."""
+    source = make_tree(tmp_path / "src", {"f": b"1", "new": b"4"})
+    old = Dir({f"x{number}": b"2" for number in range(5)})
+    dst = make_tree(tmp_path / "dst", {"f": b"1", "old": old, "y": b"3"})
+    (dst / "old").chmod(0)
+    try:
+        done = unprivileged("--delete", "--max-delete", 2, source, dst)
+    finally:
+        (dst / "old").chmod(0o700)
+    assert (done.returncode, set(os.listdir(dst))) == (1, {"f", "new", "old", "y"}), done.stderr
+    assert "not counted, so nothing is deleted" in done.stderr
 
 
 def test_a_run_that_deletes_marks_its_destination(tmp_path: Path, jobs: int) -> None:

@@ -28,6 +28,7 @@ from pathlib import Path
 import pytest
 
 import pcopy as library
+from pcopy.metadata import SHORTLY
 from tests.comparer import differences
 from tests.conftest import Run, as_root
 from tests.test_destination import loop_mounted, messages, mounted, unprivileged
@@ -833,6 +834,17 @@ def test_names_come_back_from_json_without_loss(tmp_path: Path, pcopy: Run, jobs
     (line,) = done.stdout.splitlines()
     assert line.isascii()
     assert {os.path.basename(os.fsencode(error["path"])) for error in json.loads(line)["errors"]} == set(NAMES)
+
+
+@JOBS
+def test_a_source_that_cannot_be_closed_is_copied_all_the_same(faults: Faults, tmp_path: Path, jobs: int) -> None:
+    """All that was read of it is there. FUSE can report an error there."""
+    source = make_tree(tmp_path / "src", {**many(40), "extra": Dir({"e": b"1"})})
+    make_tree(tmp_path / "dst", {"extra": Dir({"gone": b"2"})})
+    time.sleep(SHORTLY / 1e9 + 0.1)  # what was changed just now is copied by another way
+    done = faults.run("-j", jobs, "--delete", source, tmp_path / "dst", rules=[("close", errno.EREMOTEIO, EACH, "/src/")])
+    assert done.returncode == 0, done.stderr
+    assert differences(source, tmp_path / "dst") == []
 
 
 # ---- two runs at once, and runs that are killed ---------------------------------------------------------------------

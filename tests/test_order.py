@@ -726,7 +726,7 @@ def test_what_appears_under_a_name_before_its_copy_gets_it_stays(
     assert [(one.name, one.read_bytes()) for one in dst.iterdir()] == [("name", b"theirs")]
 
 
-@pytest.mark.parametrize("number", ["EINVAL", "ENOSYS"])
+@pytest.mark.parametrize("number", ["EINVAL", "ENOSYS", "EPERM"])
 def test_where_no_call_tells_what_is_there_a_file_gets_its_name_all_the_same(tmp_path: Path, number: str) -> None:
     """Not every file system has RENAME_NOREPLACE, nor has every kernel."""
     source = make_tree(tmp_path / "src", {"f": b"1", "l": Link("f")})
