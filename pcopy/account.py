@@ -103,8 +103,8 @@ class Account:
         """Leave a unit over if the error may pass. What comes after it waits, as for any unit that somebody else has."""
         again = number in fs.PASSING and unit.failed < self.job.options.retries
         if again:
-            unit = unit._replace(again=True) if isinstance(unit, (Scan, Entries)) else unit
-            self.waiting.append(unit._replace(failed=unit.failed + 1))
+            later = unit._replace(failed=unit.failed + 1)
+            self.waiting.append(later._replace(again=True) if isinstance(later, (Scan, Entries)) else later)
             self.open.update(unit.holds)
         return again
 

@@ -57,14 +57,21 @@ def check_deletion(options: Options, sources: Sequence[Source], landings: Sequen
         raise UsageError("max-delete goes with delete")
     if options.delete and all(landing.names for landing in landings):
         raise UsageError("delete is for copies of directories: no source is one")
-    for landing in landings if options.delete else ():
-        with contextlib.suppress(OSError):  # it is not there yet
-            state = os.lstat(landing.destination)
-            for source in sources if not landing.names else ():
-                if any(os.path.samestat(state, one) for one in states_above(source.path)):
-                    raise UsageError(
-                        f"{source.given}: lies in {landing.destination}, from which delete would remove it: move it"
-                    )
+    if options.delete:
+        for landing in landings:
+            if not landing.names:
+                refuse_sources_in(landing.destination, sources)
+
+
+def refuse_sources_in(copy: str, sources: Sequence[Source]) -> None:
+    """A source has nothing of its own name in itself, so delete would take it away while it is copied."""
+    try:
+        state = os.lstat(copy)
+    except OSError:  # it is not there yet
+        return
+    for source in sources:
+        if any(os.path.samestat(state, one) for one in states_above(source.path)):
+            raise UsageError(f"{source.given}: lies in {copy}, from which delete would remove it: move it")
 
 
 def check_earlier(given: str, top: str, sources: Sequence[Source], delete: bool) -> str:

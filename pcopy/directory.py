@@ -269,7 +269,7 @@ class Directories:
         """Make the copies of all the directories in one, so that its own times can be set before theirs."""
         found, listing.directories = listing.directories, []
         if again and pair.destination != ABSENT:
-            pair.spells("")  # before any more are made
+            pair.note_names()
         for name, _ in found:
             try:
                 self.make_directory(pair, name, listing, again)

@@ -36,13 +36,17 @@ class Pair:
 
     def spells(self, name: str) -> bool:
         """Whether the copy has a name in this spelling: where case does not count, what is found under it may have another."""
+        return name in self.note_names()
+
+    def note_names(self) -> frozenset[str]:
+        """Those in the copy, when this is first asked: before an entry that was begun is made again."""
         if self.names is None:
             directory = fs.open_directory(".", self.destination)  # which may be a handle to name things only
             try:
                 self.names = frozenset(fs.list_directory(directory))
             finally:
                 os.close(directory)
-        return name in self.names
+        return self.names
 
     def close(self) -> None:
         close(self.source)

@@ -201,7 +201,7 @@ class Slice(Account):
         pair = self.pair_of(unit)
         names, deadline, plain = unit.names, self.deadline, self.copier.plain
         if unit.again and pair.destination != ABSENT:
-            pair.spells("")  # before any more are made
+            pair.note_names()
         done, began_large, compared = 0, False, None
         usual = unit.regular and not unit.again and not unit.partial
         plainly = usual and unit.fresh
