@@ -663,7 +663,7 @@ import os, sys
 from pcopy.options import Options
 from pcopy.work import Entries, Job, Scan, Tree
 from pcopy.worker import run
-source, copy = sys.argv[1:]
+source, copy = sys.argv[1:3]
 inodes = [(state.st_dev, state.st_ino) for state in map(os.stat, (source, copy))]
 job = Job(Options(), (Tree(source, copy, *inodes),), "0123abcd", 0o022)
 failed, units = [], [Scan(0, "", True, 1.0, again=True)] if "d" in os.listdir(source) else [
@@ -703,6 +703,45 @@ def test_what_a_killed_worker_made_is_not_taken_for_the_copy_of_a_name_that_cann
     assert {name: state for name, state in read_tree(dst).items() if name} == {
         name: state for name, state in read_tree(make_tree(tmp_path / "whole", lower)).items() if name
     }
+
+
+MEANWHILE = """
+import errno, os, sys
+import pcopy.entry, pcopy.filesystem as fs
+from pcopy.entry import SourceChanged
+def meanwhile(error):  # another worker makes what cannot be told apart, and ours is begun once more
+    if not os.listdir(sys.argv[2]) or "readme" not in os.listdir(sys.argv[2]):
+        with open(os.path.join(sys.argv[2], "readme"), "w") as file:
+            file.write("theirs")
+        raise error
+open_to_read, seal = fs.open_to_read, pcopy.entry.Copier.seal
+def open_once_more(name, *words):
+    meanwhile(OSError(errno.EIO, "Input/output error"))
+    return open_to_read(name, *words)
+def seal_once_more(*words):
+    meanwhile(SourceChanged())
+    return seal(*words)
+if sys.argv[3] == "large":
+    pcopy.entry.LARGE = 1 << 20
+    pcopy.entry.Copier.seal = seal_once_more
+else:
+    fs.open_to_read = open_once_more
+"""
+
+
+@pytest.mark.parametrize("kind", ["tried again", "large"])
+def test_what_is_copied_once_more_does_not_replace_a_name_that_cannot_be_told_apart(tmp_path: Path, kind: str) -> None:
+    if not shutil.which("gcc"):
+        pytest.skip("needs gcc")
+    (tmp_path / "ci.c").write_text(CASELESS)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", tmp_path / "ci.so", tmp_path / "ci.c", "-ldl"], check=True)
+    source = make_tree(tmp_path / "src", {"README": b"ours" * (1 << 19)})
+    (dst := tmp_path / "dst").mkdir()
+    env = {**os.environ, "LD_PRELOAD": str(tmp_path / "ci.so"), "CI_TOP": str(dst)}
+    words = [sys.executable, "-c", MEANWHILE + ONCE_MORE.replace(", again=True", ""), str(source), str(dst), kind]
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("README\n", "")
+    assert [(one.name, one.read_bytes()) for one in dst.iterdir()] == [("readme", b"theirs")]
 
 
 @pytest.mark.parametrize("kind", ["file", "large", "link", "fifo"])
