@@ -105,7 +105,7 @@ class Directories:
             begun = unit.fresh or ((pair.mode or 0) & ~SET_GROUP_ID) == mode_begun(self.options)
             mode = state.st_mode & 0o777 & ~self.job.umask if begun else pair.mode or 0
             listing.attributes = listing.attributes._replace(mode=mode)
-        self.make_directories(pair, listing, unit.again)
+        self.make_directories(pair, listing, unit)
         return listing
 
     def enter(self, unit: Scan) -> tuple[Pair, os.stat_result]:
@@ -265,15 +265,20 @@ class Directories:
         state = fs.look_if_there(name, directory)
         return state is not None and leaves_out(self.options, state)
 
-    def make_directories(self, pair: Pair, listing: Listing, again: bool) -> None:
-        """Make the copies of all the directories in one, so that its own times can be set before theirs."""
+    def make_directories(self, pair: Pair, listing: Listing, unit: Scan) -> None:
+        """Make the copies of all the directories in one, so that its own times can be set before theirs.
+
+        Raises what may pass while the unit can still be tried again.
+        """
         found, listing.directories = listing.directories, []
-        if again and pair.destination != ABSENT:
+        if unit.again and pair.destination != ABSENT:
             pair.note_names()
         for name, _ in found:
             try:
-                self.make_directory(pair, name, listing, again)
+                self.make_directory(pair, name, listing, unit.again)
             except OSError as error:
+                if error.errno in fs.PASSING and unit.failed < self.options.retries:
+                    raise
                 listing.failures.append(fs.failure(join(pair.path, name), error))
 
     def make_directory(self, pair: Pair, name: str, listing: Listing, again: bool) -> None:
