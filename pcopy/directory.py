@@ -9,6 +9,7 @@ from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 
 from pcopy import filesystem as fs
+from pcopy import runs
 from pcopy.handles import ABSENT, Handles, Pair, close
 from pcopy.metadata import Metadata
 from pcopy.options import Options, Overwrite
@@ -224,7 +225,9 @@ class Directories:
         listing.there = fs.list_directory(pair.destination)
         if self.job.locked and not self.options.dry_run:
             keep = {name for name in (*listing.regular, *listing.other) if name.startswith(".pcopy-")}
-            listing.partial = fs.clear_stale(listing.there, keep, pair.depth, pair.destination, self.job.token, listing.regular)
+            listing.partial = runs.clear_stale(
+                listing.there, keep, pair.depth, pair.destination, self.job.token, listing.regular
+            )
         if self.options.delete and in_full:
             found = {*listing.regular, *listing.other, *(name for name, _ in listing.directories)}
             listing.extra = tuple(self.removable(pair, listing.there, found))
@@ -246,7 +249,7 @@ class Directories:
         """
         extra = [one for one in there.items() if one[0] not in found]
         if [name for name in there if name.startswith(".pcopy-")]:
-            extra = [(name, is_dir) for name, is_dir in extra if is_dir or not fs.is_temporary(name)]
+            extra = [(name, is_dir) for name, is_dir in extra if is_dir or not runs.is_temporary(name)]
         if self.job.spared:
             tree = max(pair.tree, ~pair.tree)
             extra = [one for one in extra if (tree, join(pair.path, one[0])) not in self.job.spared]
@@ -356,7 +359,7 @@ class Directories:
             state = os.fstat(handle)
             if (state.st_dev, state.st_ino) in self.needed:  # it was named by another path, to where it is mounted too
                 fs.refuse_to_remove("is a source of this run, or an earlier copy: move it out of the destination")
-            fs.leave_to_another_run([fs.is_marked(handle, fs.AT_WORK)])
+            runs.leave_to_another_run([runs.is_marked(handle, runs.AT_WORK)])
         except OSError:
             os.close(handle)
             raise
@@ -377,9 +380,9 @@ class Directories:
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))  # which rmdir says in a run
         there = fs.list_directory(handle)
         if self.options.dry_run:  # the run would hold the lock that shows them to be dead
-            there = {name: is_dir for name, is_dir in there.items() if is_dir or not fs.is_temporary(name)}
+            there = {name: is_dir for name, is_dir in there.items() if is_dir or not runs.is_temporary(name)}
         elif self.job.locked:
-            fs.clear_stale(there, (), pair.depth, handle, self.job.token)
+            runs.clear_stale(there, (), pair.depth, handle, self.job.token)
         inside = self.removable(pair, there, ())
         return inside, len(inside) < len(there)
 

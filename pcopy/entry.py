@@ -18,6 +18,7 @@ import stat
 from typing import NamedTuple
 
 from pcopy import filesystem as fs
+from pcopy import runs
 from pcopy.audit import Auditor, is_changed, version_of
 from pcopy.contents import Contents, has_holes, lacks_data, written
 from pcopy.directory import APPEARED
@@ -126,7 +127,7 @@ class Copier:
 
         A file that is whole stays: its times say so.
         """
-        ours = fs.temporary_name(self.token, pair.depth, target)
+        ours = runs.temporary_name(self.token, pair.depth, target)
         directory = fs.open_directory(".", pair.destination)  # which may be a handle to name things only
         try:
             names = fs.list_directory(directory)
@@ -250,7 +251,7 @@ class Copier:
 
     def kept(self, pair: Pair, wanted: int) -> int:
         """What the destination keeps of a time. A worker that is killed here leaves nothing, if files can be without a name."""
-        name = fs.temporary_name(self.token, pair.depth, f"time/{os.getpid()}")  # several workers may ask at once
+        name = runs.temporary_name(self.token, pair.depth, f"time/{os.getpid()}")  # several workers may ask at once
         try:
             handle = fs.create_unnamed(pair.destination)
         except OSError:
@@ -333,7 +334,7 @@ class Copier:
         """The name under which something other than a copied file is made, maybe ``aside``."""
         if not aside:
             return target
-        place = fs.temporary_name(self.token, pair.depth, target)
+        place = runs.temporary_name(self.token, pair.depth, target)
         fs.remove_if_there(place, pair.destination)  # ours, of a worker that was killed
         return place
 
@@ -437,7 +438,7 @@ class Copier:
             large = state.st_size > self.large
             version = version_of(state).text if large else ""
             aside = large or replaces or self.options.whole_files_only
-            place = fs.temporary_name(self.token, pair.depth, target, version) if aside else target
+            place = runs.temporary_name(self.token, pair.depth, target, version) if aside else target
             return self.write(source, state, pair, place, target, replaces)
         except SourceChanged:
             if tries == 1:
@@ -497,7 +498,7 @@ class Copier:
         exact = tree.exact and tree.destination_inode and place_of.st_dev == tree.destination_inode[0]  # no mount below it
         if not exact or place_of.st_uid not in (0, self.user, source.st_uid) or stat.S_IMODE(place_of.st_mode) & 0o022:
             return self.create_temporary(place, directory), ()
-        if self.partial and not self.options.checksum and fs.same_version(self.partial, place):
+        if self.partial and not self.options.checksum and runs.same_version(self.partial, place):
             with contextlib.suppress(OSError):
                 fs.rename(self.partial, place, directory)
         with contextlib.suppress(OSError):

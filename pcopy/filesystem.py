@@ -10,11 +10,9 @@ import contextlib
 import errno
 import fcntl
 import os
-import re
 import stat
-import struct
 import time
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import islice
 from types import TracebackType
@@ -50,8 +48,6 @@ EXACT = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs"})
 PROC = os.path.isdir("/proc/self/fd")
 XATTRS = hasattr(os, "listxattr")
 FICLONE = 0x40049409  # linux/fs.h; ioctl_ficlone(2)
-FLOCK = "hhqqi4x"  # struct flock of fcntl(2): type, whence, start, length, process
-AT_WORK, DELETES = 0, 1  # bytes of a directory that its run marks: it has locked it, it removes what the source lacks
 NOREPLACE = 1  # linux/fs.h: RENAME_NOREPLACE
 
 # The file system cannot do it, or may not for us: the copy goes on without.
@@ -203,6 +199,11 @@ def read_directory(handle: int) -> Iterator[os.DirEntry[str]]:
     """The entries of an open directory; the handle stays open. What fails on the way fails in here."""
     with os.scandir(handle) as entries:
         yield from entries
+
+
+def list_directory(handle: int) -> dict[str, bool]:
+    """The names in an open directory, and whether each is a directory."""
+    return {entry.name: entry.is_dir(follow_symlinks=False) for entry in read_directory(handle)}
 
 
 def has_hole(name: str, directory: int, size: int) -> bool:
@@ -357,6 +358,10 @@ def remove_directory(name: str, parent: int, pretend: bool = False) -> None:
             raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
     finally:
         os.close(handle)
+
+
+def refuse_to_remove(reason: str) -> None:
+    raise OSError(errno.EBUSY, reason)
 
 
 def close_read(handle: int) -> None:
@@ -528,130 +533,3 @@ def sync_file_system(handle: int) -> None:
 
 def drop_attribute(target: Target, name: str) -> None:
     os.removexattr(target, name)
-
-
-# ---- temporary names ------------------------------------------------------------------------------------------------
-
-
-def temporary_name(token: str, depth: int, name: str, version: str = "") -> str:
-    """The name under which ``name`` is written before it is renamed: the same each time in one run.
-
-    ``depth`` is how far below the directory that its run has locked it lies: whoever finds it can see by that lock
-    whether the run is alive. ``version``: of what it is to be a copy, if a later run may go on with it.
-    """
-    digests = [digest_of(one) for one in (name, version) if one]
-    return "-".join([".pcopy", token, str(depth), *digests])
-
-
-def digest_of(text: str) -> str:
-    from hashlib import blake2b
-
-    return blake2b(os.fsencode(text), digest_size=8).hexdigest()
-
-
-def same_version(one: str, other: str) -> bool:
-    """Whether two temporary names are of copies of the same version of a file."""
-    left, right = TEMPORARY.match(one), TEMPORARY.match(other)
-    return bool(left and right and left[4] and left[4] == right[4])
-
-
-def clear_stale(
-    there: dict[str, bool], keep: Container[str], depth: int, directory: int, token: str, names: Iterable[str] = ()
-) -> dict[str, str]:
-    """Remove what dead runs left in an open directory: temporary names whose run holds no lock any more.
-
-    ``there`` says of each name in it whether it is a directory; what is removed is taken out of it. ``keep``: names that
-    the source has too, so that they are copies and not leftovers. Unfinished copies of what goes under ``names`` stay:
-    returned are their temporary names, by those.
-
-    A run locks a directory; its temporary names say how far up that is. What this run has locked, ``depth`` levels up, no
-    other run has, so runs that had locked the same are dead.
-    """
-    alive: dict[int, bool] = {depth: False}
-    unfinished: dict[str, str] = {}  # what is known of it is the digest of its name
-    for name in [name for name in there if name.startswith(".pcopy-") and name not in keep and not there[name]]:
-        match = TEMPORARY.match(name)
-        if match and match[1] != token:
-            up = int(match[2])
-            if up not in alive:
-                alive[up] = is_locked(up, directory)
-            if not alive[up]:
-                if match[4] and match[3] not in unfinished:
-                    unfinished[match[3]] = name
-                else:
-                    remove_if_there(name, directory)
-                del there[name]
-    wanted = {name: unfinished.pop(digest) for name in names if unfinished and (digest := digest_of(name)) in unfinished}
-    for name in unfinished.values():
-        remove_if_there(name, directory)
-    return wanted
-
-
-def is_temporary(name: str) -> bool:
-    return name.startswith(".pcopy-") and TEMPORARY.match(name) is not None
-
-
-def list_directory(handle: int) -> dict[str, bool]:
-    """The names in an open directory, and whether each is a directory."""
-    return {entry.name: entry.is_dir(follow_symlinks=False) for entry in read_directory(handle)}
-
-
-def lock(directory: int, exclusive: bool) -> None:
-    """Lock an open directory for this run; BlockingIOError if another run has it. Ends with the last handle (flock(2))."""
-    mark(directory, AT_WORK)
-    fcntl.flock(directory, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-
-
-def mark(directory: int, what: int) -> None:
-    """Let others see, without a lock of their own, what a run does in an open directory, until its last handle is closed.
-
-    A shared lock of one byte, by the open file description (fcntl(2), F_OFD_SETLK): it is in nobody's way.
-    """
-    if hasattr(fcntl, "F_OFD_SETLK"):
-        with contextlib.suppress(OSError):
-            fcntl.fcntl(directory, fcntl.F_OFD_SETLK, struct.pack(FLOCK, fcntl.F_RDLCK, os.SEEK_SET, what, 1, 0))
-
-
-def is_marked(directory: int, what: int) -> bool | None:
-    """Whether a run has marked an open directory by another handle; None if nobody can tell."""
-    if not hasattr(fcntl, "F_OFD_GETLK"):
-        return None
-    try:
-        asked = struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, what, 1, 0)
-        found = struct.unpack(FLOCK, fcntl.fcntl(directory, fcntl.F_OFD_GETLK, asked))
-    except OSError:
-        return None
-    return bool(found[0] != fcntl.F_UNLCK)
-
-
-def marks(directory: int, what: int, start: int = 0, stop: int | None = None) -> Iterator[bool | None]:
-    """As :func:`is_marked`, of the directories from so many levels above one on, as far up as one may go."""
-    with contextlib.suppress(OSError):
-        for handle in islice(upwards(directory), start, stop):
-            try:
-                readable = os.open(".", DIRECTORY, dir_fd=handle)
-            except OSError:
-                yield None
-                continue
-            try:
-                yield is_marked(readable, what)
-            finally:
-                os.close(readable)
-
-
-def leave_to_another_run(marked: Iterable[bool | None]) -> None:
-    """Raises EBUSY if another run is at work: what it makes is not to be removed."""
-    if any(marked):
-        refuse_to_remove("another run is copying into it: run the same line again when that has ended")
-
-
-def refuse_to_remove(reason: str) -> None:
-    raise OSError(errno.EBUSY, reason)
-
-
-def is_locked(up: int, directory: int) -> bool:
-    """Whether a run has locked the directory so many levels up; also if that cannot be found out, or nothing is there."""
-    return next(marks(directory, AT_WORK, up, up + 1), None) is not False
-
-
-TEMPORARY = re.compile(r"\.pcopy-([0-9a-f]{8})-(\d{1,9})-([0-9a-f]{16})(?:-([0-9a-f]{16}))?\Z", re.ASCII)

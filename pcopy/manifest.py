@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any, NamedTuple
 
 from pcopy import filesystem as fs
+from pcopy import runs
 from pcopy.errors import UsageError
 from pcopy.options import Hash
 from pcopy.paths import Landing
@@ -143,7 +144,7 @@ def write(spool: Spool, path: str, but: str | None, umask: int, lasting: bool) -
     directory = os.open(where, fs.DIRECTORY)
     try:
         state = os.fstat(directory)
-        place = fs.temporary_name(os.urandom(4).hex(), 0, name)
+        place = runs.temporary_name(os.urandom(4).hex(), 0, name)
         try:
             write_lines(spool, place, directory, None if but is None else record(but, "").partition(b"\0")[0], umask, lasting)
             fs.rename(place, name, directory)

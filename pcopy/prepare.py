@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from pcopy import filesystem as fs
+from pcopy import runs
 from pcopy.directory import ALL_OF_OWNER, mode_begun
 from pcopy.options import Options, Overwrite
 from pcopy.paths import Landing
@@ -39,13 +40,13 @@ def prepare(
             make_accessible(top)
         check_usable(top)
         handle, alone = stack.enter_context(locked(top, exclusive, report))
-        if any(fs.marks(handle, fs.DELETES)):
+        if any(runs.marks(handle, runs.DELETES)):
             raise OSError(errno.EWOULDBLOCK, "another run deletes here what its source lacks: wait until it has ended", top)
         keep = {landing.rename or name for landing in landings for name in landing.names}
         if keep and alone:  # without names the directory is scanned, and cleared by who scans it
-            partial = fs.clear_stale(fs.list_directory(handle), keep, 0, handle, token, keep)
+            partial = runs.clear_stale(fs.list_directory(handle), keep, 0, handle, token, keep)
         if not exclusive and alone:
-            fs.lock(handle, exclusive=False)
+            runs.lock(handle, exclusive=False)
     elif not fresh:
         handle = os.open(top, fs.PASS)
         stack.callback(os.close, handle)
@@ -62,7 +63,7 @@ def prepare(
         if options.delete and not options.dry_run and handle is not None and not landing.names:
             place = fs.open_directory(below or ".", handle)
             stack.callback(os.close, place)
-            fs.mark(place, fs.DELETES)
+            runs.mark(place, runs.DELETES)
         trees.append(tree_of(landing, below, handle))
         sources.append(os.path.basename(landing.source) if below else "")
         units += units_of(landing, len(trees) - 1, is_new, 1.0 / len(landings), partial)
@@ -184,7 +185,7 @@ def locked(top: str, exclusive: bool, report: Report) -> Iterator[tuple[int, boo
     try:
         alone = False
         try:
-            fs.lock(handle, exclusive=True)
+            runs.lock(handle, exclusive=True)
             alone = True
         except BlockingIOError:
             lock_with_others(handle, top, exclusive)
@@ -199,7 +200,7 @@ def lock_with_others(handle: int, top: str, exclusive: bool) -> None:
     """Another run has a lock: only single files may go beside other single files, which begin with a look of their own."""
     for _ in range(0 if exclusive else TURNS):
         with contextlib.suppress(BlockingIOError):
-            fs.lock(handle, exclusive=False)
+            runs.lock(handle, exclusive=False)
             return
         time.sleep(TURN)
     raise OSError(errno.EWOULDBLOCK, "another run is copying into it: wait until it has ended", top)

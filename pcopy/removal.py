@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from pcopy import filesystem as fs
+from pcopy import runs
 from pcopy.account import Account
 from pcopy.handles import ABSENT, close
 from pcopy.work import Clear, Event, Finish, Remove, directory_group, gone_group, join
@@ -29,7 +30,7 @@ def begin(work: Account, unit: Finish) -> None:
         return
     pair = work.handles.pair(~unit.tree, unit.path)
     try:
-        fs.leave_to_another_run(fs.marks(pair.destination, fs.AT_WORK, 0, pair.depth))
+        runs.leave_to_another_run(runs.marks(pair.destination, runs.AT_WORK, 0, pair.depth))
     except OSError as error:
         work.outcome.tally.found += 1
         work.fail(work.failure_of(unit, work.copy_path(unit.tree, unit.path), error))

@@ -15,7 +15,7 @@ import pytest
 
 import pcopy
 import pcopy as library
-from pcopy import filesystem as fs
+from pcopy import runs
 from tests.conftest import Run, as_root
 from tests.test_destination import mounted, unprivileged
 from tests.trees import WHEN, Dir, Fifo, File, Hard, Link, make_tree, read_tree
@@ -237,7 +237,7 @@ def test_nothing_is_deleted_where_another_run_is_at_work(tmp_path: Path, pcopy: 
     inside = read_tree(tmp_path / at)
     handle = os.open(tmp_path / at, os.O_RDONLY)
     try:
-        fs.lock(handle, kind)
+        runs.lock(handle, kind)
         plan = pcopy("-n", "--delete", "-j", jobs, source, dst)
         done = pcopy("--delete", "-j", jobs, source, dst)
         assert (tmp_path / at).stat().st_ino == os.fstat(handle).st_ino
@@ -262,9 +262,9 @@ def test_no_run_begins_below_one_that_deletes(tmp_path: Path, pcopy: Run, delete
     dst = make_tree(tmp_path / "dst", {"x": Dir({"y": Dir({"z": Dir({"f": b"1"})})})})
     handle = os.open(dst, os.O_RDONLY)
     try:
-        fs.lock(handle, exclusive=True)
+        runs.lock(handle, exclusive=True)
         if deletes:
-            fs.mark(handle, fs.DELETES)
+            runs.mark(handle, runs.DELETES)
         for given in (source, source / "f"):
             done = pcopy(given, dst / below / "")
             assert (done.returncode, "another run deletes here" in done.stderr) == ((3, True) if deletes else (0, False))
@@ -339,7 +339,7 @@ def test_a_run_that_deletes_marks_its_destination(tmp_path: Path, jobs: int) -> 
     class Looks(pcopy.Observer):
         def progress(self, progress: pcopy.Progress) -> None:
             handle = os.open(dst, os.O_RDONLY)
-            seen.append((fs.is_marked(handle, fs.AT_WORK), fs.is_marked(handle, fs.DELETES)))
+            seen.append((runs.is_marked(handle, runs.AT_WORK), runs.is_marked(handle, runs.DELETES)))
             os.close(handle)
 
     for delete in (False, True):
@@ -347,7 +347,7 @@ def test_a_run_that_deletes_marks_its_destination(tmp_path: Path, jobs: int) -> 
         assert set(seen) == {(True, delete)}
         seen.clear()
     handle = os.open(dst, os.O_RDONLY)
-    assert (fs.is_marked(handle, fs.AT_WORK), fs.is_marked(handle, fs.DELETES)) == (False, False)
+    assert (runs.is_marked(handle, runs.AT_WORK), runs.is_marked(handle, runs.DELETES)) == (False, False)
     os.close(handle)
 
 

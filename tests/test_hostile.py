@@ -17,9 +17,9 @@ import pytest
 import pcopy
 import pcopy.asked
 import pcopy.filesystem
-from pcopy.filesystem import temporary_name
 from pcopy.metadata import SHORTLY
 from pcopy.options import Options
+from pcopy.runs import temporary_name
 from pcopy.work import Job, Link, Place, Tree
 from pcopy.worker import run
 from tests.conftest import Run, as_root

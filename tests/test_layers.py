@@ -20,8 +20,8 @@ FLOORS = (
     ("errors", "options", "stop"),
     ("work", "paths", "select", "values", "engines", "pace"),  # engines know no units: work stands beside them
     ("result", "filesystem", "lists"),
-    ("handles", "contents", "manifest"),
-    ("metadata", "reading"),
+    ("handles", "contents", "runs"),
+    ("metadata", "reading", "manifest"),
     ("directory", "plain", "audit"),
     ("entry",),
     ("links", "account"),

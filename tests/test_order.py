@@ -20,6 +20,7 @@ import pytest
 
 import pcopy
 from pcopy import filesystem as fs
+from pcopy import runs
 from pcopy.options import Options
 from pcopy.report import warnings
 from pcopy.work import Attributes, Entries, Failure, Finish, Job, Outcome, Scan, Tree, Unit
@@ -283,7 +284,7 @@ def test_a_directory_with_a_temporary_name_is_not_ours(tmp_path: Path, jobs: int
 def live_run(directory: Path) -> Iterator[None]:
     """Holds what a run into this directory would hold."""
     handle = os.open(directory, os.O_RDONLY)
-    fs.lock(handle, exclusive=True)
+    runs.lock(handle, exclusive=True)
     try:
         yield
     finally:

@@ -15,7 +15,7 @@ import pytest
 
 import pcopy as library
 from pcopy.contents import MARGIN
-from pcopy.filesystem import TEMPORARY
+from pcopy.runs import TEMPORARY
 from tests.conftest import as_root
 from tests.test_destination import mounted
 from tests.test_engines import Script, wait_until
