@@ -126,7 +126,13 @@ class Directories:
                 self.metadata.learn(destination, pair)
             else:
                 pair.owner, pair.inherits = parent.owner, parent.inherits
-        return self.handles.hold(pair), state
+        self.handles.hold(pair)
+        if unit.path and not unit.fresh and destination != ABSENT and not self.options.dry_run:
+            try:
+                runs.stay_out_of_deletion(destination)
+            except OSError as error:
+                raise self.error_of_copy(unit, error) from None
+        return pair, state
 
     def error_of_copy(self, unit: Scan, error: OSError) -> OSError:
         """What fails is the copy of the directory: it is named, and not its source."""

@@ -41,7 +41,7 @@ def prepare(
         check_usable(top)
         handle, alone = stack.enter_context(locked(top, exclusive, report))
         if any(runs.marks(handle, runs.DELETES)):
-            raise OSError(errno.EWOULDBLOCK, "another run deletes here what its source lacks: wait until it has ended", top)
+            raise OSError(errno.EWOULDBLOCK, runs.DELETED, top)
         keep = {landing.rename or name for landing in landings for name in landing.names}
         if keep and alone:  # without names the directory is scanned, and cleared by who scans it
             partial = runs.clear_stale(fs.list_directory(handle), keep, 0, handle, token, keep)
@@ -60,10 +60,11 @@ def prepare(
         if is_new is None:
             report.skipped += 1
             continue
-        if options.delete and not options.dry_run and handle is not None and not landing.names:
+        if not options.dry_run and handle is not None and not landing.names:
             place = fs.open_directory(below or ".", handle)
             stack.callback(os.close, place)
-            runs.mark(place, runs.DELETES)
+            if reason := runs.claim(place, options.delete):
+                raise fs.CopyError(errno.EWOULDBLOCK, reason, landing.destination)
         trees.append(tree_of(landing, below, handle))
         sources.append(os.path.basename(landing.source) if below else "")
         units += units_of(landing, len(trees) - 1, is_new, 1.0 / len(landings), partial)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -13,7 +14,10 @@ from itertools import islice
 from pcopy import filesystem as fs
 
 FLOCK = "hhqqi4x"  # struct flock of fcntl(2): type, whence, start, length, process
-AT_WORK, DELETES = 0, 1  # bytes of a directory that its run marks: it has locked it, it removes what the source lacks
+# Bytes of a directory that its run marks: it has locked it; it removes what the source lacks; it copies a tree into it.
+AT_WORK, DELETES, COPIES = 0, 1, 2
+DELETED = "another run deletes here what its source lacks: wait until it has ended"
+COPIED = "another run is copying into it or above, what would be deleted here: wait until it has ended"
 TEMPORARY = re.compile(r"\.pcopy-([0-9a-f]{8})-(\d{1,9})-([0-9a-f]{16})(?:-([0-9a-f]{16}))?\Z", re.ASCII)
 
 
@@ -91,8 +95,18 @@ def mark(directory: int, what: int) -> None:
             fcntl.fcntl(directory, fcntl.F_OFD_SETLK, struct.pack(FLOCK, fcntl.F_RDLCK, os.SEEK_SET, what, 1, 0))
 
 
+def claim(directory: int, deletes: bool) -> str:
+    """Mark the open top of a copy. Returns why it is not to be one, if another run would remove what this one makes there.
+
+    Or the other way round. Marked first and asked then, so that of two that begin at once, at least one sees the other.
+    """
+    mark(directory, DELETES if deletes else COPIES)
+    others = {DELETES: DELETED} | ({COPIES: COPIED} if deletes else {})
+    return next((why for what, why in others.items() if is_marked(directory, what) or any(marks(directory, what, 1))), "")
+
+
 def is_marked(directory: int, what: int) -> bool | None:
-    """Whether a run has marked an open directory by another handle; None if nobody can tell."""
+    """Whether a run has marked a directory, by another handle than this one; None if nobody can tell."""
     if not hasattr(fcntl, "F_OFD_GETLK"):
         return None
     try:
@@ -116,6 +130,12 @@ def marks(directory: int, what: int, start: int = 0, stop: int | None = None) ->
                 yield is_marked(readable, what)
             finally:
                 os.close(readable)
+
+
+def stay_out_of_deletion(directory: int) -> None:
+    """Raises EBUSY if another run removes from an open directory what its own source lacks."""
+    if is_marked(directory, DELETES):
+        raise OSError(errno.EBUSY, "another run deletes in it: run the same line again when that has ended")
 
 
 def leave_to_another_run(marked: Iterable[bool | None]) -> None:

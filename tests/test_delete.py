@@ -274,6 +274,46 @@ def test_no_run_begins_below_one_that_deletes(tmp_path: Path, pcopy: Run, delete
     assert pcopy(source, dst / below).returncode == 0
 
 
+@pytest.mark.parametrize("copies", [True, False], ids=["a tree", "single files"])
+@pytest.mark.parametrize("below", ["x", "x/y/z"])
+def test_no_run_that_deletes_begins_below_one_that_copies_a_tree(tmp_path: Path, pcopy: Run, copies: bool, below: str) -> None:
+    """What that had just made would be removed, and both would end well."""
+    make_tree(tmp_path, {"src": Dir({"f": b"1"}), "upper": Dir({"x": Dir({"y": Dir({"z": Dir({"f": b"1"})})})}), "g": b"2"})
+    dst = make_tree(tmp_path / "dst", {"x": Dir({"y": Dir({"z": Dir({"f": b"1"})})})})
+    seen = []
+
+    class Looks(library.Observer):
+        def progress(self, progress: library.Progress) -> None:
+            for more in (["--delete"], []):
+                (dst / below / "theirs").touch()
+                seen.append(pcopy(*more, tmp_path / "src", dst / below).returncode)
+                assert (dst / below / "theirs").exists() or not copies
+
+    assert library.copy(tmp_path / ("upper" if copies else "g"), f"{dst}/", jobs=1, observer=Looks()).ok
+    assert set(zip(seen[::2], seen[1::2], strict=True)) == {(3 if copies else 0, 0)}
+
+
+@pytest.mark.parametrize("top", [True, False])
+def test_no_run_copies_into_a_directory_that_another_one_deletes_in(tmp_path: Path, pcopy: Run, jobs: int, top: bool) -> None:
+    """It was there first, further down: what came to it now would be removed, or has been looked at already."""
+    tree = Dir({"y": Dir({"f": b"1", "new": b"3"})})
+    make_tree(tmp_path, {"src": Dir({"x": tree, "g": b"2"}), "x": tree, "other": Dir({"h": b"4"})})
+    dst = make_tree(tmp_path / "dst", {"x": Dir({"y": Dir({"f": b"1"})})})
+    handle = os.open(dst / ("x" if top else "x/y"), os.O_RDONLY)
+    try:
+        runs.lock(handle, exclusive=True)
+        runs.mark(handle, runs.DELETES)
+        done = pcopy("-j", jobs, tmp_path / "src", dst)
+        assert (done.returncode, "another run deletes in it" in done.stderr) == (1, True), done.stderr
+        assert (dst / "g").exists() and os.listdir(dst / "x/y") == ["f"]
+        several = pcopy("-j", jobs, tmp_path / "x", tmp_path / "other", dst)
+        assert several.returncode == (3 if top else 1), several.stderr
+        assert os.listdir(dst / "x/y") == ["f"]
+    finally:
+        os.close(handle)
+    assert pcopy("-j", jobs, tmp_path / "src", tmp_path / "x", dst).returncode == 0
+
+
 def test_of_several_sources_only_the_copies_are_marked(tmp_path: Path, pcopy: Run) -> None:
     """Nothing is deleted beside them."""
     make_tree(tmp_path / "a", {"f": b"1"})
