@@ -183,7 +183,9 @@ def copy(
     observer.started([one.path for one in found], there.path, options)
     try:
         request = Request(top, landings, options, expected, listing, [*observer.files, *([listing] if listing else [])])
-        if options.delete and (failure := too_much(request, stop)):
+        if hold_no_more([one.destination for one in landings if not one.names], options.max_delete):
+            request = request._replace(options=replace(options, max_delete=None))  # and needs no plan to keep to it
+        elif options.delete and (failure := too_much(request, stop)):
             if failure.fatal:
                 give_up(report, failure, observer)
                 return report
@@ -268,8 +270,6 @@ def too_much(request: Request, stop: Stop) -> Failure | None:
         empty = next((one.source for one in landings if is_empty(one.source)), None)
         reason = "the source is empty, so that all would be deleted: is it mounted? If it is meant to be, give max-delete"
         return Failure(empty, "delete", None, reason, fatal=True) if empty else None
-    if hold_no_more([one.destination for one in landings if not one.names], options.max_delete):
-        return None  # without a plan, which takes longer than to count names
     silent = replace(options, dry_run=True, verbose=False, events=False)
     plan = new_report(silent)
     carry_out(request._replace(options=silent, expected=None), plan, Observer(), stop)
@@ -283,8 +283,13 @@ def too_much(request: Request, stop: Stop) -> Failure | None:
     return Failure(top, "delete", None, reason, fatal=True)
 
 
-def hold_no_more(directories: Iterable[str], count: int) -> bool:
-    """Whether so many names at most are below some directories, for certain: with these a run cannot delete more."""
+def hold_no_more(directories: Iterable[str], count: int | None) -> bool:
+    """Whether so many names at most are below some directories, for certain: no run can delete more.
+
+    To count names takes less time than a plan, and than to count in the run what is to be deleted, before it is.
+    """
+    if count is None:
+        return False
     stack = list(directories)
     try:
         while stack and count >= 0:

@@ -117,6 +117,7 @@ class Coordinator:
         self.undecided = 0  # names in there
         self.ruins: Counter[Group] = Counter()  # of first names
         self.names = 0  # of entries in the frontier
+        self.deletions = 0  # entries, done or to be done, if there is a limit on them
         self.small_seconds = 0.0  # that slices without large files took
         self.progress = Progress()
         limit = job.options.bwlimit
@@ -165,7 +166,7 @@ class Coordinator:
         for group in outcome.ruined & self.waiting.keys():
             self.choose_again(group)
         self.gather(outcome.shared)  # first: a directory that is left to be finished has to wait for them
-        self.add(outcome.leftover)
+        self.add([*outcome.leftover, *self.counted(outcome)])
         self.release(units)
         self.decide(outcome.shared)
         for unit in units:
@@ -180,6 +181,15 @@ class Coordinator:
         if not outcome.large_done:
             self.small_seconds += outcome.seconds
         self.tell(outcome)
+
+    def counted(self, outcome: Outcome) -> list[Unit]:
+        """Count what a slice found to be deleted. The plan did so too, but the source may have lost entries since."""
+        units, limit = outcome.uncounted, self.job.options.max_delete
+        self.deletions += sum(len(unit.names) if isinstance(unit, Remove) else 1 for unit in units)
+        if limit is not None and self.deletions > limit:
+            reason = f"by now more is to be deleted than max-delete allows ({limit:,}): is the source still all there?"
+            outcome.failures.append(Failure(self.job.trees[0].destination, "delete", None, reason, fatal=True))
+        return [unit._replace(counted=True) for unit in units]
 
     def worth_telling(self, failures: list[Failure]) -> list[Failure]:
         """That nothing more can be written is said once, not for each entry that was under way."""

@@ -382,8 +382,8 @@ class Directories:
             close(handle)
             handle, _ = self.open_copy(name, parent.destination, fresh=False)
         pair = self.handles.hold(Pair(~tree, path, ABSENT, handle, parent.depth + 1, readable=True))
-        if self.options.dry_run and os.fstat(handle).st_dev != os.fstat(parent.destination).st_dev and self.is_mounted(pair):
-            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))  # which rmdir says in a run
+        if self.options.counts_first and self.is_mounted(pair):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))  # else rmdir says so
         there = fs.list_directory(handle)
         if self.options.dry_run:  # the run would hold the lock that shows them to be dead
             there = {name: is_dir for name, is_dir in there.items() if is_dir or not runs.is_temporary(name)}

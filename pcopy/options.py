@@ -91,6 +91,11 @@ class Options:
         return self.atomic or self.overwrite in (Overwrite.OLDER, Overwrite.NEVER)
 
     @property
+    def counts_first(self) -> bool:
+        """Whether what is to be deleted is counted before it is, if it is at all: so many it may be, and no more."""
+        return self.dry_run or self.max_delete is not None
+
+    @property
     def limited(self) -> bool:
         """Whether every file has to be looked at before it is known to be one that is copied."""
         return (self.max_size, self.min_size, self.newer_than) != (None, None, None)

@@ -47,7 +47,19 @@ def units_of(tree: int, path: str, extra: Sequence[tuple[str, bool]]) -> Iterato
         yield Remove(tree, path, names[at : at + BATCH])
 
 
+def is_to_be_counted(work: Account, unit: Remove | Clear) -> bool:
+    """Whether a limit on deletions might be exceeded: then the coordinator, who knows of all of them, gets the unit first."""
+    options = work.job.options
+    if options.max_delete is None or options.dry_run or unit.counted:
+        return False
+    work.outcome.uncounted.append(unit)
+    work.open.update(unit.holds)
+    return True
+
+
 def remove(work: Account, unit: Remove) -> None:
+    if is_to_be_counted(work, unit):
+        return
     try:
         directory = work.handles.pair(~unit.tree, unit.path).destination
     except FileNotFoundError:  # a worker that was killed had come further
@@ -79,12 +91,15 @@ def clear(work: Account, unit: Clear) -> None:
         work.waiting.append(unit)
         work.open.update(unit.holds)
         return
+    if unit.emptied and not is_kept(work, unit) and is_to_be_counted(work, unit):
+        return
     above, _, name = unit.path.rpartition("/")
     try:
         parent = work.handles.pair(~unit.tree, above).destination
         handle = ABSENT if unit.emptied else work.directories.open_to_remove(name, parent)
         try:
-            gone = work.directories.remove_directory(name, parent)
+            sure = unit.emptied or not work.job.options.counts_first
+            gone = sure and work.directories.remove_directory(name, parent)
         except OSError:
             close(handle)
             raise

@@ -366,12 +366,16 @@ class Finish(NamedTuple):
 
 
 class Remove(NamedTuple):
-    """Remove these names, none of them a directory, from a directory of the destination."""
+    """Remove these names, none of them a directory, from a directory of the destination.
+
+    ``counted``: against the limit on deletions.
+    """
 
     tree: int
     path: str
     names: tuple[str, ...]
     failed: int = 0
+    counted: bool = False
 
     @property
     def holds(self) -> tuple[Group, ...]:
@@ -393,6 +397,7 @@ class Clear(NamedTuple):
     emptied: bool = False
     kept: bool = False
     failed: int = 0
+    counted: bool = False  # as for Remove
 
     @property
     def holds(self) -> tuple[Group, ...]:
@@ -501,6 +506,7 @@ class Outcome:
     events: list[Event] = field(default_factory=list)  # if the options ask for them
     sums: list[bytes] = field(default_factory=list)  # records of the manifest
     leftover: list[Unit] = field(default_factory=list)  # the last is the next to do
+    uncounted: list[Remove | Clear] = field(default_factory=list)  # left over until they are, if deletions are limited
     shared: list[Shared] = field(default_factory=list)
     broken: dict[Group, Failure] = field(default_factory=dict)  # large files of which a span failed, and why
     ruined: set[Group] = field(default_factory=set)  # these, and whatever else must not be taken for copied

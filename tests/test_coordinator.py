@@ -29,6 +29,7 @@ from pcopy.options import Options, Overwrite
 from pcopy.result import Observer, Report, Stop
 from pcopy.work import (
     Attributes,
+    Clear,
     Entries,
     Event,
     Failure,
@@ -38,6 +39,7 @@ from pcopy.work import (
     Link,
     Outcome,
     Place,
+    Remove,
     Scan,
     Seal,
     Shared,
@@ -121,6 +123,22 @@ def nothing_is_held(coordinator: Coordinator) -> bool:
 
 
 # ---- order ----
+
+
+def test_a_directory_waits_for_deletions_that_have_to_be_counted() -> None:
+    coordinator = a_coordinator(3, [scan("a")])
+    coordinator.job = coordinator.job._replace(options=Options(delete=True, max_delete=2))
+    deletions: list[Clear | Remove] = [Clear(0, "a/d", emptied=True), Remove(0, "a", ("x",))]
+    done(coordinator, take(coordinator, 0), finish("a"), uncounted=deletions)
+    counted: list[Unit] = [unit._replace(counted=True) for unit in deletions]
+    assert [*take(coordinator, 0), *take(coordinator, 1)] == counted[::-1]
+    assert take(coordinator, 2) == []
+    done(coordinator, counted)
+    assert take(coordinator, 0) == [finish("a")]
+    done(coordinator, [finish("a")])
+    assert nothing_is_held(coordinator)
+    done(coordinator, [], uncounted=[Remove(0, "a", ("z",))])
+    assert coordinator.report.exit_status == 3 and take(coordinator, 0) == []
 
 
 def test_the_last_unit_that_came_in_goes_out_first() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import pytest
 
 import pcopy
 import pcopy as library
-from pcopy import runs
+from pcopy import api, runs
 from tests.conftest import Run, as_root
 from tests.test_destination import mounted, unprivileged
 from tests.trees import WHEN, Dir, Fifo, File, Hard, Link, make_tree, read_tree
@@ -84,7 +86,55 @@ def test_more_than_allowed_is_none(tmp_path: Path, pcopy: Run) -> None:
     assert read_tree(dst) == before
     assert pcopy("--delete", "--max-delete", 4, "-n", source, dst).returncode == 3
     done = pcopy("--delete", "--max-delete", 5, source, dst)
-    assert (done.returncode, os.listdir(dst)) == (0, ["new"])
+    assert (done.returncode, read_tree(dst)) == (0, read_tree(source))  # its times too
+
+
+def after_the_plan(monkeypatch: pytest.MonkeyPatch, do: Callable[[], object]) -> None:
+    real = api.carry_out
+
+    def carry_out(request: api.Request, *rest: Any) -> None:
+        if not request.options.dry_run:
+            do()
+        real(request, *rest)
+
+    monkeypatch.setattr(api, "carry_out", carry_out)
+
+
+@pytest.mark.parametrize("limit", [3, 30, 100])
+def test_the_limit_holds_if_the_source_loses_entries_after_the_plan(
+    tmp_path: Path, jobs: int, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if a disk were unmounted in that moment: the run meets another tree than the one that was counted."""
+    names: dict[str | bytes, object] = {**litter(1), "e": Dir({}), "names": Dir({f"{number:0200}": b"" for number in range(9)})}
+    tree: dict[str | bytes, object] = {f"d{number}": Dir(names) for number in range(20)}
+    make_tree(tmp_path, {"src": Dir({**tree, "new": b"1"}), "dst": Dir({**tree, "old": Dir({"x": b"", "y": b""})})})
+    before = count({"dst": Dir(tree)})
+
+    def lose() -> None:
+        for number in range(1, 20):
+            shutil.rmtree(tmp_path / f"src/d{number}")
+
+    after_the_plan(monkeypatch, lose)
+    report = pcopy.copy(tmp_path / "src", tmp_path / "dst", jobs=jobs, delete=True, max_delete=limit)
+    assert report.exit_status == 3
+    told = [(one.path, one.reason.partition(":")[0]) for one in report.errors]
+    assert told == [(str(tmp_path / "dst"), f"by now more is to be deleted than max-delete allows ({limit})")]
+    left = sum(len(names) + len(directories) for _, directories, names in os.walk(tmp_path / "dst"))
+    assert before + 2 - limit <= left <= before + 3 and report.deleted <= limit
+    assert read_tree(tmp_path / "dst/d0") == read_tree(tmp_path / "src/d0")
+
+
+def test_a_limit_that_is_just_enough_is(tmp_path: Path, jobs: int) -> None:
+    """Also where directories have to stay, for something that is hidden in them, and many workers delete."""
+    tree: dict[str | bytes, object] = {f"d{number}": Dir({**litter(1), "keep": Dir({"x.o": b""})}) for number in range(20)}
+    source = make_tree(tmp_path / "src", {"f": b"1"})
+    make_tree(tmp_path / "dst", {**tree, "g": Dir({f"{number:0200}": b"" for number in range(300)})})
+    extra = count(tree) + 301 - 3 * 20
+    refused = pcopy.copy(source, tmp_path / "dst", jobs=jobs, delete=True, max_delete=extra - 1, filters=["*.o"])
+    assert (refused.exit_status, refused.deleted, refused.errors[0].operation) == (3, 0, "delete")
+    report = pcopy.copy(source, tmp_path / "dst", jobs=jobs, delete=True, max_delete=extra, filters=["*.o"])
+    assert (report.ok, report.deleted) == (True, extra), report.errors
+    assert set(os.listdir(tmp_path / "dst")) == {"f", *tree} and os.listdir(tmp_path / "dst/d7") == ["keep"]
 
 
 def test_an_empty_source_is_refused(tmp_path: Path, pcopy: Run) -> None:
@@ -199,17 +249,28 @@ def test_nothing_is_deleted_across_a_mount_in_the_destination(tmp_path: Path, jo
 
 
 @as_root
-def test_a_dry_run_says_that_a_mount_is_in_the_way(tmp_path: Path, jobs: int) -> None:
+@pytest.mark.parametrize("limit", [2, 100])
+def test_a_mount_that_is_in_the_way_stays_and_is_named(
+    tmp_path: Path, jobs: int, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a dry run, and where deletions are counted before they are done: then no rmdir says so. Also one that comes late."""
     source = make_tree(tmp_path / "src", {"f": b"1"})
-    dst = make_tree(tmp_path / "dst", {"m": Dir({})})
-    with mounted(dst / "m", "-t", "tmpfs", "none"):
-        (dst / "m/precious").write_bytes(b"2")
+    dst, other = (
+        make_tree(tmp_path / "dst", {"m": Dir({}), "g": b"3", "f": b"1"}),
+        make_tree(tmp_path / "other", {"precious": b"2"}),
+    )
+    with mounted(dst / "m", "--bind", str(other)):
         plan = pcopy.copy(source, dst, jobs=jobs, delete=True, dry_run=True)
+    with contextlib.ExitStack() as stack:
+        after_the_plan(monkeypatch, lambda: stack.enter_context(mounted(dst / "m", "--bind", str(other))))
+        limited = pcopy.copy(source, dst, jobs=jobs, delete=True, max_delete=limit)
+    (dst / "g").touch()
+    with mounted(dst / "m", "--bind", str(other)):
         report = pcopy.copy(source, dst, jobs=jobs, delete=True)
-        assert (dst / "m/precious").read_bytes() == b"2"
-    told = [[(one.path, one.errno) for one in each.errors] for each in (plan, report)]
-    assert told == [[(str(dst / "m"), errno.EBUSY)]] * 2
-    assert (plan.deleted, report.deleted) == (0, 0)
+    assert (other / "precious").read_bytes() == b"2"
+    told = [[(one.path, one.errno) for one in each.errors] for each in (plan, limited, report)]
+    assert told == [[(str(dst / "m"), errno.EBUSY)]] * 3
+    assert (plan.deleted, limited.deleted, report.deleted) == (1, 1, 1)
 
 
 def test_another_file_system_of_the_source_is_left_alone(tmp_path: Path, jobs: int) -> None:
