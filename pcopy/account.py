@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -14,6 +15,7 @@ from pcopy.entry import EARLIER, Copier, Fate
 from pcopy.handles import Handles, Pair
 from pcopy.pace import Pace
 from pcopy.work import (
+    Attributes,
     Check,
     Clear,
     Entries,
@@ -55,9 +57,14 @@ class Account:
         self.stack: list[Unit] = []
         self.waiting: list[Unit] = []  # for something that only the coordinator knows, or for better times
         self.open: set[Group] = set()  # groups that are held by something outside of this slice
+        self.unprivileged = os.geteuid() != 0
         self.verbose, self.tells = job.options.verbose, job.options.tells
         self.summing = job.options.sums is not None and not job.options.dry_run
         self.to_sum: list[Sums] = []  # files that are in the copy, by what the unit at hand did
+
+    def closes(self, attributes: Attributes) -> bool:
+        """Whether nobody could pass through a directory with these attributes any more, not even this run."""
+        return self.unprivileged and not attributes.mode & stat.S_IXUSR
 
     def give_up(self, unit: Unit, reason: str) -> Outcome:
         failure = Failure(self.source_path(unit), "copy", None, reason)

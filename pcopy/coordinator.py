@@ -365,11 +365,13 @@ class Coordinator:
         return Portion(units or self.take_last(), FIRST)
 
     def take_last(self) -> list[Unit]:
-        """What has to be done when all else is: the deepest directories come first, so they are last in the list."""
-        self.last.sort(key=lambda unit: unit.path.count("/"))
-        units: list[Unit] = [unit._replace(last=False) for unit in self.last]
-        self.last = []
-        return units
+        """What has to be done when all else is: the deepest directories come first, so they are last in the list.
+
+        Before the first of them is closed, all is deleted that is to be.
+        """
+        deleting = [unit for unit in self.last if unit.extra]
+        units, self.last = (deleting, [unit for unit in self.last if not unit.extra]) if deleting else (self.last, [])
+        return [self.current(unit._replace(last=False)) for unit in sorted(units, key=lambda unit: unit.path.count("/"))]
 
     def current(self, unit: Unit) -> Unit:
         """A large file of which a span failed is not to be sealed, nor a name linked to one that was not copied.
@@ -383,11 +385,15 @@ class Coordinator:
             return unit._replace(start=unit.stop)
         if isinstance(unit, Link) and unit.inode in self.ruined:
             return unit._replace(copied=True)
-        if isinstance(unit, Finish) and unit.extra and unit.after in self.ruined:
+        if isinstance(unit, Finish) and unit.extra and self.is_to_keep_all(unit):
             return unit._replace(extra=())
         if isinstance(unit, (Clear, Entries, Link)) and unit.after in self.ruined:
             return unit._replace(kept=True)
         return unit
+
+    def is_to_keep_all(self, unit: Finish) -> bool:
+        """Whether an entry of a directory was not copied; where links are followed, of any: what is to go may be behind it."""
+        return unit.after in self.ruined or bool(self.job.options.dereference and self.report.failed)
 
     def split(self, idle: int) -> None:
         """Make more units of the largest there are, so that nobody stands idle."""

@@ -190,6 +190,17 @@ def open_directory(name: str, parent: int, follow: bool = False) -> int:
         return os.open(name, flags, dir_fd=parent)
 
 
+def reopen_directory(handle: int) -> int:
+    """As :func:`open_to_read`, of what was opened to pass through, also by somebody who may read it and not pass through."""
+    try:
+        return open_directory(".", handle)
+    except PermissionError:
+        target = held(handle)
+        if isinstance(target, int):
+            raise
+        return os.open(target, DIRECTORY)
+
+
 def pass_through(name: str, parent: int, follow: bool = False) -> int:
     """Open a directory as a place to name things in, not to read."""
     return os.open(name, PASS if follow else PASS | NOFOLLOW, dir_fd=parent)

@@ -151,7 +151,7 @@ class Handles:
         """As :meth:`pair`, with handles that can be read and given attributes."""
         pair = self.pair(tree, path)
         if not pair.readable:
-            source = fs.open_directory(".", pair.source)
+            source = fs.reopen_directory(pair.source)
             destination = ABSENT if pair.destination == ABSENT else fs.open_directory(".", pair.destination)
             pair = self.keep(Pair(tree, path, source, destination, pair.depth, readable=True))
         return pair

@@ -25,7 +25,7 @@ BATCH = 128
 
 def begin(work: Account, unit: Finish) -> None:
     """A directory is copied but for its attributes, and has more in it than its source."""
-    work.stack.append(unit._replace(extra=()))
+    work.stack.append(unit._replace(extra=(), last=work.closes(unit.attributes)))
     if unit.after in work.outcome.ruined:
         return
     pair = work.handles.pair(~unit.tree, unit.path)

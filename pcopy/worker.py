@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
-import stat
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -90,7 +88,6 @@ class Slice(Account):
         self.ahead = ahead
         self.linker = Linker(self.copier)
         self.copier.auditor.deadline = deadline
-        self.unprivileged = os.geteuid() != 0
         self.singly = self.tells or pace is not None  # plain files too, so that the bytes of each are known
         if pace:
             self.copier.share_out(pace.piece)
@@ -161,8 +158,9 @@ class Slice(Account):
         for name, fresh in listing.directories:
             weight, replaces = share * DIRECTORY_WEIGHT, name in listing.replaced
             stack.append(Scan(tree, prefix + name, fresh, weight, 0, unit.again, listing.only(name), replaces, listing.device))
-        last = self.unprivileged and not listing.attributes.mode & stat.S_IXUSR
         extra = () if listing.failures else listing.extra
+        # What a link leads to may be what is to go: it is copied first.
+        last = self.closes(listing.attributes) or bool(extra and self.job.options.dereference)
         stack.append(Finish(tree, path, listing.attributes, unit.fresh, last, extra=extra, device=listing.device))
         for name, partial in listing.partial.items():
             listing.regular.remove(name)

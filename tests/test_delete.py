@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -135,6 +136,64 @@ def test_a_limit_that_is_just_enough_is(tmp_path: Path, jobs: int) -> None:
     report = pcopy.copy(source, tmp_path / "dst", jobs=jobs, delete=True, max_delete=extra, filters=["*.o"])
     assert (report.ok, report.deleted) == (True, extra), report.errors
     assert set(os.listdir(tmp_path / "dst")) == {"f", *tree} and os.listdir(tmp_path / "dst/d7") == ["keep"]
+
+
+def test_what_a_link_leads_to_is_copied_before_it_is_deleted(tmp_path: Path, jobs: int) -> None:
+    """Whichever of the directories comes first, something in it is to go that another one has a link to."""
+    dst = make_tree(tmp_path / "dst", {x: Dir({"old": x.encode(), "more": Dir({"y": b"2"})}) for x in "abc"})
+    links = {"a": "b/old", "b": "c/more/y", "c": "a/old"}
+    source = make_tree(tmp_path / "src", {x: Dir({"link": Link(str(dst / to)), "f": b"1"}) for x, to in links.items()})
+    plan = pcopy.copy(source, dst, jobs=jobs, delete=True, dereference=True, dry_run=True)
+    report = pcopy.copy(source, dst, jobs=jobs, delete=True, dereference=True)
+    assert (report.ok, report.deleted, plan.deleted) == (True, 9, 9), report.errors
+    assert [(dst / x / "link").read_bytes() for x in "abc"] == [b"b", b"2", b"a"]
+    assert [sorted(os.listdir(dst / x)) for x in "abc"] == [["f", "link"]] * 3
+    assert [(dst / x).stat().st_mtime_ns for x in "abc"] == [(source / x).stat().st_mtime_ns for x in "abc"]
+
+
+def test_where_a_link_cannot_be_followed_nothing_is_deleted(tmp_path: Path, jobs: int) -> None:
+    """A directory in the destination is not copied into it; it would go, and what the link stands for with it."""
+    dst = make_tree(tmp_path / "dst", {"old": Dir({"y": b"2"}), "a": Dir({"x": b"3"})})
+    source = make_tree(tmp_path / "src", {"a": Dir({"f": b"1"}), "z": Dir({"link": Link(str(dst / "old"))})})
+    report = pcopy.copy(source, dst, jobs=jobs, delete=True, dereference=True)
+    assert (report.exit_status, report.deleted) == (1, 0), report.errors
+    assert "into the destination" in report.errors[0].reason and len(report.errors) == 1
+    assert (dst / "old/y").exists() and (dst / "a/x").exists()
+
+
+def test_a_directory_that_is_closed_at_the_end_keeps_all_if_an_entry_of_it_failed(tmp_path: Path) -> None:
+    source = make_tree(tmp_path / "src", {"c": Dir({"f": b"1"}), "d": Dir({})})
+    dst = make_tree(tmp_path / "dst", {"c": Dir({"x": b"2"}), "d": Dir({"y": b"3", "e": Dir({"z": b"4"})})})
+    for closed in (source / "c", source / "d"):
+        closed.chmod(0o400)
+    try:
+        done = unprivileged("--delete", source, dst)
+        modes = [stat.S_IMODE((dst / name).stat().st_mode) for name in "cd"]
+    finally:
+        for closed in (source / "c", source / "d", dst / "c", dst / "d"):
+            closed.chmod(0o700)
+    assert (done.returncode, modes, done.stderr.count("Permission denied")) == (1, [0o400, 0o400], 1), done.stderr
+    assert (os.listdir(dst / "c"), os.listdir(dst / "d")) == (["x"], [])
+
+
+def test_no_directory_is_closed_before_what_is_to_go_below_it(tmp_path: Path) -> None:
+    """So many entries that workers share them out, and that what is to be done higher up comes before their end."""
+    names: dict[str | bytes, object] = {"x": b""}
+    deep = Dir({**names, "e": Dir({**names, "e": Dir({**names, "e": Dir({})})})})
+    source = make_tree(tmp_path / "src", {"c": Dir({"e": Dir({"e": Dir({"e": Dir({})})})})})
+    dst = make_tree(tmp_path / "dst", {"c": deep})
+    places = [dst / "c/e/e/e", dst / "c/e/e", dst / "c/e", dst / "c"]
+    for number in range(20_000):
+        os.mknod(places[0] / str(number))
+    for place in places:
+        place.chmod(0o600)
+    try:
+        done = unprivileged("-L", "--no-preserve", "mode", "--delete", "-j", 3, source, dst)
+        modes = [stat.S_IMODE(place.stat().st_mode) for place in places]
+    finally:
+        for place in places[::-1]:
+            place.chmod(0o700)
+    assert (done.returncode, "20,003 deleted" in done.stderr, modes) == (0, True, [0o600] * 4), done.stderr
 
 
 def test_an_empty_source_is_refused(tmp_path: Path, pcopy: Run) -> None:
