@@ -116,12 +116,21 @@ class Account:
         return again
 
     def failure_of(self, unit: Unit, path: str, error: OSError) -> Failure:
-        """What failed, and whether that is because the destination is gone: then nothing else can be written either."""
-        tree = self.job.trees[unit.tree]
-        if error.errno in fs.PERHAPS_GONE and tree.destination_inode and fs.is_gone(tree.destination, tree.destination_inode):
-            reason = "is not the directory any more that it was when the run began: bring it back, run the line again"
-            return Failure(tree.destination, "open", error.errno, reason, fatal=True)
-        return fs.failure(path, error)
+        """What failed, and whether that is because the destination is gone."""
+        return self.destination_gone(unit.tree, error.errno) or fs.failure(path, error)
+
+    def destination_gone(self, number: int, reason: int | None) -> Failure | None:
+        """What to say if the destination is gone, or its file system dead: then nothing else can be written either."""
+        tree = self.job.trees[number]
+        if reason not in fs.PERHAPS_GONE or not tree.destination_inode:
+            return None
+        if reason in fs.DEAD and not self.job.options.dry_run and fs.is_dead(tree.destination):
+            why = "its file system fails as a whole (dmesg may say why): bring it back, run the line again"
+        elif fs.is_gone(tree.destination, tree.destination_inode):
+            why = "is not the directory any more that it was when the run began: bring it back, run the line again"
+        else:
+            return None
+        return Failure(tree.destination, "open", reason, why, fatal=True)
 
     def vanished(self, pair: Pair, name: str) -> bool:
         try:

@@ -58,8 +58,10 @@ SHORT = 1000  # characters of a path that any call takes, four bytes each (PATH_
 LARGEST_ATTRIBUTE = 64 << 10  # bytes (XATTR_SIZE_MAX, xattr(7))
 # Nothing else can be written to the destination either.
 FATAL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
-# The destination may be gone: unmounted, moved away, removed, replaced.
-PERHAPS_GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.EIO})
+# The destination may be gone: unmounted, moved away, removed, replaced; or its file system is dead.
+PERHAPS_GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.EIO, errno.ENOTCONN})
+# What a file system that was shut down says to everything: ext4 and xfs after an error of theirs, FUSE without its server.
+DEAD = frozenset({errno.EIO, errno.ENOTCONN})
 # It may go better at another time: a network or a disk that recovers.
 PASSING = frozenset({errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT})
 ADVICE = {
@@ -155,6 +157,19 @@ def is_gone(path: str, inode: tuple[int, int]) -> bool:
     except OSError:
         return True
     return (state.st_dev, state.st_ino) != inode
+
+
+def is_dead(path: str) -> bool:
+    """Whether nothing can be made in a directory, because its file system fails as a whole. Makes a file without a name."""
+    try:
+        directory = os.open(path, DIRECTORY)
+        try:
+            os.close(create_unnamed(directory))
+        finally:
+            os.close(directory)
+    except OSError as error:
+        return error.errno in DEAD
+    return False
 
 
 def upwards(directory: int) -> Iterator[int]:

@@ -151,7 +151,7 @@ class Slice(Account):
         outcome.current = path
         self.tell_directory(unit, listing)
         for failure in listing.failures:
-            self.fail(failure._replace(path=self.full(tree, failure.path)))
+            self.fail(self.destination_gone(tree, failure.errno) or failure._replace(path=self.full(tree, failure.path)))
         share = unit.share / max(1, found + (DIRECTORY_WEIGHT - 1) * len(listing.directories))
         outcome.share += share * undone if found else unit.share
         prefix = f"{path}/" if path else ""

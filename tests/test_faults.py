@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import pty
@@ -18,6 +19,7 @@ import resource
 import shutil
 import signal
 import stat
+import struct
 import subprocess
 import sys
 import time
@@ -287,6 +289,7 @@ def assert_stopped(done: subprocess.CompletedProcess[str], reason: str) -> None:
 
 # ---- nothing more can be written ------------------------------------------------------------------------------------
 
+GOING_DOWN = 0x8004587D  # XFS_IOC_GOINGDOWN, EXT4_IOC_SHUTDOWN: _IOR('X', 125, __u32)
 OLD = {"d1/f0": b"an older day", "extra": b"mine"}
 
 
@@ -430,6 +433,27 @@ def test_a_destination_that_is_unmounted_stops_the_run(start: Callable[..., Scri
         subprocess.run(["mount", "-t", "tmpfs", "none", str(disk)], check=True)  # for who takes it away
     assert_stopped(subprocess.CompletedProcess([], status, out, err), "")
     assert os.listdir(tmp_path / "dst") == []
+
+
+@as_root
+@JOBS
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+@pytest.mark.parametrize("empty", [False, True], ids=["files", "directories"])
+def test_a_file_system_that_is_shut_down_stops_the_run(
+    start: Callable[..., Script], tmp_path: Path, jobs: int, kind: str, empty: bool
+) -> None:
+    """As it does itself when it finds an error in itself: every call fails, and nothing is said of each file."""
+    directories = Dir({f"e{number}": Dir({}) for number in range(40)})
+    source = make_tree(tmp_path / "src", {f"d{x}": directories for x in range(40)} if empty else many(40, 40, 100))
+    with loop_mounted(tmp_path, kind, size=320 << 20) as disk:
+        make_tree(disk / "dst", {})
+        script = start("-j", jobs, "--retries", 0, source, disk / "dst")
+        assert wait_until(lambda: files_in(disk / "dst") > 50 or len(list((disk / "dst").glob("*/e0"))) > 5, 30)
+        handle = os.open(disk, os.O_RDONLY)
+        fcntl.ioctl(handle, GOING_DOWN, struct.pack("I", 2))
+        os.close(handle)
+        status, out, err = script.ended()
+    assert_stopped(subprocess.CompletedProcess([], status, out, err), "its file system fails as a whole")
 
 
 @JOBS
