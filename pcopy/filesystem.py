@@ -58,10 +58,10 @@ SHORT = 1000  # characters of a path that any call takes, four bytes each (PATH_
 LARGEST_ATTRIBUTE = 64 << 10  # bytes (XATTR_SIZE_MAX, xattr(7))
 # Nothing else can be written to the destination either.
 FATAL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
-# The destination may be gone: unmounted, moved away, removed, replaced; or its file system is dead.
-PERHAPS_GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.EIO, errno.ENOTCONN})
 # What a file system that was shut down says to everything: ext4 and xfs after an error of theirs, FUSE without its server.
-DEAD = frozenset({errno.EIO, errno.ENOTCONN})
+DEAD = frozenset({errno.EIO, errno.ENOTCONN, errno.ECONNABORTED})
+# The destination may be gone: unmounted, moved away, removed, replaced; or its file system is dead.
+PERHAPS_GONE = DEAD | {errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENXIO, errno.ENODEV}
 # It may go better at another time: a network or a disk that recovers.
 PASSING = frozenset({errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT})
 ADVICE = {
