@@ -228,6 +228,7 @@ def carry_out(request: Request, report: Report, observer: Observer, stop: Stop) 
             return
         spool = stack.enter_context(contextlib.closing(Spool()))
         coordinator = Coordinator(job._replace(stop=stop, spared=spared(job.trees, files)), report, observer, stop, spool)
+        coordinator.by_handle = by_handle(job, top, handle)
         if expected:
             coordinator.progress.expected = (expected.entries, expected.bytes)
         tell_skipped(job, landings, observer)
@@ -242,6 +243,15 @@ def carry_out(request: Request, report: Report, observer: Observer, stop: Stop) 
                 note(report, fs.failure(top, error), observer)
         if listing and not options.dry_run:
             write_manifest(spool, listing, top, job, report, observer, stop)
+
+
+def by_handle(job: Job, top: str, handle: int | None) -> Job:
+    """The same job for this process alone, by an open handle of the destination."""
+    place = None if handle is None else fs.held(handle)
+    if not isinstance(place, str):
+        return job
+    trees = [tree._replace(destination=os.path.join(place, os.path.relpath(tree.destination, top))) for tree in job.trees]
+    return job._replace(trees=tuple(trees))
 
 
 def end(report: Report, top: str, observer: Observer) -> None:

@@ -97,6 +97,7 @@ class Coordinator:
 
     def __init__(self, job: Job, report: Report, observer: Observer, stop: Stop, spool: Spool | None = None) -> None:
         self.job, self.report, self.jobs = job, report, report.jobs
+        self.by_handle = job  # to clean up in a destination that is not where it was any more
         self.observer, self.stop = observer, stop
         self.spool = spool  # where checksums go
         self.frontier: deque[Unit] = deque()
@@ -474,7 +475,7 @@ def coordinate(coordinator: Coordinator, engine: Engine) -> None:
                 time.sleep(PAUSE)
     finally:
         left = coordinator.left()
-        run(coordinator.job, coordinator.clean_up(left), FOREVER)
+        run(coordinator.by_handle, coordinator.clean_up(left), FOREVER)
         if coordinator.stopped and not coordinator.job.options.dry_run:
             take_back(coordinator.job, [unit for unit in left if isinstance(unit, (Scan, Entries)) and unit.again])
 

@@ -108,12 +108,13 @@ def seal(work: Account, unit: Seal) -> None:
         work.open.update(unit.holds)
         return
     work.outcome.large_open -= 1
-    pair = work.handles.pair(large.tree, large.path)
     if unit.discard or large_group(large) in work.outcome.ruined:
-        fs.remove_if_there(large.temporary.name, pair.destination)
+        copy = work.handles.pair(~large.tree, large.path).destination  # its source may be gone
+        fs.remove_if_there(large.temporary.name, copy)
         work.spoil(unit)
         work.outcome.tally.failed += 1  # once, however many of its spans failed
         return
+    pair = work.handles.pair(large.tree, large.path)
     try:
         work.copier.seal(pair, large)
     except SourceChanged:

@@ -476,6 +476,25 @@ def test_a_destination_that_goes_away_stops_the_run(start: Callable[..., Script]
         assert_whole(source, tmp_path / "away")
 
 
+@JOBS
+@pytest.mark.parametrize("gone", ["src", "dst"])
+@pytest.mark.parametrize("asked", [True, False], ids=["signal", "by itself"])
+def test_what_goes_away_is_not_needed_to_take_away_half_a_file(
+    start: Callable[..., Script], tmp_path: Path, jobs: int, gone: str, asked: bool
+) -> None:
+    """Large files have their temporary names for long."""
+    source = make_tree(tmp_path / "src", {"d": Dir({f"big{number}": Holes(LARGE, {0: b"1"}) for number in range(8)})})
+    make_tree(tmp_path / "dst", {})
+    script = start("-j", jobs, "--sparse", "never", "--bwlimit", "30M", source, tmp_path / "dst", rules=[])
+    assert wait_until(lambda: temporary(tmp_path / "dst"), 30)
+    (tmp_path / gone).rename(tmp_path / "away")
+    if asked:
+        script.process.send_signal(signal.SIGTERM)
+    status, _, err = script.ended()
+    assert status == (143 if asked else 3 if gone == "dst" else 1), err
+    assert temporary(tmp_path / ("away" if gone == "dst" else "dst")) == []
+
+
 # ---- what cannot be read --------------------------------------------------------------------------------------------
 
 
