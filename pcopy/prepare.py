@@ -20,6 +20,8 @@ from pcopy.worker import BATCH
 
 # Seconds that a run of single files waits for others, which have the directory alone only to clear what dead runs left.
 TURN, TURNS = 0.02, 50
+# Copies that are marked one by one, which takes an open handle each; for more, the directory that they are in is.
+MARKED = 64
 
 
 def prepare(
@@ -50,6 +52,7 @@ def prepare(
     elif not fresh:
         handle = os.open(top, fs.PASS)
         stack.callback(os.close, handle)
+    few = len(landings) <= MARKED
     trees: list[Tree] = []
     sources: list[str] = []  # where each landed below the destination
     units: list[Unit] = []
@@ -60,8 +63,8 @@ def prepare(
         if is_new is None:
             report.skipped += 1
             continue
-        if not options.dry_run and handle is not None and not landing.names:
-            place = fs.open_directory(below or ".", handle)
+        if not options.dry_run and handle is not None and not landing.names and (few or not trees):
+            place = fs.open_directory(below if below and few else ".", handle)
             stack.callback(os.close, place)
             if reason := runs.claim(place, options.delete):
                 raise fs.CopyError(errno.EWOULDBLOCK, reason, landing.destination)

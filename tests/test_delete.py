@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import resource
 import shutil
 import stat
 import subprocess
@@ -448,6 +449,27 @@ def test_of_several_sources_only_the_copies_are_marked(tmp_path: Path, pcopy: Ru
 
     assert library.copy([tmp_path / "a", tmp_path / "b"], dst, jobs=1, delete=True, observer=Looks()).ok
     assert seen == {"a": 3, "other": 0}
+
+
+@pytest.mark.parametrize("delete", [True, False])
+def test_many_sources_do_not_take_many_handles(tmp_path: Path, pcopy: Run, jobs: int, delete: bool) -> None:
+    """The directory that they all go to is marked then."""
+    sources = [make_tree(tmp_path / f"d{number}", {"f": b"1"}) for number in range(100)]
+    make_tree(tmp_path / "dst", {"d7": Dir({"x": b"2"})})
+    seen = []
+
+    class Looks(library.Observer):
+        def progress(self, progress: library.Progress) -> None:
+            if not seen:
+                seen.append(pcopy("--delete", sources[0], tmp_path / "dst/other").returncode)
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (90, hard))
+    try:
+        report = library.copy(sources, tmp_path / "dst", jobs=jobs, delete=delete, observer=Looks())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert (report.ok, report.deleted, set(seen)) == (True, int(delete), {3}), report.errors
 
 
 @pytest.mark.parametrize("given", ["dst/sub", "dst/x/sub", "dst/x", "link/"])
