@@ -65,6 +65,7 @@ class Auditor:
     def equal_files(self, source: int, copy: int) -> bool:
         state = os.fstat(source)
         size = state.st_size
+        fs.wait_for_writes(source)
         found = Compared(0, version_of(state), version_of(os.fstat(copy)))
         if found.copy.size != size:
             return False
@@ -82,15 +83,17 @@ class Auditor:
         None if it is changed all the time, and its file system is one that may not show it. Raises Unfinished.
         """
         state = os.fstat(source)
-        if not (wait := unrest(state)):
-            return state
-        end = time.monotonic() + wait
-        while (left := end - time.monotonic()) > 0:
-            if self.stop and self.stop.signal:
-                raise Unfinished(self.compared)
-            time.sleep(min(left, TICK / 1e9))
-        state = os.fstat(source)
-        return state if state.st_ctime_ns % 10**9 or not unrest(state) else None
+        if wait := unrest(state):
+            end = time.monotonic() + wait
+            while (left := end - time.monotonic()) > 0:
+                if self.stop and self.stop.signal:
+                    raise Unfinished(self.compared)
+                time.sleep(min(left, TICK / 1e9))
+            state = os.fstat(source)
+            if not state.st_ctime_ns % 10**9 and unrest(state):
+                return None
+        fs.wait_for_writes(source)
+        return state
 
     def read_back(self, source: int, state: os.stat_result, place: str, directory: int, size: int) -> None:
         """Compare the ``size`` bytes of a file that was just written with its open source. Raises OSError if they differ.

@@ -232,6 +232,19 @@ def list_directory(handle: int) -> dict[str, bool]:
     return {entry.name: entry.is_dir(follow_symlinks=False) for entry in read_directory(handle)}
 
 
+def wait_for_writes(handle: int) -> None:
+    """Return when all that was being written to an open file, by writes that began before this, is in it.
+
+    A write sets the times of a file before it changes the first byte: half of it can be there while no time changes any more.
+    It has the inode locked from before until it ends (generic_file_write_iter() in mm/filemap.c), and to seek for data takes
+    that lock (shmem_file_llseek(), ext4_llseek(), find_desired_extent() of btrfs). On xfs every read does.
+    """
+    if hasattr(os, "SEEK_DATA"):
+        with contextlib.suppress(OSError):
+            if os.lseek(handle, 0, os.SEEK_DATA):
+                os.lseek(handle, 0, os.SEEK_SET)
+
+
 def has_hole(name: str, directory: int, size: int) -> bool:
     """Whether a file shows a hole. That of which the length reached the disk before its contents does, even where blocks were
     reserved for them, so that st_blocks tells nothing (ext4: extents that are unwritten).

@@ -456,7 +456,7 @@ def test_many_sources_do_not_take_many_handles(tmp_path: Path, pcopy: Run, jobs:
     """The directory that they all go to is marked then."""
     sources = [make_tree(tmp_path / f"d{number}", {"f": b"1"}) for number in range(100)]
     make_tree(tmp_path / "dst", {"d7": Dir({"x": b"2"})})
-    seen = []
+    seen: list[int] = []
 
     class Looks(library.Observer):
         def progress(self, progress: library.Progress) -> None:

@@ -30,6 +30,7 @@ from pathlib import Path
 import pytest
 
 import pcopy as library
+from pcopy.audit import TICK
 from pcopy.metadata import SHORTLY
 from tests.comparer import differences
 from tests.conftest import Run, as_root
@@ -493,6 +494,92 @@ def test_what_goes_away_is_not_needed_to_take_away_half_a_file(
     status, _, err = script.ended()
     assert status == (143 if asked else 3 if gone == "dst" else 1), err
     assert temporary(tmp_path / ("away" if gone == "dst" else "dst")) == []
+
+
+# Writes a file in one call, which stops in the middle until a line comes: its second half lies in memory that this process
+# itself provides (userfaultfd(2)).
+STALLED = """
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+static char *text;
+static size_t size;
+static int file;
+static void *writes(void *unused) {
+    return (void *)(long)(pwrite(file, text, size, 0) != (ssize_t)size);
+}
+int main(int count, char **words) {
+    pthread_t thread;
+    void *failed;
+    char line;
+    struct uffd_msg fault;
+    struct uffdio_api api = {.api = UFFD_API};
+    size = strtoul(words[2], 0, 10);
+    file = open(words[1], O_WRONLY);
+    text = mmap(0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    madvise(text, size, MADV_NOHUGEPAGE);
+    memset(text, 'B', size / 2);
+    int user = syscall(SYS_userfaultfd, O_CLOEXEC);
+    struct uffdio_register part = {{(unsigned long)text + size / 2, size / 2}, UFFDIO_REGISTER_MODE_MISSING, 0};
+    if (file < 0 || user < 0 || ioctl(user, UFFDIO_API, &api) || ioctl(user, UFFDIO_REGISTER, &part)) return 2;
+    pthread_create(&thread, 0, writes, 0);
+    if (read(user, &fault, sizeof fault) != sizeof fault || write(1, ".", 1) != 1) return 3;
+    if (read(0, &line, 1) < 0) return 4;
+    char *rest = malloc(size / 2 + 4096);
+    memset(rest, 'B', size / 2 + 4096);
+    struct uffdio_copy copy = {part.range.start, ((unsigned long)rest + 4095) & ~4095UL, size / 2, 0, 0};
+    if (ioctl(user, UFFDIO_COPY, &copy)) return 5;
+    pthread_join(thread, &failed);
+    return failed != 0;
+}
+"""
+
+
+@pytest.fixture(scope="session")
+def stalled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not shutil.which("gcc"):
+        pytest.skip("needs gcc")
+    where = tmp_path_factory.mktemp("stalled")
+    (where / "stalled.c").write_text(STALLED)
+    subprocess.run(["gcc", "-pthread", "-o", where / "stalled", where / "stalled.c"], check=True)
+    return where / "stalled"
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("kind", "size", "more"),
+    [
+        *((kind, 64 << 10, []) for kind in ("tmpfs", "ext4", "xfs", "btrfs")),
+        ("tmpfs", 64 << 10, ["-c"]),
+        *((kind, LARGE, ["-j", "3"]) for kind in ("tmpfs", "btrfs")),
+    ],
+    ids=str,
+)
+def test_a_write_that_has_begun_is_waited_for(stalled: Path, tmp_path: Path, kind: str, size: int, more: list[str]) -> None:
+    """The times of its file were set when it began, so half of it would look like a file that nobody changes."""
+    mount = mounted(tmp_path / "mount", "-t", kind, "none") if kind == "tmpfs" else loop_mounted(tmp_path, kind, size=320 << 20)
+    with mount as place:
+        make_tree(place / "src", {"f": b"A" * size, "g": b"1"})
+        make_tree(tmp_path / "dst", {"f": b"A" * size})
+        words = [str(stalled), str(place / "src/f"), str(size)]
+        writer = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert writer.stdout and writer.stdin
+        if not writer.stdout.read(1):
+            pytest.skip(f"no userfaultfd here: {writer.wait()}")
+        time.sleep(2 * TICK / 1e9)
+        copying = subprocess.Popen([sys.executable, "-m", "pcopy", "-q", *more, place / "src", tmp_path / "dst"])
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            copying.wait(1)
+        writer.communicate(b"go")
+        assert (writer.returncode, copying.wait(60)) == (0, 0)
+        assert set((tmp_path / "dst/f").read_bytes()) == {ord("B")}
 
 
 # ---- what cannot be read --------------------------------------------------------------------------------------------
