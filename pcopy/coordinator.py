@@ -46,6 +46,7 @@ from pcopy.work import (
     Sums,
     Unit,
     Verify,
+    changed_group,
     large_group,
 )
 from pcopy.worker import run
@@ -382,6 +383,8 @@ class Coordinator:
         """
         if isinstance(unit, Seal) and unit.after in self.ruined:
             return unit._replace(discard=True)
+        if isinstance(unit, Seal) and changed_group(unit.large) in self.ruined:
+            return unit._replace(changed=True)
         if isinstance(unit, (Span, Verify)) and large_group(unit.large) in self.ruined:
             return unit._replace(start=unit.stop)
         if isinstance(unit, Link) and unit.inode in self.ruined:

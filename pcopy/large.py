@@ -7,14 +7,16 @@ Seal waits for all of them: attributes, then the name; or, if one has failed, no
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator
 
 from pcopy import filesystem as fs
 from pcopy.account import Account
+from pcopy.audit import version_of
 from pcopy.contents import BLOCK
 from pcopy.entry import TRIES, Fate, SourceChanged, changed, open_temporary
-from pcopy.work import Entries, Large, Seal, Span, Unit, Verify, join, large_group
+from pcopy.work import Entries, Large, Seal, Span, Unit, Verify, changed_group, join, large_group
 
 # Bytes of a large file copied between two looks at the clock: the first so small that slow storage does not keep a
 # short slice for long, doubled while the storage is fast, up to the last.
@@ -54,6 +56,11 @@ def copy(work: Account, unit: Span) -> None:
     work.outcome.current = join(large.path, large.name)
     work.copier.contents.begin()
     source = fs.open_to_read(large.name, pair.source, work.job.options.dereference)
+    if version_of(os.fstat(source)) != large.version:  # another directory or link may be on the way to it for a while
+        fs.close_read(source)
+        work.outcome.ruined.add(changed_group(large))
+        work.outcome.large_done += unit.stop - position
+        return
     try:
         target = open_temporary(large, pair)
         try:
@@ -97,7 +104,9 @@ def verify(work: Account, unit: Verify) -> None:
     if unit.start < unit.stop and unit.holds[0] not in work.outcome.ruined:
         pair = work.handles.pair(unit.tree, unit.path)
         reached = work.copier.auditor.read_back_span(pair, unit.large, unit.start, unit.stop)
-        if reached < unit.stop:
+        if reached is None:
+            work.outcome.ruined.add(changed_group(unit.large))
+        elif reached < unit.stop:
             work.stack.append(unit._replace(start=reached))
 
 
@@ -116,6 +125,8 @@ def seal(work: Account, unit: Seal) -> None:
         return
     pair = work.handles.pair(large.tree, large.path)
     try:
+        if unit.changed or changed_group(large) in work.outcome.ruined:
+            raise SourceChanged
         work.copier.seal(pair, large)
     except SourceChanged:
         fs.remove_if_there(large.temporary.name, pair.destination)

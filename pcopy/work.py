@@ -232,10 +232,14 @@ class Verify(NamedTuple):
 
 
 class Seal(NamedTuple):
-    """Give a large file its attributes and its name, or take it away if the run stops or a span of it failed."""
+    """Give a large file its attributes and its name, or take it away if the run stops or a span of it failed.
+
+    ``changed``: something else than the source of which it is a copy was read for a part of it.
+    """
 
     large: Large
     discard: bool = False
+    changed: bool = False
 
     @property
     def tree(self) -> int:
@@ -427,6 +431,11 @@ def gone_group(tree: int, path: str) -> Group:
 
 def large_group(large: Large) -> Group:
     return (large.tree, large.path, large.name)
+
+
+def changed_group(large: Large) -> Group:
+    """Ruined when, for a part of a large file, its name led to another file than when its copy began."""
+    return (large.tree, large.path, large.name, large.tries)
 
 
 class Shared(NamedTuple):
