@@ -112,10 +112,6 @@ def verify(work: Account, unit: Verify) -> None:
 
 def seal(work: Account, unit: Seal) -> None:
     large = unit.large
-    if unit.after in work.open:  # a span of it is tried again
-        work.waiting.append(unit)
-        work.open.update(unit.holds)
-        return
     work.outcome.large_open -= 1
     if unit.discard or large_group(large) in work.outcome.ruined:
         copy = work.handles.pair(~large.tree, large.path).destination  # its source may be gone

@@ -87,10 +87,6 @@ def remove_one(work: Account, unit: Remove, directory: int) -> None:
 
 
 def clear(work: Account, unit: Clear) -> None:
-    if unit.emptied and unit.after in work.open:
-        work.waiting.append(unit)
-        work.open.update(unit.holds)
-        return
     if unit.emptied and not is_kept(work, unit) and is_to_be_counted(work, unit):
         return
     above, _, name = unit.path.rpartition("/")
@@ -132,7 +128,7 @@ def empty(work: Account, unit: Clear, handle: int) -> None:
             remove(work, one)
         else:
             work.stack.append(one)
-    if len(work.stack) == height + 1:  # nothing is left to be done before
+    if len(work.stack) == height + 1 and emptied.after not in work.open:  # nothing is left to be done before
         work.stack.pop()
         clear(work, emptied)
 

@@ -110,6 +110,10 @@ class Slice(Account):
     def go(self) -> None:
         while self.stack:  # the time is looked at last: a slice without any still makes progress
             unit = self.stack.pop()
+            if self.open and unit.after in self.open:
+                self.waiting.append(unit)
+                self.open.update(unit.holds)
+                continue
             self.handles.begin()
             try:
                 DO[type(unit)](self, unit)
@@ -348,7 +352,7 @@ class Slice(Account):
         self.outcome.share += unit.share
 
     def finish(self, unit: Finish) -> None:
-        if unit.last or unit.after in self.open:
+        if unit.last:
             self.waiting.append(unit)
         elif unit.extra:
             removal.begin(self, unit)

@@ -667,15 +667,18 @@ def test_what_is_left_out_does_not_count_against_max_delete(tmp_path: Path, jobs
 # ---- a directory in the place of something else ---------------------------------------------------------------------
 
 
-def test_a_directory_gives_way_to_what_the_source_has(tmp_path: Path, jobs: int) -> None:
+@pytest.mark.parametrize("limit", [None, 30])
+def test_a_directory_gives_way_to_what_the_source_has(tmp_path: Path, jobs: int, limit: int | None) -> None:
     inside: dict[str | bytes, object] = {"a": b"1", "b": Dir({"c": b"2", "e": Dir({})})}
     entries = {"file": b"new", "link": Link("x"), "fifo": Fifo(), "one": b"3", "two": Hard("one"), "large": bytes(33 << 20)}
     source = make_tree(tmp_path / "src", entries)
     make_tree(tmp_path / "dst", {name: Dir(inside) for name in entries})
+    for place in (source, tmp_path / "dst"):
+        make_tree(place / "same", {"f": b"4"})
     without = pcopy.copy(source, tmp_path / "dst", jobs=jobs)
     assert (without.exit_status, without.failed, without.deleted) == (1, len(entries), 0)
     plan = pcopy.copy(source, tmp_path / "dst", jobs=jobs, delete=True, dry_run=True)
-    report = pcopy.copy(source, tmp_path / "dst", jobs=jobs, delete=True)
+    report = pcopy.copy(source, tmp_path / "dst", jobs=jobs, delete=True, max_delete=limit)
     assert (report.ok, report.deleted, report.failed) == (True, 5 * len(entries), 0), report.errors
     assert (plan.ok, plan.deleted, plan.files) == (True, report.deleted, report.files)
     assert read_tree(tmp_path / "dst") == read_tree(source)
