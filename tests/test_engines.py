@@ -323,7 +323,7 @@ def local_of_pool(name: str) -> Any:
 def die_in_a_message(job: Job, *portion: Any) -> Outcome:
     """A slice, but the first worker that is asked for one is killed when half of its answer is in the pipe."""
     try:
-        os.mkdir(job.trees[0].destination + ".died")
+        os.mkdir(f"{job.trees[0].source}.{job.token}")
     except FileExistsError:
         return run(job, *portion)
     os.write(local_of_pool("result_queue")._writer.fileno(), struct.pack("!i", 1000) + b"half of")
