@@ -12,6 +12,7 @@ files) are kept aside until no unit holds their group any more. Which executor r
 
 from __future__ import annotations
 
+import errno
 import signal
 import threading
 import time
@@ -123,6 +124,7 @@ class Coordinator:
         self.small_seconds = 0.0  # that slices without large files took
         self.progress = Progress()
         limit = job.options.bwlimit
+        self.said: set[Failure] = set()  # of directories, for each part of which it is found again
         self.throttle = Throttle(limit, self.jobs) if limit and not job.options.dry_run else None
 
     @property
@@ -194,12 +196,14 @@ class Coordinator:
         return [unit._replace(counted=True) for unit in units]
 
     def worth_telling(self, failures: list[Failure]) -> list[Failure]:
-        """That nothing more can be written is said once, not for each entry that was under way."""
+        """That nothing more can be written is said once, not for each entry under way; so is what holds for a directory."""
         kept, said = [], self.report.stopped
         for one in failures:
-            if not (one.fatal and said):
+            if not (one.fatal and said) and one not in self.said:
                 kept.append(one)
             said |= one.fatal
+            if one.errno == errno.EXDEV:
+                self.said.add(one)
         return kept
 
     def learn_batch(self, given: int, outcome: Outcome) -> None:

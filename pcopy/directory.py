@@ -74,6 +74,7 @@ class Directories:
         self.ours = {tree.destination_inode for tree in job.trees}
         self.needed = {*(tree.source_inode for tree in job.trees), *(tree.destination_inode for tree in job.earlier)}
         self.tells = job.options.tells
+        self.mounts: dict[int, str] = {}  # of trees
         self.owner = os.geteuid()
 
     def scan(self, unit: Scan) -> Listing:
@@ -242,11 +243,18 @@ class Directories:
 
     def is_mounted(self, pair: Pair) -> bool:
         """Whether a directory of the destination is on another mount than that: what is there is not to be deleted."""
-        top = self.handles.passing(pair.tree, "").destination
-        try:
-            return fs.mount_of(pair.destination) != fs.mount_of(top)
-        except (OSError, StopIteration):
-            return os.fstat(pair.destination).st_dev != os.fstat(top).st_dev
+        if pair.tree not in self.mounts:
+            self.mounts[pair.tree] = mount_or_device(self.handles.passing(pair.tree, "").destination)
+        return mount_or_device(pair.destination) != self.mounts[pair.tree]
+
+    def to_remove_from(self, tree: int, path: str) -> Pair:
+        """The copy of a directory in which something is to go. Raises EXDEV if, by now, that is on another mount."""
+        pair = self.handles.pair(~tree, path)
+        if not pair.stays:
+            if self.is_mounted(pair):
+                raise OSError(errno.EXDEV, "is not on the destination's mount: nothing is removed there")
+            pair.stays = True
+        return pair
 
     def removable(self, pair: Pair, there: dict[str, bool], found: Container[str]) -> list[tuple[str, bool]]:
         """What is to go of the names in a directory of the destination.
@@ -384,6 +392,7 @@ class Directories:
         pair = self.handles.hold(Pair(~tree, path, ABSENT, handle, parent.depth + 1, readable=True))
         if self.options.counts_first and self.is_mounted(pair):
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))  # else rmdir says so
+        pair.stays = True
         there = fs.list_directory(handle)
         if self.options.dry_run:  # the run would hold the lock that shows them to be dead
             there = {name: is_dir for name, is_dir in there.items() if is_dir or not runs.is_temporary(name)}
@@ -399,6 +408,13 @@ class Directories:
         self.metadata.finish_directory(pair, unit.attributes, unit.fresh)
         if self.options.fsync:
             fs.sync(pair.destination)
+
+
+def mount_or_device(handle: int) -> str:
+    try:
+        return fs.mount_of(handle)
+    except (OSError, StopIteration):  # no /proc
+        return str(os.fstat(handle).st_dev)
 
 
 def mode_begun(options: Options) -> int:

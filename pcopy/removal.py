@@ -28,8 +28,8 @@ def begin(work: Account, unit: Finish) -> None:
     work.stack.append(unit._replace(extra=(), last=work.closes(unit.attributes)))
     if unit.after in work.outcome.ruined:
         return
-    pair = work.handles.pair(~unit.tree, unit.path)
     try:
+        pair = work.directories.to_remove_from(unit.tree, unit.path)
         runs.leave_to_another_run(runs.marks(pair.destination, runs.AT_WORK, 0, pair.depth))
     except OSError as error:
         work.outcome.tally.found += 1
@@ -61,7 +61,7 @@ def remove(work: Account, unit: Remove) -> None:
     if is_to_be_counted(work, unit):
         return
     try:
-        directory = work.handles.pair(~unit.tree, unit.path).destination
+        directory = work.directories.to_remove_from(unit.tree, unit.path).destination
     except FileNotFoundError:  # a worker that was killed had come further
         return
     names, gone = unit.names, 0
@@ -91,7 +91,7 @@ def clear(work: Account, unit: Clear) -> None:
         return
     above, _, name = unit.path.rpartition("/")
     try:
-        parent = work.handles.pair(~unit.tree, above).destination
+        parent = work.directories.to_remove_from(unit.tree, above).destination
         handle = ABSENT if unit.emptied else work.directories.open_to_remove(name, parent)
         try:
             sure = unit.emptied or not work.job.options.counts_first

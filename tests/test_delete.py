@@ -309,6 +309,45 @@ def test_nothing_is_deleted_across_a_mount_in_the_destination(tmp_path: Path, jo
 
 
 @as_root
+@pytest.mark.parametrize(("limit", "bind"), [(None, True), (5001, True), (None, False)])
+def test_what_is_mounted_over_a_directory_while_it_is_emptied_stays(
+    tmp_path: Path, jobs: int, limit: int | None, bind: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slices open it anew by its path: the names in it are the same."""
+    monkeypatch.setattr("pcopy.coordinator.LONG", 0.002)
+    monkeypatch.setattr("pcopy.coordinator.FIRST", 0.0)
+    names = [f"x{number}" for number in range(2500)]
+    make_tree(
+        tmp_path, {"src": Dir({"k": Dir({"f": b"1"})}), "dst": Dir({"k": Dir({"f": b"1"}), "gone": Dir({})}), "other": Dir({})}
+    )
+    places = [tmp_path / "dst/k", tmp_path / "dst/gone", tmp_path / "other"]
+    for name in names:
+        for place in places:
+            (place / name).touch()
+
+    with contextlib.ExitStack() as stack:
+
+        class Mounts(library.Observer):
+            def progress(self, progress: library.Progress) -> None:
+                for place in list(places[:2]):
+                    if len(os.listdir(place)) < len(names):
+                        places.remove(place)
+                        stack.enter_context(
+                            mounted(place, *(["--bind", str(tmp_path / "other")] if bind else ["-t", "tmpfs", "none"]))
+                        )
+                        if not bind:
+                            shutil.copytree(tmp_path / "other", place, dirs_exist_ok=True)
+
+        copy = tmp_path / "dst"
+        report = library.copy(tmp_path / "src", copy, jobs=jobs, delete=True, max_delete=limit, observer=Mounts())
+        for place in {tmp_path / "dst/k", tmp_path / "dst/gone"} - set(places):
+            assert set(names) == set(os.listdir(place))
+    assert len(places) < 3 and 0 < len(report.errors) <= 4, report.errors
+    assert report.exit_status == 1
+    assert set(os.listdir(tmp_path / "other")) == set(names)
+
+
+@as_root
 @pytest.mark.parametrize("limit", [2, 100])
 def test_a_mount_that_is_in_the_way_stays_and_is_named(
     tmp_path: Path, jobs: int, limit: int, monkeypatch: pytest.MonkeyPatch
