@@ -292,18 +292,19 @@ class Directories:
             pair.note_names()
         for name, _ in found:
             try:
-                self.make_directory(pair, name, listing, unit.again)
+                self.make_directory(pair, name, listing, unit)
             except OSError as error:
                 if error.errno in fs.PASSING and unit.failed < self.options.retries:
                     raise
                 listing.failures.append(fs.failure(join(pair.path, name), error))
 
-    def make_directory(self, pair: Pair, name: str, listing: Listing, again: bool) -> None:
+    def make_directory(self, pair: Pair, name: str, listing: Listing, unit: Scan) -> None:
         there = listing.there.get(name)
         if there is False:
             if self.options.overwrite is Overwrite.NEVER:
                 listing.skipped.append(name)
                 return
+            self.look_into(pair, name, unit)
             if not self.options.dry_run:
                 fs.remove(name, pair.destination)
             listing.replaced.add(name)
@@ -311,10 +312,21 @@ class Directories:
             try:
                 fs.make_directory(name, pair.destination, mode_begun(self.options))
             except FileExistsError as error:
-                if not (again and stat.S_ISDIR(fs.look_at(name, pair.destination).st_mode) and pair.spells(name)):
+                if not (unit.again and stat.S_ISDIR(fs.look_at(name, pair.destination).st_mode) and pair.spells(name)):
                     error.strerror = APPEARED
                     raise
         listing.directories.append((name, not there))
+
+    def look_into(self, pair: Pair, name: str, unit: Scan) -> None:
+        """Raises OSError if a directory of the source cannot be read: nothing is to give way to its copy."""
+        source = fs.open_directory(name, pair.source, self.options.dereference)
+        try:
+            state = os.fstat(source)
+            if self.options.dereference:
+                self.refuse_loop(unit._replace(path=join(unit.path, name)), source, state)
+            fs.list_directory(source)
+        finally:
+            os.close(source)
 
     def take_away(self, unit: Scan) -> Finish | None:
         """The source of a directory that this run made cannot be read: it must not look like an empty one.

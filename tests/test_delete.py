@@ -706,6 +706,23 @@ def test_what_is_left_out_does_not_count_against_max_delete(tmp_path: Path, jobs
 # ---- a directory in the place of something else ---------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("more", [[], ["--delete"], ["-j", "2"]], ids=str)
+def test_nothing_gives_way_to_a_directory_that_cannot_be_read(tmp_path: Path, more: list[str], pcopy: Run) -> None:
+    closed, loop = make_tree(tmp_path / "src", {"x": Dir({"f": b"1"}), "y": Dir({"g": b"2"})}), tmp_path / "loop"
+    make_tree(tmp_path, {"dst": Dir({"x": b"old", "y": b"old"}), "loop": Dir({"a": Dir({"l": Link("..")})})})
+    make_tree(tmp_path, {"copy": Dir({"a": Dir({"l": b"old"})})})
+    (closed / "x").chmod(0)
+    try:
+        done = unprivileged(*more, closed, tmp_path / "dst")
+    finally:
+        (closed / "x").chmod(0o700)
+    assert (done.returncode, "Permission denied" in done.stderr, (tmp_path / "dst/x").read_bytes()) == (1, True, b"old")
+    assert (tmp_path / "dst/y/g").read_bytes() == b"2"
+    done = pcopy("-L", *more, loop, tmp_path / "copy")
+    assert (done.returncode, "a directory above it" in done.stderr) == (1, True), done.stderr
+    assert (tmp_path / "copy/a/l").read_bytes() == b"old"
+
+
 @pytest.mark.parametrize("limit", [None, 30])
 def test_a_directory_gives_way_to_what_the_source_has(tmp_path: Path, jobs: int, limit: int | None) -> None:
     inside: dict[str | bytes, object] = {"a": b"1", "b": Dir({"c": b"2", "e": Dir({})})}
