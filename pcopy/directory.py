@@ -128,9 +128,11 @@ class Directories:
             else:
                 pair.owner, pair.inherits = parent.owner, parent.inherits
         self.handles.hold(pair)
-        if unit.path and not unit.fresh and destination != ABSENT and not self.options.dry_run:
+        if not unit.fresh and destination != ABSENT and not self.options.dry_run:
             try:
-                runs.stay_out_of_deletion(destination)
+                if unit.path:
+                    runs.stay_out_of_deletion(destination)
+                self.metadata.close_to_others(destination, mode or 0, state.st_mode)
             except OSError as error:
                 raise self.error_of_copy(unit, error) from None
         return pair, state

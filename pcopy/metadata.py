@@ -87,6 +87,11 @@ class Metadata:
             directory: Target = pair.destination if pair.readable else fs.by_name(".", pair.destination)
             pair.inherits = DEFAULT_ACL in fs.attributes_of(directory)
 
+    def close_to_others(self, directory: int, mode: int, wanted: int) -> None:
+        """Take from the copy of a directory what its source does not let others do, before anything new comes into it."""
+        if self.keep_mode and (wide := mode & ~wanted & 0o077):
+            self.attempt("", fs.set_mode, directory, mode & ~wide | stat.S_IRWXU)
+
     def finish_directory(self, pair: Pair, wanted: Attributes, fresh: bool) -> None:
         """Give a directory what its source had when it was scanned; touch nothing that is right already."""
         source, target = pair.source, pair.destination
@@ -148,6 +153,8 @@ class Metadata:
         """Mend what :meth:`differs` found, on an entry that stays in place."""
         owned = (state.st_uid, state.st_gid) == (copy.st_uid, copy.st_gid)
         if self.keep_owner and not owned:
+            if self.keep_mode and copy.st_mode & ~state.st_mode & 0o7777 and not stat.S_ISLNK(state.st_mode):
+                self.attempt("", fs.set_mode, target, copy.st_mode & state.st_mode & 0o777)  # the new owner gets no more
             owned = self.own(target, state.st_uid, state.st_gid)
         if self.keep_xattrs:
             if self.unprivileged and not copy.st_mode & stat.S_IWUSR and stat.S_ISREG(state.st_mode):

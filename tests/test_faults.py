@@ -928,6 +928,59 @@ def test_nobody_else_can_read_or_run_a_file_before_it_is_done(tmp_path: Path, jo
     assert differences(source, tmp_path / "dst") == []
 
 
+@JOBS
+@pytest.mark.parametrize("mode", [0o700, 0o750, 0o500])
+def test_nobody_reaches_new_files_through_a_directory_that_was_open_before(
+    tmp_path: Path, jobs: int, mode: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its source was closed since: it is to be before they come, whenever its other attributes are set."""
+    monkeypatch.setattr("pcopy.coordinator.FIRST", 0.0)
+    monkeypatch.setattr("pcopy.coordinator.LONG", 0.001)
+    inside: dict[str | bytes, object] = {f"f{number}": b"1" for number in range(200)}
+    source = make_tree(tmp_path / "src", {**inside, "d": Dir(inside)})
+    copy = make_tree(tmp_path / "dst", {"d": Dir({})})
+    for place in ("d", "."):
+        (source / place).chmod(mode)
+        (copy / place).chmod(0o775)
+    seen = []
+
+    class Looks(library.Observer):
+        def progress(self, progress: library.Progress) -> None:
+            for place in (copy, copy / "d"):
+                count = len(list(place.glob("f*")))
+                seen.append(0 < count < len(inside))
+                assert not count or stat.S_IMODE(place.stat().st_mode) & ~mode & 0o077 == 0
+
+    assert library.copy(source, copy, jobs=jobs, observer=Looks()).ok
+    assert any(seen)
+    assert [stat.S_IMODE((copy / place).stat().st_mode) for place in ("d", ".")] == [mode, mode]
+    for place in ("d", "."):
+        (source / place).chmod(0o700)
+        (copy / place).chmod(0o700)
+
+
+@as_root
+def test_an_owner_to_be_gets_no_more_than_is_his(tmp_path: Path) -> None:
+    """Of a copy that is only brought up to date."""
+    if not shutil.which("strace"):
+        pytest.skip("needs strace")
+    source = make_tree(tmp_path / "src", {"f": File(b"1", 0o640, owner=(12, 34))})
+    copy = make_tree(tmp_path / "dst", {"f": File(b"1", 0o4664, owner=(0, 0))})
+    log = tmp_path / "strace"
+    words = ["strace", "-f", "-qq", "-o", str(log), "-e", "trace=chmod,fchmodat,chown,fchownat", sys.executable, "-m", "pcopy"]
+    done = subprocess.run([*words, "-j", "1", str(source), str(copy)], capture_output=True, text=True, timeout=60, check=False)
+    if not log.exists() or not log.stat().st_size:
+        pytest.skip("strace may not trace here")
+    assert done.returncode == 0 and "1 unchanged" in done.stderr, done.stderr
+    calls = [line.split(maxsplit=1)[1] for line in log.read_text().splitlines() if "/proc/self/fd/" in line]
+    assert [re.sub(r"^f?(ch...).*?, (0\d+|\d+, \d+).*", r"\1 \2", call) for call in calls] == [
+        "chmod 0640",
+        "chown 12, 34",
+        "chmod 0640",
+    ]
+    assert differences(source, copy) == []
+
+
 @as_root
 @JOBS
 def test_special_bits_are_dropped_and_said_where_the_owner_cannot_be_set(tmp_path: Path, jobs: int) -> None:
