@@ -35,6 +35,7 @@ LARGE = 32 << 20
 CANNOT_LINK = frozenset({errno.EMLINK, errno.EPERM, errno.EXDEV, errno.ENOTSUP})
 TRIES = 3  # copies of a source that changes each time
 IN_ITS_PLACE = "a directory that is not empty is in its place: move or remove it, or give delete"
+FOLLOWED = "a directory that is not empty is in its place, and a link may lead into it: move or remove it"
 EARLIER = "earlier"  # why a name is a link: an earlier copy has the file
 SWAPPED = "somebody put another file in its place: run the same line again"
 FAR = 2**40 * 10**9  # nanoseconds: beyond the times that a file system with limits keeps
@@ -369,8 +370,8 @@ class Copier:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            if not self.options.delete:
-                error.strerror = IN_ITS_PLACE
+            if not self.options.delete or self.follow:
+                error.strerror = FOLLOWED if self.options.delete else IN_ITS_PLACE
                 raise
             return False
         return True

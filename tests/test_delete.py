@@ -162,6 +162,15 @@ def test_where_a_link_cannot_be_followed_nothing_is_deleted(tmp_path: Path, jobs
     assert (dst / "old/y").exists() and (dst / "a/x").exists()
 
 
+def test_where_links_are_followed_only_an_empty_directory_gives_way(tmp_path: Path, jobs: int) -> None:
+    dst = make_tree(tmp_path / "dst", {"d": Dir({"f": b"2"}), "e": Dir({})})
+    source = make_tree(tmp_path / "src", {"a": Dir({"b": Dir({"x": Link(str(dst / "d/f"))})}), "d": b"1", "e": b"3"})
+    for dry_run in (True, False):
+        report = pcopy.copy(source, dst, jobs=jobs, delete=True, dereference=True, dry_run=dry_run)
+        assert [(one.path, one.errno) for one in report.errors] == [(str(source / "d"), errno.ENOTEMPTY)]
+    assert [(dst / name).read_bytes() for name in ("a/b/x", "d/f", "e")] == [b"2", b"2", b"3"]
+
+
 def test_a_directory_that_is_closed_at_the_end_keeps_all_if_an_entry_of_it_failed(tmp_path: Path) -> None:
     source = make_tree(tmp_path / "src", {"c": Dir({"f": b"1"}), "d": Dir({})})
     dst = make_tree(tmp_path / "dst", {"c": Dir({"x": b"2"}), "d": Dir({"y": b"3", "e": Dir({"z": b"4"})})})
