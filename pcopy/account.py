@@ -58,6 +58,7 @@ class Account:
         self.waiting: list[Unit] = []  # for something that only the coordinator knows, or for better times
         self.open: set[Group] = set()  # groups that are held by something outside of this slice
         self.unprivileged = os.geteuid() != 0
+        self.deletes = 0  # entries that may be deleted before the coordinator counts them
         self.verbose, self.tells = job.options.verbose, job.options.tells
         self.summing = job.options.sums is not None and not job.options.dry_run
         self.to_sum: list[Sums] = []  # files that are in the copy, by what the unit at hand did

@@ -183,9 +183,9 @@ def copy(
     observer.started([one.path for one in found], there.path, options)
     try:
         request = Request(top, landings, options, expected, listing, [*observer.files, *([listing] if listing else [])])
-        if hold_no_more([one.destination for one in landings if not one.names], options.max_delete):
-            request = request._replace(options=replace(options, max_delete=None))  # and needs no plan to keep to it
-        elif options.delete and (failure := too_much(request, stop)):
+        failure, spare = too_much(request, report, stop) if options.delete else (None, 0)
+        request = request._replace(spare=spare)
+        if failure:
             if failure.fatal:
                 give_up(report, failure, observer)
                 return report
@@ -200,7 +200,10 @@ def copy(
 
 
 class Request(NamedTuple):
-    """What was asked for, and makes sense. ``listing``: where a manifest goes; ``files``: what a run writes besides."""
+    """What was asked for, and makes sense. ``listing``: where a manifest goes; ``files``: what a run writes besides.
+
+    ``spare``: entries that may be deleted beyond what is expected.
+    """
 
     top: str
     landings: Sequence[Landing]
@@ -208,6 +211,7 @@ class Request(NamedTuple):
     expected: Report | None
     listing: str | None
     files: Sequence[str]
+    spare: int = 0
 
 
 def spared(trees: Sequence[Tree], files: Iterable[str]) -> frozenset[tuple[int, str]]:
@@ -219,7 +223,7 @@ def spared(trees: Sequence[Tree], files: Iterable[str]) -> frozenset[tuple[int, 
 
 def carry_out(request: Request, report: Report, observer: Observer, stop: Stop) -> None:
     """Prepare the destination and do all the work."""
-    top, landings, options, expected, listing, files = request
+    top, landings, options, expected, listing, files, spare = request
     with contextlib.ExitStack() as stack:
         try:
             job, units, handle = prepare(top, landings, options, report, stack)
@@ -229,6 +233,7 @@ def carry_out(request: Request, report: Report, observer: Observer, stop: Stop) 
         spool = stack.enter_context(contextlib.closing(Spool()))
         coordinator = Coordinator(job._replace(stop=stop, spared=spared(job.trees, files)), report, observer, stop, spool)
         coordinator.by_handle = by_handle(job, top, handle)
+        coordinator.deletes = spare
         if expected:
             coordinator.progress.expected = (expected.entries, expected.bytes)
         tell_skipped(job, landings, observer)
@@ -270,47 +275,48 @@ def new_report(options: Options) -> Report:
     return Report(jobs=engine.jobs, engine=engine.name, dry_run=options.dry_run, warnings=warnings)
 
 
-def too_much(request: Request, stop: Stop) -> Failure | None:
+def too_much(request: Request, report: Report, stop: Stop) -> tuple[Failure | None, int]:
     """Why nothing is to be deleted, and so nothing done at all. How much there is to delete tells a dry run.
 
-    Not fatal if that could not be found out: then all is done but the deletion, as rsync does after an error.
+    Not fatal if that could not be found out: then all is done but the deletion, as rsync does after an error. Also returned is
+    how many more entries the limit, if there is one, would allow.
     """
     top, landings, options = request[:3]
     if options.max_delete is None:
         empty = next((one.source for one in landings if is_empty(one.source)), None)
         reason = "the source is empty, so that all would be deleted: is it mounted? If it is meant to be, give max-delete"
-        return Failure(empty, "delete", None, reason, fatal=True) if empty else None
+        return Failure(empty, "delete", None, reason, fatal=True) if empty else None, 0
+    spare = options.max_delete - names_below([one.destination for one in landings if not one.names], options.max_delete)
+    if spare >= 0:
+        return None, spare  # without a plan, which takes longer than to count names
     silent = replace(options, dry_run=True, verbose=False, events=False)
     plan = new_report(silent)
     carry_out(request._replace(options=silent, expected=None), plan, Observer(), stop)
-    if plan.deleted <= options.max_delete:
+    report.warnings += [warning for warning in plan.warnings if warning not in report.warnings]
+    spare = options.max_delete - plan.deleted
+    if spare >= 0:
         if not plan.errors:
-            return None
+            return None, spare
         reason = f"not counted, so nothing is deleted: {plan.errors[0].path}: {plan.errors[0].reason}"
-        return Failure(top, "delete", None, reason)
+        return Failure(top, "delete", None, reason), 0
     entries = "1 entry" if plan.deleted == 1 else f"{plan.deleted:,} entries"
     reason = f"would remove {entries}, more than max-delete allows ({options.max_delete:,}): nothing was done"
-    return Failure(top, "delete", None, reason, fatal=True)
+    return Failure(top, "delete", None, reason, fatal=True), 0
 
 
-def hold_no_more(directories: Iterable[str], count: int | None) -> bool:
-    """Whether so many names at most are below some directories, for certain: no run can delete more.
-
-    To count names takes less time than a plan, and than to count in the run what is to be deleted, before it is.
-    """
-    if count is None:
-        return False
-    stack = list(directories)
+def names_below(directories: Iterable[str], most: int) -> int:
+    """How many names are below some directories; more than ``most`` if there are, or if nobody can tell."""
+    stack, count = list(directories), 0
     try:
-        while stack and count >= 0:
+        while stack and count <= most:
             with os.scandir(stack.pop()) as entries:
                 for entry in entries:
-                    count -= 1
+                    count += 1
                     if entry.is_dir(follow_symlinks=False):
                         stack.append(entry.path)
     except OSError:
-        return False
-    return count >= 0
+        return most + 1
+    return count
 
 
 def write_manifest(spool: Spool, path: str, top: str, job: Job, report: Report, observer: Observer, stop: Stop) -> None:

@@ -74,6 +74,8 @@ FIRSTS = 8
 # Seconds an entry from which on that is worth it. Each directory is then opened twice and carried to a worker twice,
 # about 50 microseconds of processor time: nothing where an entry takes longer, a quarter more where it takes 20.
 SLOW = 200e-6
+# Entries that a slice may delete before they are counted: about as many as it can in its time.
+GRANT = 10_000
 # Deaths in a row of the worker that holds a unit, until the unit is given up.
 DEATHS = 3
 # Executors in a row that cannot be started, until the run is given up, and the seconds between two of them: what they
@@ -92,6 +94,7 @@ class Portion(NamedTuple):
     seconds: float
     ahead: bool = False
     rate: float | None = None  # bytes a second
+    deletes: int = 0  # entries that may be deleted before they are counted
 
 
 class Coordinator:
@@ -120,7 +123,8 @@ class Coordinator:
         self.undecided = 0  # names in there
         self.ruins: Counter[Group] = Counter()  # of first names
         self.names = 0  # of entries in the frontier
-        self.deletions = 0  # entries, done or to be done, if there is a limit on them
+        self.deletions = 0  # entries counted against a limit, deleted or to be
+        self.deletes = 0  # entries of that limit that slices may delete before they are counted
         self.small_seconds = 0.0  # that slices without large files took
         self.progress = Progress()
         limit = job.options.bwlimit
@@ -190,6 +194,8 @@ class Coordinator:
         """Count what a slice found to be deleted. The plan did so too, but the source may have lost entries since."""
         units, limit = outcome.uncounted, self.job.options.max_delete
         self.deletions += sum(len(unit.names) if isinstance(unit, Remove) else 1 for unit in units)
+        self.deletions -= outcome.undeleted
+        self.deletes += outcome.undeleted
         if limit is not None and self.deletions > limit:
             reason = f"by now more is to be deleted than max-delete allows ({limit:,}): is the source still all there?"
             outcome.failures.append(Failure(self.job.trees[0].destination, "delete", None, reason, fatal=True))
@@ -303,8 +309,8 @@ class Coordinator:
             return None
         portion = self.next_portion(running)
         if portion and self.throttle:
-            return portion._replace(rate=self.throttle.rate(min(self.jobs, running + 1 + len(self.frontier))))
-        return portion
+            portion = portion._replace(rate=self.throttle.rate(min(self.jobs, running + 1 + len(self.frontier))))
+        return portion and self.granted(portion)
 
     def next_portion(self, running: int) -> Portion | None:
         if self.stopped or (running >= self.jobs and not self.can_queue(running)):
@@ -357,7 +363,17 @@ class Coordinator:
     def take_all(self) -> Portion:
         """Everything, for one slice in this process."""
         portion = self.everything()
-        return portion._replace(rate=self.throttle.rate(1)) if self.throttle else portion
+        return self.granted(portion._replace(rate=self.throttle.rate(1)) if self.throttle else portion)
+
+    def granted(self, portion: Portion) -> Portion:
+        """With entries that it may delete before they are counted, of those that the limit has beyond what is expected.
+
+        Who dies has spent all of them, for all that is known.
+        """
+        grant = min(GRANT, self.deletes // (2 * self.jobs), (self.job.options.max_delete or 0) - self.deletions)
+        self.deletes -= grant
+        self.deletions += grant
+        return portion._replace(deletes=grant) if grant else portion
 
     def everything(self) -> Portion:
         if self.runs_ahead:

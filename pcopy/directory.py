@@ -393,10 +393,10 @@ class Directories:
             raise
         return handle
 
-    def contents(self, tree: int, path: str, handle: int) -> tuple[list[tuple[str, bool]], bool]:
+    def contents(self, tree: int, path: str, handle: int, stays: bool) -> tuple[list[tuple[str, bool]], bool]:
         """What is to go of what is in a directory that is to be removed, and whether anything has to stay.
 
-        Takes over the handle from :meth:`open_to_remove`.
+        Takes over the handle from :meth:`open_to_remove`; ``stays``: nothing is mounted there.
         """
         parent_path, _, name = path.rpartition("/")
         parent = self.handles.pair(~tree, parent_path)
@@ -404,7 +404,7 @@ class Directories:
             close(handle)
             handle, _ = self.open_copy(name, parent.destination, fresh=False)
         pair = self.handles.hold(Pair(~tree, path, ABSENT, handle, parent.depth + 1, readable=True))
-        if self.options.counts_first and self.is_mounted(pair):
+        if not stays and self.is_mounted(pair):
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))  # else rmdir says so
         pair.stays = True
         there = fs.list_directory(handle)

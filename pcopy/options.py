@@ -91,9 +91,9 @@ class Options:
         return self.atomic or self.overwrite in (Overwrite.OLDER, Overwrite.NEVER)
 
     @property
-    def counts_first(self) -> bool:
-        """Whether what is to be deleted is counted before it is, if it is at all: so many it may be, and no more."""
-        return self.dry_run or self.max_delete is not None
+    def limits_deletion(self) -> bool:
+        """Whether what is to be deleted is counted before it is: so many it may be, and no more."""
+        return self.max_delete is not None and not self.dry_run
 
     @property
     def limited(self) -> bool:

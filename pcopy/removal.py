@@ -47,19 +47,26 @@ def units_of(tree: int, path: str, extra: Sequence[tuple[str, bool]]) -> Iterato
         yield Remove(tree, path, names[at : at + BATCH])
 
 
-def is_to_be_counted(work: Account, unit: Remove | Clear) -> bool:
-    """Whether a limit on deletions might be exceeded: then the coordinator, who knows of all of them, gets the unit first."""
-    options = work.job.options
-    if options.max_delete is None or options.dry_run or unit.counted:
+def is_free(work: Account, unit: Remove | Clear) -> bool:
+    """Whether the limit on deletions, if there is one, allows for a unit: it was counted, or this slice may do so many.
+
+    If not, the coordinator, who knows of all of them, gets it first.
+    """
+    if unit.counted or not work.job.options.limits_deletion:
+        return True
+    size = len(unit.names) if isinstance(unit, Remove) else 1
+    if size > work.deletes:
+        work.outcome.uncounted.append(unit)
+        work.open.update(unit.holds)
         return False
-    work.outcome.uncounted.append(unit)
-    work.open.update(unit.holds)
+    work.deletes -= size
     return True
 
 
 def remove(work: Account, unit: Remove) -> None:
-    if is_to_be_counted(work, unit):
+    if not is_free(work, unit):
         return
+    unit = unit._replace(counted=True)
     try:
         directory = work.directories.to_remove_from(unit.tree, unit.path).destination
     except FileNotFoundError:  # a worker that was killed had come further
@@ -87,20 +94,23 @@ def remove_one(work: Account, unit: Remove, directory: int) -> None:
 
 
 def clear(work: Account, unit: Clear) -> None:
-    if unit.emptied and not is_kept(work, unit) and is_to_be_counted(work, unit):
+    if unit.emptied and not is_kept(work, unit) and not is_free(work, unit):
         return
     above, _, name = unit.path.rpartition("/")
     try:
         parent = work.directories.to_remove_from(unit.tree, above).destination
         handle = ABSENT if unit.emptied else work.directories.open_to_remove(name, parent)
         try:
-            sure = unit.emptied or not work.job.options.counts_first
-            gone = sure and work.directories.remove_directory(name, parent)
+            limited = work.job.options.limits_deletion
+            at_once = not work.job.options.dry_run and (not limited or work.deletes > 0)
+            gone = (unit.emptied or at_once) and work.directories.remove_directory(name, parent)
+            if gone and limited and not unit.emptied:
+                work.deletes -= 1
         except OSError:
             close(handle)
             raise
         if not gone and not unit.emptied:
-            empty(work, unit, handle)
+            empty(work, unit, handle, at_once)
             return
         close(handle)
     except FileNotFoundError:  # as above
@@ -116,9 +126,9 @@ def clear(work: Account, unit: Clear) -> None:
         failed(work, unit, OSError(errno.ENOTEMPTY, "somebody puts entries into it: run the same line again"))
 
 
-def empty(work: Account, unit: Clear, handle: int) -> None:
-    """First what is in a directory, then itself."""
-    inside, kept = work.directories.contents(unit.tree, unit.path, handle)
+def empty(work: Account, unit: Clear, handle: int, tried: bool) -> None:
+    """First what is in a directory, then itself. ``tried``: to remove it, which says if something is mounted on it."""
+    inside, kept = work.directories.contents(unit.tree, unit.path, handle, tried)
     if kept:
         work.outcome.ruined.add(directory_group(unit.tree, unit.path))
     emptied, height = unit._replace(emptied=True), len(work.stack)

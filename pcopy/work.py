@@ -528,6 +528,7 @@ class Outcome:
     current: str = ""
     seconds: float = 0.0
     paid: int = 0  # bytes copied, if there is a limit on them
+    undeleted: int = 0  # entries of those that the slice might have deleted, if there is a limit on them
 
     @property
     def fatal(self) -> bool:

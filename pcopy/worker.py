@@ -58,14 +58,18 @@ DIRECTORY_WEIGHT = 10
 WORDS = {Fate.HARDLINK: "linked", Fate.UNCHANGED: "unchanged", Fate.SKIPPED: "skipped"}  # others: copied
 
 
-def run(job: Job, units: Sequence[Unit], seconds: float, ahead: bool = False, rate: float | None = None) -> Outcome:
+def run(
+    job: Job, units: Sequence[Unit], seconds: float, ahead: bool = False, rate: float | None = None, deletes: int = 0
+) -> Outcome:
     """Do units, depth first, for about so many seconds. Raises nothing that the world can cause.
 
     ``ahead``: read directories only, and leave the entries found in them over. ``rate``: copy no more bytes a second.
+    ``deletes``: entries that may be deleted before they are counted against the limit.
     """
     started = time.monotonic()
     with Handles(job) as handles:
         work = Slice(job, handles, started + seconds, ahead, Pace(rate) if rate else None)
+        work.deletes = deletes
         work.stack.extend(units)
         try:
             work.set_out(started)
@@ -76,6 +80,7 @@ def run(job: Job, units: Sequence[Unit], seconds: float, ahead: bool = False, ra
     if work.pace:
         work.pace.settle()
         work.outcome.paid = work.pace.paid
+    work.outcome.undeleted = work.deletes
     work.outcome.seconds = time.monotonic() - started
     return work.outcome
 

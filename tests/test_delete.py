@@ -126,6 +126,24 @@ def test_the_limit_holds_if_the_source_loses_entries_after_the_plan(
     assert read_tree(tmp_path / "dst/d0") == read_tree(tmp_path / "src/d0")
 
 
+@pytest.mark.parametrize("limit", [10, 400])
+def test_the_limit_holds_if_the_destination_grows_after_the_count(
+    tmp_path: Path, jobs: int, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So few names were in it that none needed to be counted in the run."""
+    source = make_tree(tmp_path / "src", {"f": b"1"})
+    dst = make_tree(tmp_path / "dst", {f"d{number}": Dir({}) for number in range(8)})
+
+    def grow() -> None:
+        for number in range(700):
+            (dst / f"d{number % 8}" / str(number)).touch()
+
+    after_the_plan(monkeypatch, grow)
+    report = pcopy.copy(source, dst, jobs=jobs, delete=True, max_delete=limit)
+    left = sum(len(names) + len(directories) for _, directories, names in os.walk(dst)) - (dst / "f").exists()
+    assert (report.exit_status, report.deleted) == (3, 708 - left) and 708 - left <= limit, report.errors
+
+
 def test_a_limit_that_is_just_enough_is(tmp_path: Path, jobs: int) -> None:
     """Also where directories have to stay, for something that is hidden in them, and many workers delete."""
     tree: dict[str | bytes, object] = {f"d{number}": Dir({**litter(1), "keep": Dir({"x.o": b""})}) for number in range(20)}
@@ -784,10 +802,11 @@ def test_what_makes_no_sense_is_refused(tmp_path: Path, pcopy: Run, words: list[
 
 
 @pytest.mark.parametrize("moment", [0, 50, 700])
-def test_a_killed_worker_of_a_deletion_is_replaced(tmp_path: Path, moment: int) -> None:
+@pytest.mark.parametrize("limit", [[], ["--max-delete", "1640"], ["--max-delete", "9000"]], ids=str)
+def test_a_killed_worker_of_a_deletion_is_replaced(tmp_path: Path, moment: int, limit: list[str]) -> None:
     source = make_tree(tmp_path / "src", {"f": b"1"})
     dst = make_tree(tmp_path / "dst", {f"d{number}": Dir({f"x{count}": b"" for count in range(40)}) for number in range(40)})
-    words = [sys.executable, "-c", KILLED, str(moment), "--json", "-q", "-j", "2", "--delete", str(source), str(dst)]
+    words = [sys.executable, "-c", KILLED, str(moment), "--json", "-q", "-j", "2", "--delete", *limit, str(source), str(dst)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=100, check=False)
     assert (done.returncode, sorted(os.listdir(dst))) == (0, ["f"]), done.stderr
     report = json.loads(done.stdout)
