@@ -224,6 +224,7 @@ def spared(trees: Sequence[Tree], files: Iterable[str]) -> frozenset[tuple[int, 
 def carry_out(request: Request, report: Report, observer: Observer, stop: Stop) -> None:
     """Prepare the destination and do all the work."""
     top, landings, options, expected, listing, files, spare = request
+    known = len(report.errors)
     with contextlib.ExitStack() as stack:
         try:
             job, units, handle = prepare(top, landings, options, report, stack)
@@ -236,6 +237,8 @@ def carry_out(request: Request, report: Report, observer: Observer, stop: Stop) 
         coordinator.deletes = spare
         if expected:
             coordinator.progress.expected = (expected.entries, expected.bytes)
+        for failure in report.errors[known:]:  # of whole sources
+            observer.failure(failure)
         tell_skipped(job, landings, observer)
         coordinator.add(units)
         coordinator.progress.found += sum(len(landing.names) for landing in landings)

@@ -21,7 +21,7 @@ from pcopy.worker import BATCH
 # Seconds that a run of single files waits for others, which have the directory alone only to clear what dead runs left.
 TURN, TURNS = 0.02, 50
 # Copies that are marked one by one, which takes an open handle each; for more, the directory that they are in is.
-MARKED = 64
+MARKED = 16
 
 
 def prepare(
@@ -35,6 +35,8 @@ def prepare(
     exclusive = not (len(landings) == 1 and landings[0].names)
     becomes_a_copy = any(landing.destination == top and not landing.names for landing in landings)
     fresh = make_top(top, options, mode=mode_begun(options) if becomes_a_copy else 0o777)
+    copies = [os.path.basename(one.destination) if one.destination != top else "." for one in landings if not one.names]
+    few = len(copies) <= MARKED
     handle, alone = None, False
     partial: dict[str, str] = {}
     if not options.dry_run:
@@ -44,6 +46,8 @@ def prepare(
         handle, alone = stack.enter_context(locked(top, exclusive, report))
         if any(runs.marks(handle, runs.DELETES)):
             raise OSError(errno.EWOULDBLOCK, runs.DELETED, top)
+        for name in copies if few else [".", *copies]:  # before anything is changed
+            claim(name, top, handle, options, stack if few or name == "." else None)
         keep = {landing.rename or name for landing in landings for name in landing.names}
         if keep and alone:  # without names the directory is scanned, and cleared by who scans it
             partial = runs.clear_stale(fs.list_directory(handle), keep, 0, handle, token, keep)
@@ -52,22 +56,23 @@ def prepare(
     elif not fresh:
         handle = os.open(top, fs.PASS)
         stack.callback(os.close, handle)
-    few = len(landings) <= MARKED
     trees: list[Tree] = []
     sources: list[str] = []  # where each landed below the destination
     units: list[Unit] = []
     for landing in landings:
         report.found += len(landing.names) or 1
         below = os.path.basename(landing.destination) if landing.destination != top else None
-        is_new = make_landing(below, handle, options) if below else fresh
+        try:
+            is_new = make_landing(below, handle, landing.source, options) if below else fresh
+        except fs.CopyError as error:
+            report.failed += 1
+            report.errors.append(fs.failure(landing.source, error))
+            continue
+        if is_new and below and few and handle is not None and not options.dry_run:
+            claim(below, top, handle, options, stack)
         if is_new is None:
             report.skipped += 1
             continue
-        if not options.dry_run and handle is not None and not landing.names and (few or not trees):
-            place = fs.open_directory(below if below and few else ".", handle)
-            stack.callback(os.close, place)
-            if reason := runs.claim(place, options.delete):
-                raise fs.CopyError(errno.EWOULDBLOCK, reason, landing.destination)
         trees.append(tree_of(landing, below, handle))
         sources.append(os.path.basename(landing.source) if below else "")
         units += units_of(landing, len(trees) - 1, is_new, 1.0 / len(landings), partial)
@@ -105,16 +110,44 @@ def make_accessible(top: str) -> None:
         os.chmod(top, stat.S_IMODE(state.st_mode) | ALL_OF_OWNER)
 
 
-def make_landing(name: str, top: int | None, options: Options) -> bool | None:
+def claim(name: str, top: str, handle: int, options: Options, stack: contextlib.ExitStack | None) -> None:
+    """Mark the directory of a copy, if it is there, for as long as the stack. Raises OSError if another run is at work on it.
+
+    Without a stack it is only asked about: one above it is marked.
+    """
+    state = fs.look_if_there(name, handle)
+    if not state or not stat.S_ISDIR(state.st_mode):
+        return
+    place = fs.open_directory(name, handle)
+    try:
+        reason = runs.claim(place, options.delete) if stack else runs.in_the_way(place, options.delete)
+        if reason:
+            raise fs.CopyError(errno.EWOULDBLOCK, reason, os.path.normpath(os.path.join(top, name)))
+    except OSError:
+        os.close(place)
+        raise
+    if stack:
+        stack.callback(os.close, place)
+    else:
+        os.close(place)
+
+
+def make_landing(name: str, top: int | None, source: str, options: Options) -> bool | None:
     """Make the directory of one of several sources. True if it was not there; None if what is there is to be kept.
 
-    A symbolic link in its place is not followed: only the destination itself may be one.
+    A symbolic link in its place is not followed: only the destination itself may be one. Raises CopyError if the source cannot
+    be read: nothing gives way to it.
     """
     state = None if top is None else fs.look_if_there(name, top)
     if state and stat.S_ISDIR(state.st_mode):
         return False
     if state and options.overwrite is Overwrite.NEVER:
         return None
+    if state:
+        try:
+            fs.list_by_path(source)
+        except OSError as error:
+            raise fs.CopyError(error.errno, error.strerror, source).with_traceback(error.__traceback__) from None
     if top is not None and not options.dry_run:
         if state:
             fs.remove(name, top)

@@ -101,8 +101,16 @@ def claim(directory: int, deletes: bool) -> str:
     Or the other way round. Marked first and asked then, so that of two that begin at once, at least one sees the other.
     """
     mark(directory, DELETES if deletes else COPIES)
+    return in_the_way(directory, deletes) or in_the_way(directory, deletes, above=True)
+
+
+def in_the_way(directory: int, deletes: bool, above: bool = False) -> str:
+    """What another run does to an open directory, or to one ``above`` it, that keeps one which deletes, or not, from it."""
     others = {DELETES: DELETED} | ({COPIES: COPIED} if deletes else {})
-    return next((why for what, why in others.items() if is_marked(directory, what) or any(marks(directory, what, 1))), "")
+    for what, why in others.items():
+        if any(marks(directory, what, 1)) if above else is_marked(directory, what):
+            return why
+    return ""
 
 
 def is_marked(directory: int, what: int) -> bool | None:

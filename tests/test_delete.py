@@ -538,6 +538,39 @@ def test_many_sources_do_not_take_many_handles(tmp_path: Path, pcopy: Run, jobs:
     assert (report.ok, report.deleted, set(seen)) == (True, int(delete), {3}), report.errors
 
 
+@pytest.mark.parametrize("count", [2, 70])
+def test_a_run_that_is_refused_has_changed_nothing(tmp_path: Path, pcopy: Run, count: int) -> None:
+    """Another one deletes in the last of the directories that it would go to."""
+    sources = [make_tree(tmp_path / f"d{number}", {"f": b"1"}) for number in range(count)]
+    last = f"d{count - 1}"
+    dst = make_tree(tmp_path / "dst", {"d0": b"old", last: Dir({"x": b"2"})})
+    before = read_tree(dst)
+    handle = os.open(dst / last, os.O_RDONLY)
+    try:
+        runs.lock(handle, exclusive=True)
+        runs.mark(handle, runs.DELETES)
+        done = pcopy(*sources, dst)
+    finally:
+        os.close(handle)
+    assert (done.returncode, "another run deletes here" in done.stderr) == (3, True), done.stderr
+    assert read_tree(dst) == before
+    assert pcopy(*sources, dst).returncode == 0
+
+
+def test_no_source_that_cannot_be_read_takes_the_place_of_a_file(tmp_path: Path) -> None:
+    sources = [make_tree(tmp_path / name, {"f": b"1"}) for name in "ab"]
+    dst = make_tree(tmp_path / "dst", {"a": b"old", "b": b"old"})
+    sources[0].chmod(0)
+    try:
+        done = unprivileged("--json", *sources, dst)
+    finally:
+        sources[0].chmod(0o700)
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["failed"], (dst / "a").read_bytes()) == (1, 1, b"old"), done.stderr
+    assert f"{sources[0]}: " in done.stderr and "Permission denied" in done.stderr
+    assert (dst / "b/f").read_bytes() == b"1"
+
+
 @pytest.mark.parametrize("given", ["dst/sub", "dst/x/sub", "dst/x", "link/"])
 @pytest.mark.parametrize("more", [[], ["-n"], ["--max-delete", "100"]], ids=str)
 def test_a_source_in_the_destination_is_refused(tmp_path: Path, pcopy: Run, given: str, more: list[str]) -> None:
