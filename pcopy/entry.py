@@ -314,6 +314,8 @@ class Copier:
         regular = stat.S_ISREG(state.st_mode)
         directory = copy is not None and stat.S_ISDIR(copy.st_mode)
         if directory:
+            if not self.options.dry_run:
+                self.rehearse(pair, name, target, state)
             if not self.gives_way(target, pair.destination):
                 return Result(Fate.BLOCKED)
             copy = None
@@ -330,6 +332,25 @@ class Copier:
         self.make_other(pair, name, place, state)
         self.put_in_place(place, target, pair.destination, copy is not None)
         return Result(fate_when_made(state.st_mode))
+
+    def rehearse(self, pair: Pair, name: str, target: str, state: os.stat_result) -> None:
+        """Raises OSError if an entry cannot be made, or not with so many bytes: a directory gives way only to what will be.
+
+        What is made for that is taken away again.
+        """
+        place = self.place_of(pair, target, aside=True)
+        if not stat.S_ISREG(state.st_mode):
+            self.make_other(pair, name, place, state)
+            fs.remove(place, pair.destination)
+            return
+        fs.close_read(fs.open_to_read(name, pair.source, self.follow))
+        handle = fs.create(place, pair.destination)
+        try:
+            fs.set_length(handle, state.st_size)
+            fs.reserve(handle, min(state.st_size, state.st_blocks * 512))
+        finally:
+            fs.close_read(handle)
+            fs.remove(place, pair.destination)
 
     def place_of(self, pair: Pair, target: str, aside: bool) -> str:
         """The name under which something other than a copied file is made, maybe ``aside``."""

@@ -232,6 +232,12 @@ def list_directory(handle: int) -> dict[str, bool]:
     return {entry.name: entry.is_dir(follow_symlinks=False) for entry in read_directory(handle)}
 
 
+def reserve(handle: int, size: int) -> None:
+    """See to it that so many bytes can be written to an open file. Raises ENOSPC, EDQUOT, EFBIG (posix_fallocate(3))."""
+    if size and hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(handle, 0, size)
+
+
 def wait_for_writes(handle: int) -> None:
     """Return when all that was being written to an open file, by writes that began before this, is in it.
 

@@ -557,6 +557,18 @@ def test_a_run_that_is_refused_has_changed_nothing(tmp_path: Path, pcopy: Run, c
     assert pcopy(*sources, dst).returncode == 0
 
 
+def test_copies_that_a_run_makes_are_marked_too(tmp_path: Path, pcopy: Run) -> None:
+    sources = [make_tree(tmp_path / name, {"f": b"1"}) for name in "ab"]
+    seen = []
+
+    class Looks(library.Observer):
+        def progress(self, progress: library.Progress) -> None:
+            seen.append(pcopy("--delete", sources[0], tmp_path / "dst/b").returncode)
+
+    assert library.copy(sources, tmp_path / "dst", jobs=1, observer=Looks()).ok
+    assert set(seen) == {3}
+
+
 def test_no_source_that_cannot_be_read_takes_the_place_of_a_file(tmp_path: Path) -> None:
     sources = [make_tree(tmp_path / name, {"f": b"1"}) for name in "ab"]
     dst = make_tree(tmp_path / "dst", {"a": b"old", "b": b"old"})
@@ -764,6 +776,32 @@ def test_what_is_left_out_does_not_count_against_max_delete(tmp_path: Path, jobs
 
 
 # ---- a directory in the place of something else ---------------------------------------------------------------------
+
+
+@as_root
+@pytest.mark.parametrize("inside", [{"x": Dir({"y": b"2"})}, {}], ids=["full", "empty"])
+def test_no_directory_gives_way_to_what_cannot_be_made(tmp_path: Path, inside: dict[str | bytes, object]) -> None:
+    """Not readable; a device that this user may not make; larger than a file may be; larger than what is left."""
+    entries: dict[str, dict[str | bytes, object]]
+    entries = {"user": {"closed": b"1"}, "limit": {"large": b"1" * 70_000}, "full": {"huge": bytes(40 << 20)}}
+    source = make_tree(tmp_path / "src", {name: Dir(files) for name, files in entries.items()})
+    (source / "user/closed").chmod(0)
+    os.mknod(source / "user/null", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+    with mounted(tmp_path / "mount", "-t", "tmpfs", "-o", "size=4m", "none") as disk:
+        dst = make_tree(disk / "dst", {name: Dir({one: Dir(inside) for one in entries[name]}) for name in entries})
+        make_tree(dst / "user/null", inside)
+        before = read_tree(dst)
+        done = unprivileged("--delete", "--no-preserve", "times", source / "user", dst / "user")
+        assert (done.returncode, done.stderr.count("Permission denied"), done.stderr.count("not permitted")) == (1, 1, 1), (
+            done.stderr
+        )
+        script = ["bash", "-c", 'ulimit -f 64; exec "$@"', "bash", sys.executable, "-m", "pcopy", "--delete"]
+        for name, words in (("limit", script), ("full", script[4:])):
+            words = [*words, str(source / name), str(dst / name)]
+            stopped = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+            assert stopped.returncode == 3, stopped.stderr
+        after = read_tree(dst)
+        assert after.keys() == before.keys()
 
 
 @pytest.mark.parametrize("more", [[], ["--delete"], ["-j", "2"]], ids=str)
