@@ -132,7 +132,7 @@ class Directories:
             try:
                 if unit.path:
                     runs.stay_out_of_deletion(destination)
-                self.metadata.close_to_others(destination, mode or 0, state.st_mode)
+                self.metadata.close_to_others(pair, state)
             except OSError as error:
                 raise self.error_of_copy(unit, error) from None
         return pair, state

@@ -87,10 +87,27 @@ class Metadata:
             directory: Target = pair.destination if pair.readable else fs.by_name(".", pair.destination)
             pair.inherits = DEFAULT_ACL in fs.attributes_of(directory)
 
-    def close_to_others(self, directory: int, mode: int, wanted: int) -> None:
-        """Take from the copy of a directory what its source does not let others do, before anything new comes into it."""
-        if self.keep_mode and (wide := mode & ~wanted & 0o077):
-            self.attempt("", fs.set_mode, directory, mode & ~wide | stat.S_IRWXU)
+    def close_to_others(self, pair: Pair, wanted: os.stat_result) -> None:
+        """Let nobody into the copy of a directory, before anything new comes into it, whom its source does not let in.
+
+        Nobody at all, until it is finished, if that takes more to find out than to compare modes.
+        """
+        copy = os.fstat(pair.destination)
+        if not self.keep_mode:
+            return
+        others = self.keep_owner and not self.unprivileged and (copy.st_uid, copy.st_gid) != (wanted.st_uid, wanted.st_gid)
+        if others or (self.keep_xattrs and not self.same_acl(pair.source, pair.destination)):
+            self.attempt("", fs.set_mode, pair.destination, stat.S_IRWXU)
+            if others:
+                self.own(pair.destination, wanted.st_uid, wanted.st_gid)
+        elif wide := copy.st_mode & ~wanted.st_mode & 0o077:
+            self.attempt("", fs.set_mode, pair.destination, stat.S_IMODE(copy.st_mode) & ~wide | stat.S_IRWXU)
+
+    @staticmethod
+    def same_acl(one: int, other: int) -> bool:
+        handles = (one, other)
+        there = [ACL in fs.attributes_of(handle) for handle in handles]
+        return not any(there) or (all(there) and fs.read_attribute(one, ACL) == fs.read_attribute(other, ACL))
 
     def finish_directory(self, pair: Pair, wanted: Attributes, fresh: bool) -> None:
         """Give a directory what its source had when it was scanned; touch nothing that is right already."""

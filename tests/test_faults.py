@@ -960,6 +960,36 @@ def test_nobody_reaches_new_files_through_a_directory_that_was_open_before(
 
 
 @as_root
+@JOBS
+@pytest.mark.parametrize("before", ["chown 12:34", "chown :34", "setfacl -m u:12:rwx"])
+def test_nobody_reaches_new_files_who_was_let_in_by_other_means(
+    tmp_path: Path, jobs: int, before: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The modes of the two directories are equal."""
+    if not shutil.which("setfacl"):
+        pytest.skip("needs setfacl")
+    monkeypatch.setattr("pcopy.coordinator.FIRST", 0.0)
+    monkeypatch.setattr("pcopy.coordinator.LONG", 0.001)
+    source = make_tree(tmp_path / "src", {f"f{number}": b"1" for number in range(200)})
+    copy = make_tree(tmp_path / "dst", {})
+    for place in (source, copy):
+        place.chmod(0o770)
+    subprocess.run([*before.split(), copy], check=True)
+    seen = []
+
+    class Looks(library.Observer):
+        def progress(self, progress: library.Progress) -> None:
+            count = len(list(copy.glob("f*")))
+            if 0 < count < 200:
+                state = copy.stat()
+                seen.append((state.st_uid, state.st_gid, stat.S_IMODE(state.st_mode)))
+
+    assert library.copy(source, copy, jobs=jobs, observer=Looks()).ok
+    assert set(seen) == {(0, 0, 0o700)}
+    assert differences(source, copy) == []
+
+
+@as_root
 def test_an_owner_to_be_gets_no_more_than_is_his(tmp_path: Path) -> None:
     """Of a copy that is only brought up to date."""
     if not shutil.which("strace"):
