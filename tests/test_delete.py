@@ -211,7 +211,7 @@ def test_no_directory_is_closed_before_what_is_to_go_below_it(tmp_path: Path) ->
     source = make_tree(tmp_path / "src", {"c": Dir({"e": Dir({"e": Dir({"e": Dir({})})})})})
     dst = make_tree(tmp_path / "dst", {"c": deep})
     places = [dst / "c/e/e/e", dst / "c/e/e", dst / "c/e", dst / "c"]
-    for number in range(20_000):
+    for number in range(8_000):
         os.mknod(places[0] / str(number))
     for place in places:
         place.chmod(0o600)
@@ -221,7 +221,7 @@ def test_no_directory_is_closed_before_what_is_to_go_below_it(tmp_path: Path) ->
     finally:
         for place in places[::-1]:
             place.chmod(0o700)
-    assert (done.returncode, "20,003 deleted" in done.stderr, modes) == (0, True, [0o600] * 4), done.stderr
+    assert (done.returncode, "8,003 deleted" in done.stderr, modes) == (0, True, [0o600] * 4), done.stderr
 
 
 def test_an_empty_source_is_refused(tmp_path: Path, pcopy: Run) -> None:
@@ -336,14 +336,14 @@ def test_nothing_is_deleted_across_a_mount_in_the_destination(tmp_path: Path, jo
 
 
 @as_root
-@pytest.mark.parametrize(("limit", "bind"), [(None, True), (5001, True), (None, False)])
+@pytest.mark.parametrize(("limit", "bind"), [(None, True), (2001, True), (None, False)])
 def test_what_is_mounted_over_a_directory_while_it_is_emptied_stays(
     tmp_path: Path, jobs: int, limit: int | None, bind: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Slices open it anew by its path: the names in it are the same."""
     monkeypatch.setattr("pcopy.coordinator.LONG", 0.002)
     monkeypatch.setattr("pcopy.coordinator.FIRST", 0.0)
-    names = [f"x{number}" for number in range(2500)]
+    names = [f"x{number}" for number in range(1000)]
     make_tree(
         tmp_path, {"src": Dir({"k": Dir({"f": b"1"})}), "dst": Dir({"k": Dir({"f": b"1"}), "gone": Dir({})}), "other": Dir({})}
     )
@@ -517,8 +517,7 @@ def test_of_several_sources_only_the_copies_are_marked(tmp_path: Path, pcopy: Ru
     assert seen == {"a": 3, "other": 0}
 
 
-@pytest.mark.parametrize("delete", [True, False])
-def test_many_sources_do_not_take_many_handles(tmp_path: Path, pcopy: Run, jobs: int, delete: bool) -> None:
+def test_many_sources_do_not_take_many_handles(tmp_path: Path, pcopy: Run, jobs: int) -> None:
     """The directory that they all go to is marked then."""
     sources = [make_tree(tmp_path / f"d{number}", {"f": b"1"}) for number in range(100)]
     make_tree(tmp_path / "dst", {"d7": Dir({"x": b"2"})})
@@ -532,10 +531,10 @@ def test_many_sources_do_not_take_many_handles(tmp_path: Path, pcopy: Run, jobs:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (90, hard))
     try:
-        report = library.copy(sources, tmp_path / "dst", jobs=jobs, delete=delete, observer=Looks())
+        report = library.copy(sources, tmp_path / "dst", jobs=jobs, delete=True, observer=Looks())
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert (report.ok, report.deleted, set(seen)) == (True, int(delete), {3}), report.errors
+    assert (report.ok, report.deleted, set(seen)) == (True, 1, {3}), report.errors
 
 
 @pytest.mark.parametrize("count", [2, 70])
@@ -872,8 +871,11 @@ def test_what_makes_no_sense_is_refused(tmp_path: Path, pcopy: Run, words: list[
     assert (done.returncode, says in done.stderr, os.listdir(dst)) == (2, True, ["x"])
 
 
-@pytest.mark.parametrize("moment", [0, 50, 700])
-@pytest.mark.parametrize("limit", [[], ["--max-delete", "1640"], ["--max-delete", "9000"]], ids=str)
+@pytest.mark.parametrize(
+    ("moment", "limit"),
+    [(0, []), (50, []), (700, []), (50, ["--max-delete", "1640"]), (50, ["--max-delete", "9000"])],
+    ids=str,
+)
 def test_a_killed_worker_of_a_deletion_is_replaced(tmp_path: Path, moment: int, limit: list[str]) -> None:
     source = make_tree(tmp_path / "src", {"f": b"1"})
     dst = make_tree(tmp_path / "dst", {f"d{number}": Dir({f"x{count}": b"" for count in range(40)}) for number in range(40)})
