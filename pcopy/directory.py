@@ -132,6 +132,8 @@ class Directories:
             try:
                 if unit.path:
                     runs.stay_out_of_deletion(destination)
+                copy = os.fstat(destination)
+                pair.shared = copy.st_uid not in (0, self.owner, state.st_uid) or bool(copy.st_mode & 0o022)
                 self.metadata.close_to_others(pair, state)
             except OSError as error:
                 raise self.error_of_copy(unit, error) from None
@@ -237,6 +239,10 @@ class Directories:
             listing.partial = runs.clear_stale(
                 listing.there, keep, pair.depth, pair.destination, self.job.token, listing.regular
             )
+            if pair.shared:  # it looks as if it were not any more
+                for name in listing.partial.values():
+                    fs.remove_if_there(name, pair.destination)
+                listing.partial = {}
         if self.options.delete and in_full:
             found = {*listing.regular, *listing.other, *(name for name, _ in listing.directories)}
             listing.extra = tuple(self.removable(pair, listing.there, found))

@@ -31,6 +31,7 @@ class Pair:
     owner: tuple[int, int] | None = None  # what new entries get here
     mode: int | None = None  # what the copy had before the run, if it was there
     inherits: bool = False  # new entries get an ACL from the directory
+    shared: bool = False  # others could write into the copy when the run came to it
     stays: bool = False  # the copy is known to be on the mount of the destination's top
     earlier: tuple[Pair, ...] = ()  # the source beside earlier copies, while a unit is at work
     names: frozenset[str] | None = None  # in the copy, as they were spelled when that was first asked
