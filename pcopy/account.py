@@ -57,7 +57,6 @@ class Account:
         self.stack: list[Unit] = []
         self.waiting: list[Unit] = []  # for something that only the coordinator knows, or for better times
         self.open: set[Group] = set()  # groups that are held by something outside of this slice
-        self.unprivileged = os.geteuid() != 0
         self.deletes = 0  # entries that may be deleted before the coordinator counts them
         self.verbose, self.tells = job.options.verbose, job.options.tells
         self.summing = job.options.sums is not None and not job.options.dry_run
@@ -65,7 +64,7 @@ class Account:
 
     def closes(self, attributes: Attributes) -> bool:
         """Whether nobody could pass through a directory with these attributes any more, not even this run."""
-        return self.unprivileged and not attributes.mode & stat.S_IXUSR
+        return self.copier.metadata.unprivileged and not attributes.mode & stat.S_IXUSR
 
     def give_up(self, unit: Unit, reason: str) -> Outcome:
         failure = Failure(self.source_path(unit), "copy", None, reason)

@@ -123,12 +123,12 @@ class Coordinator:
         self.undecided = 0  # names in there
         self.ruins: Counter[Group] = Counter()  # of first names
         self.names = 0  # of entries in the frontier
+        self.said: set[Failure] = set()  # of directories, for each part of which it is found again
         self.deletions = 0  # entries counted against a limit, deleted or to be
         self.deletes = 0  # entries of that limit that slices may delete before they are counted
         self.small_seconds = 0.0  # that slices without large files took
         self.progress = Progress()
         limit = job.options.bwlimit
-        self.said: set[Failure] = set()  # of directories, for each part of which it is found again
         self.throttle = Throttle(limit, self.jobs) if limit and not job.options.dry_run else None
 
     @property

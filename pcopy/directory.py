@@ -134,7 +134,7 @@ class Directories:
                     runs.stay_out_of_deletion(destination)
                 copy = os.fstat(destination)
                 pair.shared = copy.st_uid not in (0, self.owner, state.st_uid) or bool(copy.st_mode & 0o022)
-                self.metadata.close_to_others(pair, state)
+                self.metadata.close_to_others(pair, copy, state)
             except OSError as error:
                 raise self.error_of_copy(unit, error) from None
         return pair, state

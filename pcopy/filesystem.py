@@ -251,13 +251,6 @@ def wait_for_writes(handle: int) -> None:
                 os.lseek(handle, 0, os.SEEK_SET)
 
 
-def list_by_path(path: str) -> None:
-    """Raises OSError if a directory cannot be read."""
-    with os.scandir(path) as entries:
-        for _ in entries:
-            pass
-
-
 def has_hole(name: str, directory: int, size: int) -> bool:
     """Whether a file shows a hole. That of which the length reached the disk before its contents does, even where blocks were
     reserved for them, so that st_blocks tells nothing (ext4: extents that are unwritten).

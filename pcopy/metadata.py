@@ -87,12 +87,11 @@ class Metadata:
             directory: Target = pair.destination if pair.readable else fs.by_name(".", pair.destination)
             pair.inherits = DEFAULT_ACL in fs.attributes_of(directory)
 
-    def close_to_others(self, pair: Pair, wanted: os.stat_result) -> None:
+    def close_to_others(self, pair: Pair, copy: os.stat_result, wanted: os.stat_result) -> None:
         """Let nobody into the copy of a directory, before anything new comes into it, whom its source does not let in.
 
         Nobody at all, until it is finished, if that takes more to find out than to compare modes.
         """
-        copy = os.fstat(pair.destination)
         if not self.keep_mode:
             return
         others = self.keep_owner and not self.unprivileged and (copy.st_uid, copy.st_gid) != (wanted.st_uid, wanted.st_gid)

@@ -145,7 +145,7 @@ def make_landing(name: str, top: int | None, source: str, options: Options) -> b
         return None
     if state:
         try:
-            fs.list_by_path(source)
+            os.listdir(source)
         except OSError as error:
             raise fs.CopyError(error.errno, error.strerror, source).with_traceback(error.__traceback__) from None
     if top is not None and not options.dry_run:
