@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,20 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else lambda *_: None)
+
+
+SHARED = ("-shared", "-fPIC", "-ldl")  # a library for LD_PRELOAD
+
+
+def compiled(where: Path, text: str, *flags: str) -> Path:
+    """What gcc makes of a program or library in C."""
+    if not shutil.which("gcc"):
+        pytest.skip("needs gcc")
+    (where / "made.c").write_text(text)
+    words = ["gcc", "-o", str(where / "made"), str(where / "made.c"), *flags]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return where / "made"
 
 
 @pytest.fixture

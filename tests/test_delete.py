@@ -20,7 +20,7 @@ import pytest
 import pcopy
 import pcopy as library
 from pcopy import api, runs
-from tests.conftest import Run, as_root
+from tests.conftest import SHARED, Run, as_root, compiled
 from tests.test_destination import mounted, unprivileged
 from tests.trees import WHEN, Dir, Fifo, File, Hard, Link, make_tree, read_tree
 
@@ -255,12 +255,7 @@ int openat64(int dir, const char *name, int flags, unsigned mode) { return opena
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """An environment in which nothing of the name "broken" can be opened: EIO."""
-    if not shutil.which("gcc"):
-        pytest.skip("needs gcc")
-    top = tmp_path_factory.mktemp("broken")
-    (top / "broken.c").write_text(FAILING)
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", top / "broken.so", top / "broken.c", "-ldl"], check=True)
-    return {**os.environ, "LD_PRELOAD": str(top / "broken.so")}
+    return {**os.environ, "LD_PRELOAD": str(compiled(tmp_path_factory.mktemp("broken"), FAILING, *SHARED))}
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -27,7 +27,7 @@ import pcopy
 from pcopy.engines import Engine, Pool, Serial
 from pcopy.work import Job, Outcome
 from pcopy.worker import run
-from tests.conftest import as_root
+from tests.conftest import SHARED, as_root, compiled
 from tests.trees import WHEN, Dir, File, Hard, Holes, Link, make_tree, read_tree
 
 ROOT = Path(__file__).parent.parent
@@ -516,13 +516,7 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("gcc")
-    if not compiler:
-        pytest.skip("needs gcc")
-    where = tmp_path_factory.mktemp("shim")
-    (where / "shim.c").write_text(SHIM)
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", where / "shim.so", where / "shim.c", "-ldl"], check=True)
-    return where / "shim.so"
+    return compiled(tmp_path_factory.mktemp("shim"), SHIM, *SHARED)
 
 
 @pytest.mark.parametrize("there", [False, True], ids=["new", "replaced"])

@@ -33,7 +33,7 @@ import pcopy as library
 from pcopy.audit import TICK
 from pcopy.metadata import SHORTLY
 from tests.comparer import differences
-from tests.conftest import Run, as_root
+from tests.conftest import SHARED, Run, as_root, compiled
 from tests.test_destination import loop_mounted, messages, mounted, unprivileged
 from tests.test_engines import Script, state_of, wait_until
 from tests.trees import WHEN, Dir, Fifo, File, Hard, Holes, Link, make_tree
@@ -235,15 +235,7 @@ class Faults:
 
 @pytest.fixture(scope="session")
 def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("gcc")
-    if not compiler:
-        pytest.skip("needs gcc")
-    where = tmp_path_factory.mktemp("shim")
-    (where / "shim.c").write_text(SHIM)
-    words = [compiler, "-shared", "-fPIC", "-o", str(where / "shim.so"), str(where / "shim.c"), "-ldl"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return where / "shim.so"
+    return compiled(tmp_path_factory.mktemp("shim"), SHIM, *SHARED)
 
 
 @pytest.fixture
@@ -565,12 +557,7 @@ int main(int count, char **words) {
 
 @pytest.fixture(scope="session")
 def stalled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if not shutil.which("gcc"):
-        pytest.skip("needs gcc")
-    where = tmp_path_factory.mktemp("stalled")
-    (where / "stalled.c").write_text(STALLED)
-    subprocess.run(["gcc", "-pthread", "-o", where / "stalled", where / "stalled.c"], check=True)
-    return where / "stalled"
+    return compiled(tmp_path_factory.mktemp("stalled"), STALLED, "-pthread")
 
 
 @as_root

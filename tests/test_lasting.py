@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.comparer import differences
-from tests.conftest import Run, as_root
+from tests.conftest import SHARED, Run, as_root, compiled
 from tests.test_fidelity import mounted
 from tests.test_order import traced
 from tests.trees import Dir, File, Hard, Holes, Link, make_tree, read_tree
@@ -297,12 +297,7 @@ int openat(int at, const char *path, int flags, ...) {
 @pytest.fixture(scope="module")
 def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A library that makes the first opens of anything named flaky fail."""
-    if not shutil.which("gcc"):
-        pytest.skip("needs gcc")
-    work = tmp_path_factory.mktemp("shim")
-    (work / "shim.c").write_text(SHIM)
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", work / "shim.so", work / "shim.c", "-ldl"], check=True)
-    return work / "shim.so"
+    return compiled(tmp_path_factory.mktemp("shim"), SHIM, *SHARED)
 
 
 def flaky(shim: Path, fails: int, number: int = 5) -> dict[str, str]:

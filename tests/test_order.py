@@ -25,7 +25,7 @@ from pcopy.options import Options
 from pcopy.report import warnings
 from pcopy.work import Attributes, Entries, Failure, Finish, Job, Outcome, Scan, Tree, Unit
 from pcopy.worker import run
-from tests.conftest import Run, as_root
+from tests.conftest import SHARED, Run, as_root, compiled
 from tests.test_destination import mounted
 from tests.trees import WHEN, Dir, Fifo, File, Hard, Holes, Link, make_tree, read_tree
 
@@ -649,15 +649,12 @@ int renameat2(int from, const char *old, int to, const char *new, unsigned flags
 def test_names_that_the_destination_cannot_tell_apart_are_failures(
     tmp_path: Path, pcopy: Run, count: int, options: list[str]
 ) -> None:
-    if not shutil.which("gcc"):
-        pytest.skip("needs gcc")
-    (tmp_path / "ci.c").write_text(CASELESS)
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", tmp_path / "ci.so", tmp_path / "ci.c", "-ldl"], check=True)
+    caseless = compiled(tmp_path, CASELESS, *SHARED)
     entries = {"README": b"upper", "readme": b"lower", "D": Dir({"f": b"1"}), "d": Dir({"g": b"2"}), "other": b"3"}
     entries |= {"l": Link("lower"), "L": Link("upper"), "h": Hard("other"), "H": Hard("readme")}
     source = make_tree(tmp_path / "src", entries)
     dst = tmp_path / "dst"
-    env = {**os.environ, "LD_PRELOAD": str(tmp_path / "ci.so"), "CI_TOP": str(dst)}
+    env = {**os.environ, "LD_PRELOAD": str(caseless), "CI_TOP": str(dst)}
     for _ in range(2):  # a rerun changes nothing
         done = pcopy("-j", count, *options, source, dst, env=env)
         assert done.returncode == 1, done.stderr
@@ -691,17 +688,14 @@ def test_what_a_killed_worker_made_is_not_taken_for_the_copy_of_a_name_that_cann
     tmp_path: Path, made: str
 ) -> None:
     """It made those in lower case, or none. What it held is done again, and what is found then is not all its own."""
-    if not shutil.which("gcc"):
-        pytest.skip("needs gcc")
-    (tmp_path / "ci.c").write_text(CASELESS)
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", tmp_path / "ci.so", tmp_path / "ci.c", "-ldl"], check=True)
+    caseless = compiled(tmp_path, CASELESS, *SHARED)
     lower: dict[str | bytes, object] = {"readme": b"lower", "link": Link("lower"), "fifo": Fifo(), "d": Dir({"g": b"2"})}
     upper: dict[str | bytes, object] = {"README": b"UPPER", "LINK": Link("UPPER"), "FIFO": Fifo(), "D": Dir({"f": b"1"})}
     if made == "no files":
         lower, upper = {"readme": b"lower"}, {"README": b"UPPER"}
     source = make_tree(tmp_path / "src", {**lower, **upper})
     dst = make_tree(tmp_path / "dst", lower if made == "all" else {})
-    env = {**os.environ, "LD_PRELOAD": str(tmp_path / "ci.so"), "CI_TOP": str(dst)}
+    env = {**os.environ, "LD_PRELOAD": str(caseless), "CI_TOP": str(dst)}
     words = [sys.executable, "-c", ONCE_MORE, str(source), str(dst)]
     done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=60, check=False)
     if made != "all":  # which of two comes first is chance
@@ -740,13 +734,10 @@ else:
 
 @pytest.mark.parametrize("kind", ["tried again", "large"])
 def test_what_is_copied_once_more_does_not_replace_a_name_that_cannot_be_told_apart(tmp_path: Path, kind: str) -> None:
-    if not shutil.which("gcc"):
-        pytest.skip("needs gcc")
-    (tmp_path / "ci.c").write_text(CASELESS)
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", tmp_path / "ci.so", tmp_path / "ci.c", "-ldl"], check=True)
+    caseless = compiled(tmp_path, CASELESS, *SHARED)
     source = make_tree(tmp_path / "src", {"README": b"ours" * (1 << 19)})
     (dst := tmp_path / "dst").mkdir()
-    env = {**os.environ, "LD_PRELOAD": str(tmp_path / "ci.so"), "CI_TOP": str(dst)}
+    env = {**os.environ, "LD_PRELOAD": str(caseless), "CI_TOP": str(dst)}
     words = [sys.executable, "-c", MEANWHILE + ONCE_MORE.replace(", again=True", ""), str(source), str(dst), kind]
     done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout, done.stderr) == ("README\n", "")
