@@ -313,12 +313,16 @@ class Directories:
                 listing.skipped.append(name)
                 return
             self.look_into(pair, name, unit)
-            if not self.options.dry_run:
-                fs.remove(name, pair.destination)
             listing.replaced.add(name)
         if not there and not self.options.dry_run:
+            aside, mode = runs.temporary_name(self.job.token, pair.depth, name), mode_begun(self.options)
             try:
-                fs.make_directory(name, pair.destination, mode_begun(self.options))
+                if there is False:
+                    fs.make_directory_instead(name, aside, pair.destination, mode)
+                else:
+                    fs.make_directory(name, pair.destination, mode)
+                    if unit.again:
+                        fs.remove_if_there(aside, pair.destination)  # by a worker that was killed
             except FileExistsError as error:
                 if not (unit.again and stat.S_ISDIR(fs.look_at(name, pair.destination).st_mode) and pair.spells(name)):
                     error.strerror = APPEARED

@@ -334,23 +334,29 @@ class Copier:
         return Result(fate_when_made(state.st_mode))
 
     def rehearse(self, pair: Pair, name: str, target: str, state: os.stat_result) -> None:
-        """Raises OSError if an entry cannot be made, or not with so many bytes: a directory gives way only to what will be.
+        """Raises OSError if an entry cannot be made: a directory gives way only to what will be.
 
-        What is made for that is taken away again.
+        What is made for that is taken away again. A large file is not read for it, but has its room reserved.
         """
         place = self.place_of(pair, target, aside=True)
         if not stat.S_ISREG(state.st_mode):
             self.make_other(pair, name, place, state)
             fs.remove(place, pair.destination)
             return
-        fs.close_read(fs.open_to_read(name, pair.source, self.follow))
-        handle = fs.create(place, pair.destination)
+        source = fs.open_to_read(name, pair.source, self.follow)
         try:
-            fs.set_length(handle, state.st_size)
-            fs.reserve(handle, min(state.st_size, state.st_blocks * 512))
+            handle = fs.create(place, pair.destination)
+            try:
+                if state.st_size <= self.large:
+                    self.contents.whole(source, handle, state)
+                else:
+                    fs.set_length(handle, state.st_size)
+                    fs.reserve(handle, min(state.st_size, state.st_blocks * 512))
+            finally:
+                fs.close_read(handle)
+                fs.remove(place, pair.destination)
         finally:
-            fs.close_read(handle)
-            fs.remove(place, pair.destination)
+            fs.close_read(source)
 
     def place_of(self, pair: Pair, target: str, aside: bool) -> str:
         """The name under which something other than a copied file is made, maybe ``aside``."""

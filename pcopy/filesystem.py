@@ -233,9 +233,17 @@ def list_directory(handle: int) -> dict[str, bool]:
 
 
 def reserve(handle: int, size: int) -> None:
-    """See to it that so many bytes can be written to an open file. Raises ENOSPC, EDQUOT, EFBIG (posix_fallocate(3))."""
+    """See to it that so many bytes can be written to a file that is open for writing only and long enough, if that can be.
+
+    Raises ENOSPC, EDQUOT, EFBIG (posix_fallocate(3)). Where the file system cannot reserve, glibc would write a byte to each
+    block, for minutes where there are many; it reads that byte first, which this handle refuses: EBADF.
+    """
     if size and hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(handle, 0, size)
+        try:
+            os.posix_fallocate(handle, 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EBADF, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
 
 
 def wait_for_writes(handle: int) -> None:
@@ -363,6 +371,17 @@ def rename(old: str, new: str, directory: int, replaces: bool = True) -> None:
         if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EPERM):  # EPERM: a filter of system calls
             raise error
     os.rename(old, new, src_dir_fd=directory, dst_dir_fd=directory)
+
+
+def make_directory_instead(name: str, aside: str, directory: int, mode: int) -> None:
+    """Make a directory in the place of what is none. That is put ``aside`` meanwhile: it is back if there cannot be one."""
+    rename(name, aside, directory)
+    try:
+        make_directory(name, directory, mode)
+    except BaseException:
+        rename(aside, name, directory, replaces=False)
+        raise
+    remove(aside, directory)
 
 
 def remove(name: str, directory: int) -> None:

@@ -45,12 +45,9 @@ class Linker:
         result = self.decide(pair, unit, state, copy, made)
         if result.fate is not Fate.HARDLINK:
             return result
-        if copy and stat.S_ISDIR(copy.st_mode):
-            if not self.copier.gives_way(target, pair.destination):
-                return Result(Fate.BLOCKED)
-            copy = None
+        directory = copy is not None and stat.S_ISDIR(copy.st_mode)
         if self.options.dry_run:
-            return result
+            return Result(Fate.BLOCKED) if directory and not self.copier.gives_way(target, pair.destination) else result
         place = self.copier.place_of(pair, target, copy is not None)
         try:
             fs.make_hard_link(unit.first.name, first.destination, place, pair.destination)
@@ -61,7 +58,16 @@ class Linker:
                 raise
             self.copier.metadata.lose("hard links")
             return None
-        self.copier.put_in_place(place, target, pair.destination, copy is not None)
+        if directory:  # only to what is made already
+            gives_way = False
+            try:
+                gives_way = self.copier.gives_way(target, pair.destination)
+            finally:
+                if not gives_way:
+                    fs.remove(place, pair.destination)
+            if not gives_way:
+                return Result(Fate.BLOCKED)
+        self.copier.put_in_place(place, target, pair.destination, copy is not None and not directory)
         return result
 
     def is_copy(self, first: Pair, state: os.stat_result, made: os.stat_result) -> bool:

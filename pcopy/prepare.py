@@ -63,7 +63,7 @@ def prepare(
         report.found += len(landing.names) or 1
         below = os.path.basename(landing.destination) if landing.destination != top else None
         try:
-            is_new = make_landing(below, handle, landing.source, options) if below else fresh
+            is_new = make_landing(below, handle, landing.source, options, token) if below else fresh
         except fs.CopyError as error:
             report.failed += 1
             report.errors.append(fs.failure(landing.source, error))
@@ -118,7 +118,10 @@ def claim(name: str, top: str, handle: int, options: Options, stack: contextlib.
     state = fs.look_if_there(name, handle)
     if not state or not stat.S_ISDIR(state.st_mode):
         return
-    place = fs.open_directory(name, handle)
+    try:
+        place = fs.open_directory(name, handle)
+    except PermissionError:  # of this one: the others are copied
+        return
     try:
         reason = runs.claim(place, options.delete) if stack else runs.in_the_way(place, options.delete)
         if reason:
@@ -132,7 +135,7 @@ def claim(name: str, top: str, handle: int, options: Options, stack: contextlib.
         os.close(place)
 
 
-def make_landing(name: str, top: int | None, source: str, options: Options) -> bool | None:
+def make_landing(name: str, top: int | None, source: str, options: Options, token: str) -> bool | None:
     """Make the directory of one of several sources. True if it was not there; None if what is there is to be kept.
 
     A symbolic link in its place is not followed: only the destination itself may be one. Raises CopyError if the source cannot
@@ -144,15 +147,25 @@ def make_landing(name: str, top: int | None, source: str, options: Options) -> b
     if state and options.overwrite is Overwrite.NEVER:
         return None
     if state:
-        try:
-            os.listdir(source)
-        except OSError as error:
-            raise fs.CopyError(error.errno, error.strerror, source).with_traceback(error.__traceback__) from None
+        look_into(source, options.retries)
     if top is not None and not options.dry_run:
         if state:
-            fs.remove(name, top)
-        fs.make_directory(name, top, mode_begun(options))
+            fs.make_directory_instead(name, runs.temporary_name(token, 0, name), top, mode_begun(options))
+        else:
+            fs.make_directory(name, top, mode_begun(options))
     return True
+
+
+def look_into(source: str, retries: int) -> None:
+    """Raises CopyError if a directory cannot be read, not even when it is tried again."""
+    while True:
+        try:
+            os.listdir(source)
+            return
+        except OSError as error:
+            if error.errno not in fs.PASSING or not retries:
+                raise fs.CopyError(error.errno, error.strerror, source).with_traceback(error.__traceback__) from None
+        retries -= 1
 
 
 def make_lasting(top: int, path: str) -> None:
