@@ -798,6 +798,87 @@ def test_no_directory_gives_way_to_what_cannot_be_made(tmp_path: Path, inside: d
         assert after.keys() == before.keys()
 
 
+@as_root
+def test_a_directory_gives_way_where_no_room_can_be_reserved(tmp_path: Path, jobs: int) -> None:
+    """ramfs knows no fallocate(2)."""
+    source = make_tree(tmp_path / "src", {"small": b"1", "large": bytes(33 << 20)})
+    with mounted(tmp_path / "mount", "-t", "ramfs", "none") as disk:
+        dst = make_tree(disk / "dst", {"small": Dir({}), "large": Dir({"a": b"2"})})
+        report = pcopy.copy(source, dst, jobs=jobs, delete=True)
+        assert (report.ok, report.deleted) == (True, 2), report.errors
+        assert read_tree(dst) == read_tree(source)
+
+
+def under_strace(inject: str, *words: object) -> subprocess.CompletedProcess[str]:
+    """Run the command line with calls that fail."""
+    if not shutil.which("strace"):
+        pytest.skip("needs strace")
+    strace = ["strace", "-f", "-qq", "-o", "/dev/null", *inject.split(), sys.executable, "-m", "pcopy"]
+    return subprocess.run([*strace, *map(str, words)], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_directory_does_not_give_way_to_contents_that_cannot_be_read(tmp_path: Path) -> None:
+    source = make_tree(tmp_path / "src", {"x": b"1" * 5000, "y": b"2"})
+    dst = make_tree(tmp_path / "dst", {"x": Dir({"data": b"3"})})
+    calls = "copy_file_range,sendfile,read,pread64"
+    done = under_strace(f"-e trace={calls} -e inject={calls}:error=EIO -P {source}/x", "--delete", source, dst)
+    assert (done.returncode, "Input/output error" in done.stderr) == (1, True), done.stderr
+    assert read_tree(dst).keys() == {*read_tree(source), b"x/data"}
+    assert (dst / "x/data").read_bytes() == b"3"
+
+
+@as_root
+def test_a_directory_does_not_give_way_to_a_link_that_cannot_be_made(tmp_path: Path) -> None:
+    """Nor to the copy instead of it, for which there is no room after the first one."""
+    source = make_tree(tmp_path / "src", {"a": bytes(5 << 20), "b": Hard("a")})
+    with mounted(tmp_path / "mount", "-t", "tmpfs", "-o", "size=8m", "none") as disk:
+        dst = make_tree(disk / "dst", {name: Dir({"data": b"1"}) for name in ("a", "b")})
+        done = under_strace("-e trace=linkat -e inject=linkat:error=EPERM", "-j", 1, "--delete", source, dst)
+        assert done.returncode == 3, done.stderr
+        left = [name for name in ("a", "b") if (dst / name).is_dir()]
+        assert [(dst / name / "data").read_bytes() for name in left] == [b"1"]
+        assert len(os.listdir(dst)) == 2
+
+
+@as_root
+@pytest.mark.parametrize("many", [False, True], ids=["one", "several"])
+def test_a_file_gives_way_only_to_a_directory_that_can_be_made(tmp_path: Path, pcopy: Run, many: bool) -> None:
+    """No inode is left for it: what is there has another name too."""
+    source = make_tree(tmp_path / "src", {"a": Dir({"f": b"1"}), "b": Dir({"f": b"2"})})
+    with mounted(tmp_path / "mount", "-t", "tmpfs", "-o", "nr_inodes=9", "none") as disk:
+        dst = make_tree(disk / "dst", {"a": b"old", "same": Hard("a"), "b": Dir({})})
+        with pytest.raises(OSError, match="No space"):
+            for number in range(9):
+                (disk / str(number)).touch()
+        stopped = pcopy(*([source / "a", source / "b"] if many else [source]), dst)
+        assert (stopped.returncode, "No space left" in stopped.stderr) == (3, True), stopped.stderr
+        assert ((dst / "a").read_bytes(), len(os.listdir(dst))) == (b"old", 3)
+        for number in range(3):
+            (disk / str(number)).unlink()
+        assert pcopy(*([source / "a", source / "b"] if many else [source]), dst).returncode == 0
+        assert {name: (dst / name / "f").read_bytes() for name in "ab"} == {"a": b"1", "b": b"2"}
+
+
+@as_root
+@pytest.mark.parametrize(("owner", "mode"), [(4321, 0o700), (0, 0o300)], ids=["of another", "ours"])
+def test_of_several_copies_one_that_is_closed_keeps_none_from_being_made(tmp_path: Path, owner: int, mode: int) -> None:
+    source = make_tree(tmp_path / "src", {name: Dir({"f": b"1"}) for name in "abc"})
+    closed = make_tree(tmp_path / "dst", {"a": Dir({})}) / "a"
+    os.chown(closed, owner, owner)
+    closed.chmod(mode)
+    done = unprivileged(*(source / name for name in "abc"), tmp_path / "dst")
+    assert done.returncode == done.stderr.count("Permission denied") == (1 if owner else 0), done.stderr
+    assert [(tmp_path / "dst" / name / "f").exists() for name in "abc"] == [not owner, True, True]
+
+
+def test_a_source_that_cannot_be_read_at_first_is_tried_again(tmp_path: Path) -> None:
+    source = make_tree(tmp_path / "src", {name: Dir({"f": b"1"}) for name in "ab"})
+    make_tree(tmp_path / "dst", {"a": b"old"})
+    inject = f"-e trace=getdents64 -e inject=getdents64:error=EIO:when=1 -P {source}/a"
+    done = under_strace(inject, source / "a", source / "b", tmp_path / "dst")
+    assert (done.returncode, (tmp_path / "dst/a/f").read_bytes()) == (0, b"1"), done.stderr
+
+
 @pytest.mark.parametrize("more", [[], ["--delete"], ["-j", "2"]], ids=str)
 def test_nothing_gives_way_to_a_directory_that_cannot_be_read(tmp_path: Path, more: list[str], pcopy: Run) -> None:
     closed, loop = make_tree(tmp_path / "src", {"x": Dir({"f": b"1"}), "y": Dir({"g": b"2"})}), tmp_path / "loop"
