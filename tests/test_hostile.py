@@ -371,7 +371,7 @@ def test_where_few_files_may_be_open_deep_trees_are_copied(tmp_path: Path, pcopy
         words = [*command, "-j", str(jobs), *options, str(source), str(tmp_path / "dst")]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-    assert list(read_tree(tmp_path / "dst")) == list(read_tree(source))
+    assert read_tree(tmp_path / "dst").keys() == read_tree(source).keys()
     if "-L" not in options:
         assert read_tree(tmp_path / "dst") == read_tree(source)
 
