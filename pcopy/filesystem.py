@@ -379,7 +379,8 @@ def make_directory_instead(name: str, aside: str, directory: int, mode: int) -> 
     try:
         make_directory(name, directory, mode)
     except BaseException:
-        rename(aside, name, directory, replaces=False)
+        with contextlib.suppress(OSError):  # a signal's handler can raise when it is made already
+            rename(aside, name, directory, replaces=False)
         raise
     remove(aside, directory)
 
