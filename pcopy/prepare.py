@@ -119,8 +119,8 @@ def claim(name: str, top: str, handle: int, options: Options, stack: contextlib.
     if not state or not stat.S_ISDIR(state.st_mode):
         return
     try:
-        place = fs.open_directory(name, handle)
-    except PermissionError:  # of this one: the others are copied
+        place = open_to_mark(name, handle, state)
+    except PermissionError:  # of somebody else's: the others are copied
         return
     try:
         reason = runs.claim(place, options.delete) if stack else runs.in_the_way(place, options.delete)
@@ -133,6 +133,24 @@ def claim(name: str, top: str, handle: int, options: Options, stack: contextlib.
         stack.callback(os.close, place)
     else:
         os.close(place)
+
+
+def open_to_mark(name: str, top: int, state: os.stat_result) -> int:
+    """Open a directory; one of ours that we may not read too, by a mode that it has for as long as that takes."""
+    try:
+        return fs.open_directory(name, top)
+    except PermissionError:
+        if state.st_uid != os.geteuid():
+            raise
+    mode, closed = stat.S_IMODE(state.st_mode), fs.hold(name, top)
+    try:
+        fs.set_mode(fs.held(closed), mode | ALL_OF_OWNER)
+        try:
+            return fs.open_directory(name, top)
+        finally:
+            fs.set_mode(fs.held(closed), mode)
+    finally:
+        os.close(closed)
 
 
 def make_landing(name: str, top: int | None, source: str, options: Options, token: str) -> bool | None:

@@ -871,6 +871,23 @@ def test_of_several_copies_one_that_is_closed_keeps_none_from_being_made(tmp_pat
     assert [(tmp_path / "dst" / name / "f").exists() for name in "abc"] == [not owner, True, True]
 
 
+@as_root
+def test_a_copy_of_ours_that_is_closed_is_no_way_past_another_run(tmp_path: Path) -> None:
+    source = make_tree(tmp_path / "src", {name: Dir({"f": b"1"}) for name in "ab"})
+    closed = make_tree(tmp_path / "dst", {"b": Dir({})}) / "b"
+    handle = os.open(closed, os.O_RDONLY)
+    closed.chmod(0o300)
+    try:
+        runs.lock(handle, exclusive=True)
+        runs.mark(handle, runs.DELETES)
+        done = unprivileged(source / "a", source / "b", tmp_path / "dst")
+        assert (done.returncode, "another run deletes" in done.stderr) == (3, True), done.stderr
+        assert (stat.S_IMODE(closed.stat().st_mode), os.listdir(tmp_path / "dst")) == (0o300, ["b"])
+    finally:
+        os.close(handle)
+    assert unprivileged(source / "a", source / "b", tmp_path / "dst").returncode == 0
+
+
 def test_a_source_that_cannot_be_read_at_first_is_tried_again(tmp_path: Path) -> None:
     source = make_tree(tmp_path / "src", {name: Dir({"f": b"1"}) for name in "ab"})
     make_tree(tmp_path / "dst", {"a": b"old"})
