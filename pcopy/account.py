@@ -297,15 +297,16 @@ def given_up(job: Job, unit: Unit, reason: str) -> Outcome:
         return Account(job, handles).give_up(unit, reason)
 
 
-def take_back(job: Job, units: Iterable[Scan | Entries]) -> None:
+def take_back(job: Job, units: Iterable[Scan | Entries], since: int) -> None:
     """The run stops: take away what workers that were killed had begun of these units and did not finish.
 
-    Of directories that were there before, only what is told by its name. How far the dead had come nobody knows, and who stops
-    is in a hurry: what is not found soon, the next run clears.
+    How far the dead had come nobody knows, and who stops is in a hurry: what is not found soon, the next run clears.
+    ``since``: nanoseconds, when the run began.
     """
     end = time.monotonic() + SOON
     with Handles(job) as handles:
         account, stack = Account(job, handles), list(units)
+        account.copier.since = since
         while stack and time.monotonic() < end:
             unit = stack.pop()
             handles.begin()
@@ -328,9 +329,9 @@ def take_back_directory(copier: Copier, pair: Pair, unit: Scan) -> Iterator[Scan
             fs.remove_if_there(name, pair.destination)
         elif is_directory:
             yield unit._replace(path=join(unit.path, name))
-        elif unit.fresh:
+        else:
             with contextlib.suppress(OSError):
-                copier.clear_half(pair, name, name)
+                copier.clear_half(pair, name, name, unit.fresh)
 
 
 def unforeseen(path: str, error: Exception) -> Failure:

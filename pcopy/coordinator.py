@@ -122,6 +122,7 @@ class Coordinator:
         self.gathered: dict[Inode, list[Shared]] = {}  # names of inodes of which there may be more
         self.undecided = 0  # names in there
         self.ruins: Counter[Group] = Counter()  # of first names
+        self.began = time.time_ns()
         self.names = 0  # of entries in the frontier
         self.said: set[Failure] = set()  # of directories, for each part of which it is found again
         self.deletions = 0  # entries counted against a limit, deleted or to be
@@ -500,7 +501,8 @@ def coordinate(coordinator: Coordinator, engine: Engine) -> None:
         left = coordinator.left()
         run(coordinator.by_handle, coordinator.clean_up(left), FOREVER)
         if coordinator.stopped and not coordinator.job.options.dry_run:
-            take_back(coordinator.job, [unit for unit in left if isinstance(unit, (Scan, Entries)) and unit.again])
+            again = [unit for unit in left if isinstance(unit, (Scan, Entries)) and unit.again]
+            take_back(coordinator.job, again, coordinator.began)
 
 
 def begin(coordinator: Coordinator) -> None:

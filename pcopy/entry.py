@@ -88,6 +88,7 @@ class Copier:
         self.auditor = Auditor(options, job.stop)
         self.plain = Plain(options, self.contents, self.metadata, LARGE)
         self.user = os.geteuid()
+        self.since = 0  # nanoseconds: what was begun later is of this run; 0: not known
         self.sharing = False  # the source at hand is an earlier copy
         self.partial: str | None = None  # the temporary name of what a run that was cut left of the entry at hand
         self.grains: dict[int, int] = {}  # st_dev: granularity of times in nanoseconds
@@ -136,15 +137,21 @@ class Copier:
                 fs.remove_if_there(place, directory)
         finally:
             os.close(directory)
-        if new and target in names:
-            self.clear_half(pair, name, target)
+        if target in names:
+            self.clear_half(pair, name, target, new)
 
-    def clear_half(self, pair: Pair, name: str, target: str) -> None:
+    def clear_half(self, pair: Pair, name: str, target: str, new: bool) -> None:
         copy = fs.look_if_there(target, pair.destination)
-        if copy and stat.S_ISREG(copy.st_mode):
+        if copy and stat.S_ISREG(copy.st_mode) and (new or self.was_begun(pair, copy)):
             state = fs.look_at(name, pair.source, self.follow)
             if not self.same(pair, name, target, state, copy):
                 fs.remove_if_there(target, pair.destination)
+
+    def was_begun(self, pair: Pair, copy: os.stat_result) -> bool:
+        """Whether a file looks as those do that a run begins, and not as what was there before: since when is to be known."""
+        mine = copy.st_uid == self.user and copy.st_nlink == 1 and stat.S_IMODE(copy.st_mode) == NEW
+        known = self.trees[pair.tree].one_clock and not self.options.whole_files_only
+        return mine and known and 0 < self.since <= copy.st_ctime_ns
 
     # ---- deciding ----
 

@@ -696,3 +696,38 @@ def test_a_signal_to_the_whole_group_leaves_only_whole_files(
     assert temporary_names(target) == []
     assert half_files(slow, target) == []
     assert wait_until(lambda: not script.others(), 2.0)
+
+
+DYING = """
+import os, signal, sys
+import pcopy.coordinator, pcopy.cli
+pcopy.coordinator.FIRST = 0.0  # workers do it all
+coordinator = os.getpid()
+def hook(event, arguments):
+    if event == "os.chmod" and os.getpid() != coordinator:
+        os.kill(coordinator, signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(hook)
+pcopy.cli.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+@pytest.mark.parametrize("more", [[], ["--delete"]], ids=str)
+def test_a_worker_that_is_killed_when_the_run_is_stopped_leaves_no_half_file(
+    tmp_path: Path, depth: int, more: list[str]
+) -> None:
+    """In a directory that was there before; what somebody had there with the mode of a half file stays."""
+    files: dict[str | bytes, object] = {f"f{number}": b"x" * 3000 for number in range(30)}
+    below = "/".join(["top", *["d"] * depth])
+    source = make_tree(tmp_path / "src", {"other": b"1"})
+    make_tree(source / below, files)
+    dst = make_tree(tmp_path / "dst", {})
+    make_tree(dst / below, {"f29": File(b"old", mode=0o600)})
+    there = read_tree(dst).keys()
+    words = ["-j", "2", *more, str(source), str(dst)]
+    done = subprocess.run([sys.executable, "-c", DYING, *words], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 143, done.stderr
+    assert ((dst / below / "f29").read_bytes(), read_tree(dst).keys()) == (b"old", there)
+    done = subprocess.run([sys.executable, "-m", "pcopy", *words], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, read_tree(dst).keys()) == (0, read_tree(source).keys()), done.stderr
