@@ -7,7 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,13 @@ def compiled(where: Path, text: str, *flags: str) -> Path:
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return where / "made"
+
+
+@pytest.fixture
+def on_disk() -> Iterator[Path]:
+    """A temporary directory on a disk, even if others are in memory, which shows no holes and loses nothing."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as place:
+        yield Path(place)
 
 
 @pytest.fixture

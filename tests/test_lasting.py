@@ -23,6 +23,11 @@ LARGE = 33 << 20
 JOBS = pytest.mark.parametrize("jobs", [1, 3])
 
 
+@pytest.fixture
+def tmp_path(on_disk: Path) -> Path:
+    return on_disk
+
+
 # ---- fsync ----------------------------------------------------------------------------------------------------------
 
 

@@ -503,19 +503,19 @@ def bring_up_to_date(source: Path, copy: Path, jobs: int, kill: Kill | None) -> 
 SEEDS = st.integers(0, 2**32)
 
 
-@quick(20)
+@quick(10)
 @given(trees, edits, SEEDS)
 def test_any_tree_and_any_change_of_it_is_copied_by_one_process(tree: Entry, changes: Any, seed: int) -> None:
     check(tree, 1, None, changes, seed)
 
 
-@quick(15)
+@quick(8)
 @given(trees, edits, SEEDS)
 def test_any_tree_and_any_change_of_it_is_copied_by_three_processes(tree: Entry, changes: Any, seed: int) -> None:
     check(tree, 3, None, changes, seed)
 
 
-@quick(25)
+@quick(12)
 @given(trees, edits, SEEDS, kills)
 def test_any_tree_and_any_change_of_it_is_copied_whoever_is_killed(tree: Entry, changes: Any, seed: int, kill: Kill) -> None:
     check(tree, 3, kill, changes, seed)

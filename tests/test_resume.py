@@ -26,6 +26,11 @@ BLOCK = 64 << 10  # bytes
 
 
 @pytest.fixture
+def tmp_path(on_disk: Path) -> Path:
+    return on_disk
+
+
+@pytest.fixture
 def source(tmp_path: Path) -> Path:
     top = tmp_path / "src"
     (top / "d").mkdir(parents=True)
