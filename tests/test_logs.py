@@ -26,7 +26,7 @@ from tests.test_destination import mounted
 from tests.trees import Dir, Hard, Link, make_tree, read_tree
 
 README = Path(__file__).parent.parent / "README.md"
-JOBS = pytest.mark.parametrize("jobs", [1, 2])
+JOBS = pytest.mark.parametrize("jobs", [2])
 ODD = b'\xff\xfe \x1b[31m "\\ \n caf\xe9'
 
 
