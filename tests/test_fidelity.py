@@ -273,21 +273,21 @@ def test_a_hard_link_parted_since_the_last_run_is_parted_in_the_copy(tmp_path: P
     copy_equals(source, tmp_path / "dst", jobs)
 
 
-def test_too_many_links_for_the_destination_become_files(tmp_path: Path) -> None:
+def test_too_many_links_for_the_destination_become_files(on_disk: Path) -> None:
     """More names than ext4 allows an inode."""
-    if os.pathconf(tmp_path, "PC_LINK_MAX") != 65_000 or not os.access(SHM, os.W_OK):
+    if os.pathconf(on_disk, "PC_LINK_MAX") != 65_000 or not os.access(SHM, os.W_OK):
         pytest.skip("needs a file system with a low limit, and one with a higher one")
     with tempfile.TemporaryDirectory(dir=SHM) as roomy:
         first = Path(roomy) / "first"
         first.write_bytes(b"text")
         for number in range(65_003):
             os.link(first, f"{roomy}/{number}")
-        report = pcopy.copy(roomy, tmp_path / "dst", jobs=2)
+        report = pcopy.copy(roomy, on_disk / "dst", jobs=2)
     assert report.ok, report.errors
     assert report.files + report.hardlinks == 65_004
-    assert (tmp_path / "dst/first").read_bytes() == b"text"
+    assert (on_disk / "dst/first").read_bytes() == b"text"
     assert report.lost.keys() == {"hard links"}
-    shutil.rmtree(tmp_path / "dst")
+    shutil.rmtree(on_disk / "dst")
 
 
 # ---- extended attributes and ACLs -----------------------------------------------------------------------------------
@@ -580,16 +580,16 @@ def test_files_whose_size_is_a_guess_are_read_to_their_end(tmp_path: Path, path:
     assert len((tmp_path / "copy").read_bytes()) > 10
 
 
-def test_a_copy_to_another_file_system_is_the_same(tmp_path: Path, jobs: int) -> None:
-    if not os.access(SHM, os.W_OK) or SHM.stat().st_dev == tmp_path.stat().st_dev:
+def test_a_copy_to_another_file_system_is_the_same(on_disk: Path, jobs: int) -> None:
+    if not os.access(SHM, os.W_OK) or SHM.stat().st_dev == on_disk.stat().st_dev:
         pytest.skip("needs two file systems")
     middle = os.urandom(300_000)  # more than one plain read
     entries = {"f": b"text", "m": middle, "large": Holes(LARGE, {5: middle}), "h": Hard("m"), "l": Link("f"), **HOLES}
     with tempfile.TemporaryDirectory(dir=SHM) as name:
         source = make_tree(Path(name) / "src", {**entries, "d": Dir({**HOLES, "m": middle, "p": Fifo()})})
-        copy_equals(source, tmp_path / "dst", jobs)
-        copy_equals(tmp_path / "dst", Path(name) / "back", jobs)
-        assert stored(tmp_path / "dst/large") < LARGE
+        copy_equals(source, on_disk / "dst", jobs)
+        copy_equals(on_disk / "dst", Path(name) / "back", jobs)
+        assert stored(on_disk / "dst/large") < LARGE
 
 
 # ---- options --------------------------------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ def test_hard_links_between_overlapping_sources_are_kept(tmp_path: Path, jobs: i
 
 
 @JOBS
-def test_an_attribute_that_is_too_large_for_the_destination_is_a_loss_and_no_full_disk(tmp_path: Path, jobs: int) -> None:
+def test_an_attribute_that_is_too_large_for_the_destination_is_a_loss_and_no_full_disk(on_disk: Path, jobs: int) -> None:
     if not os.access("/dev/shm", os.W_OK):
         pytest.skip("needs a file system that takes large attributes")
     with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
@@ -96,15 +96,15 @@ def test_an_attribute_that_is_too_large_for_the_destination_is_a_loss_and_no_ful
             os.setxattr(source / "a", "user.large", bytes(40_000))
         except OSError as error:
             pytest.skip(f"no large attributes on /dev/shm: {error.strerror}")
-        (tmp_path / "probe").touch()
+        (on_disk / "probe").touch()
         try:
-            os.setxattr(tmp_path / "probe", "user.large", bytes(40_000))
+            os.setxattr(on_disk / "probe", "user.large", bytes(40_000))
             pytest.skip("the destination takes large attributes too")
         except OSError:
             pass
-        report = pcopy.copy(source, tmp_path / "dst", jobs=jobs)
+        report = pcopy.copy(source, on_disk / "dst", jobs=jobs)
         assert (report.exit_status, report.files, report.lost) == (0, 2, {"attributes user.*": 1})
-        assert read_tree(tmp_path / "dst")[b"b"] == read_tree(source)[b"b"]
+        assert read_tree(on_disk / "dst")[b"b"] == read_tree(source)[b"b"]
 
 
 @JOBS
