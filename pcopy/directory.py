@@ -315,7 +315,8 @@ class Directories:
             self.look_into(pair, name, unit)
             listing.replaced.add(name)
         if not there and not self.options.dry_run:
-            aside, mode = runs.temporary_name(self.job.token, pair.depth, name), mode_begun(self.options)
+            mode = mode_begun(self.options)
+            aside = runs.temporary_name(self.job.token, pair.depth, name) if there is False or unit.again else ""
             try:
                 if there is False:
                     fs.make_directory_instead(name, aside, pair.destination, mode)
