@@ -441,8 +441,7 @@ class Coordinator:
 
         A unit that was alone in flight when its worker died, three times in a row, is given up.
         """
-        if not self.stopped and WORKER_DIED not in self.report.warnings:
-            self.report.warnings.append(WORKER_DIED)
+        self.warn_of_death()
         alone = len(slices) == 1 and len(slices[0]) == 1
         for unit in [unit for units in slices for unit in units]:
             unit = unit._replace(again=True) if isinstance(unit, (Scan, Entries)) else unit
@@ -451,6 +450,10 @@ class Coordinator:
                 self.give_up(unit, "the worker process that copied it died each time")
             else:
                 self.suspects.extend(self.parts(unit, MOST) if alone else [unit])
+
+    def warn_of_death(self) -> None:
+        if not self.stopped and WORKER_DIED not in self.report.warnings:
+            self.report.warnings.append(WORKER_DIED)
 
     def give_up(self, unit: Unit, reason: str) -> None:
         """A unit that cannot be done becomes a failure, and the rest goes on."""
@@ -520,7 +523,11 @@ def drive(coordinator: Coordinator, executor: Executor) -> None:
         while True:
             while portion := coordinator.take(len(running)):
                 running[submit(executor, coordinator.job, portion)] = portion.units
-            if not running or collect(coordinator, executor, running):
+            if not running:
+                if is_broken(executor):  # when nothing was left to do
+                    coordinator.warn_of_death()
+                return
+            if collect(coordinator, executor, running):
                 return
     except BaseException:  # the observer raised, or a signal handler
         coordinator.stop.signal = coordinator.stop.signal or signal.SIGINT

@@ -232,7 +232,8 @@ def thread_of(executor: Executor) -> threading.Thread | None:
 def is_broken(executor: Executor) -> bool:
     """Whether a worker has ended. The executor sees it too, unless it waits for the rest of that worker's message."""
     thread = thread_of(executor)
-    return bool(thread and not thread.is_alive()) or any(process.exitcode is not None for process in workers_of(executor))
+    known = getattr(executor, "_broken", False) or (thread and not thread.is_alive())  # its thread takes away exit codes
+    return bool(known) or any(process.exitcode is not None for process in workers_of(executor))
 
 
 def end_workers(executor: Executor) -> None:

@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 
 import pcopy
+from pcopy.coordinator import WORKER_DIED, Coordinator
 from pcopy.engines import Engine, Pool, Serial
 from pcopy.work import Job, Outcome
 from pcopy.worker import run
@@ -309,6 +310,27 @@ def test_a_killed_worker_is_replaced(
     assert report.ok, report.errors
     assert read_tree(target) == read_tree(tree)
     assert not workers()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_worker_killed_when_all_is_done_is_told_of(
+    tree: Path, target: Path, method: str, straight_to_the_pool: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = Coordinator.take
+
+    def take_and_kill(coordinator: Coordinator, running: int) -> object:
+        portion = take(coordinator, running)
+        if not portion and not running:
+            victim = workers()[0]
+            os.kill(victim, signal.SIGKILL)
+            assert wait_until(lambda: victim not in workers(), HANG)
+        return portion
+
+    monkeypatch.setattr(Coordinator, "take", take_and_kill)
+    report = pcopy.copy(tree, target, jobs=JOBS, start_method=method)  # type: ignore[arg-type]
+    assert report.ok, report.errors
+    assert report.warnings == [WORKER_DIED]
+    assert read_tree(target) == read_tree(tree)
 
 
 def local_of_pool(name: str) -> Any:
