@@ -308,6 +308,7 @@ def test_a_killed_worker_is_replaced(
     report = pcopy.copy(tree, target, jobs=JOBS, start_method=method, observer=killer)  # type: ignore[arg-type]
     assert killer.killed >= min(times, 2)  # all may be fewer than three: most methods start workers as they are needed
     assert report.ok, report.errors
+    assert report.warnings == [WORKER_DIED]
     assert read_tree(target) == read_tree(tree)
     assert not workers()
 
@@ -727,10 +728,14 @@ pcopy.coordinator.FIRST = 0.0  # workers do it all
 coordinator = os.getpid()
 def hook(event, arguments):
     if event == "os.chmod" and os.getpid() != coordinator:
-        os.kill(coordinator, signal.SIGTERM)
+        try:
+            os.mkdir(sys.argv[1])
+            os.kill(coordinator, signal.SIGTERM)  # once: the second would end it at once
+        except FileExistsError:
+            pass
         os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(hook)
-pcopy.cli.main(sys.argv[1:])
+pcopy.cli.main(sys.argv[2:])
 """
 
 
@@ -748,7 +753,8 @@ def test_a_worker_that_is_killed_when_the_run_is_stopped_leaves_no_half_file(
     make_tree(dst / below, {"f29": File(b"old", mode=0o600)})
     there = read_tree(dst).keys()
     words = ["-j", "2", *more, str(source), str(dst)]
-    done = subprocess.run([sys.executable, "-c", DYING, *words], capture_output=True, text=True, check=False, timeout=60)
+    once = [sys.executable, "-c", DYING, str(tmp_path / "once")]
+    done = subprocess.run([*once, *words], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 143, done.stderr
     assert ((dst / below / "f29").read_bytes(), read_tree(dst).keys()) == (b"old", there)
     done = subprocess.run([sys.executable, "-m", "pcopy", *words], capture_output=True, text=True, check=False, timeout=60)
