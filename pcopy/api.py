@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -41,11 +42,10 @@ from pcopy.asked import (
     refuse_overlap,
     text_of,
 )
-from pcopy.coordinator import Coordinator, coordinate
-from pcopy.engines import METHODS, Engine, Pool, Serial, may_start_processes
+from pcopy.coordinator import Coordinator, begin, wind_up
 from pcopy.errors import UsageError
 from pcopy.manifest import Spool, check_place, within, write
-from pcopy.options import ALL_ATTRIBUTES, Hash, Options, Overwrite, When
+from pcopy.options import ALL_ATTRIBUTES, METHODS, Hash, Options, Overwrite, When
 from pcopy.paths import Landing, land
 from pcopy.prepare import make_lasting, prepare
 from pcopy.result import Observer, Report, Stop
@@ -243,7 +243,7 @@ def carry_out(request: Request, report: Report, observer: Observer, stop: Stop) 
         coordinator.add(units)
         coordinator.progress.found += sum(len(landing.names) for landing in landings)
         with stopped_by_ctrl_c(stop):
-            coordinate(coordinator, engine_for(options))
+            coordinate(coordinator)
         if options.fsync and not options.dry_run and handle is not None and not report.stopped:
             try:
                 make_lasting(handle, top)
@@ -251,6 +251,18 @@ def carry_out(request: Request, report: Report, observer: Observer, stop: Stop) 
                 note(report, fs.failure(top, error), observer)
         if listing and not options.dry_run:
             write_manifest(spool, listing, top, job, report, observer, stop)
+
+
+def coordinate(coordinator: Coordinator) -> None:
+    """Do all the work: at first in this process; a small copy pays for no engine, nor for importing one."""
+    try:
+        begin(coordinator)
+        if coordinator.has_work:
+            from pcopy.drive import drive
+
+            drive(coordinator)
+    finally:
+        wind_up(coordinator)
 
 
 def by_handle(job: Job, top: str, handle: int | None) -> Job:
@@ -273,9 +285,15 @@ def end(report: Report, top: str, observer: Observer) -> None:
 
 
 def new_report(options: Options) -> Report:
-    engine = engine_for(options)
-    warnings = [ALONE] if engine.jobs < options.jobs else []
-    return Report(jobs=engine.jobs, engine=engine.name, dry_run=options.dry_run, warnings=warnings)
+    jobs = options.jobs if may_start_processes() else 1
+    warnings = [ALONE] if jobs < options.jobs else []
+    return Report(jobs=jobs, engine="serial" if jobs == 1 else "pool", dry_run=options.dry_run, warnings=warnings)
+
+
+def may_start_processes() -> bool:
+    """A daemonic process may not (multiprocessing.Process.daemon); the workers of multiprocessing.Pool are."""
+    multiprocessing = sys.modules.get("multiprocessing")  # without which it is not: not imported only to ask
+    return not (multiprocessing and multiprocessing.current_process().daemon)
 
 
 def too_much(request: Request, report: Report, stop: Stop) -> tuple[Failure | None, int]:
@@ -353,11 +371,6 @@ def stopped_by_ctrl_c(stop: Stop) -> Iterator[None]:
         signal.signal(signal.SIGINT, DEFAULT)
     if asked:
         raise KeyboardInterrupt
-
-
-def engine_for(options: Options) -> Engine:
-    alone = options.jobs == 1 or not may_start_processes()
-    return Serial() if alone else Pool(options.jobs, options.start_method)
 
 
 def tell_skipped(job: Job, landings: Sequence[Landing], observer: Observer) -> None:

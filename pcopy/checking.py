@@ -6,13 +6,12 @@ import os
 import time
 from typing import Literal
 
-from pcopy.api import engine_for, note, stopped_by_ctrl_c
+from pcopy.api import coordinate, new_report, note, stopped_by_ctrl_c
 from pcopy.asked import HashName, Path, check_count, check_hash, check_jobs, check_kind
-from pcopy.coordinator import Coordinator, coordinate
-from pcopy.engines import METHODS
+from pcopy.coordinator import Coordinator
 from pcopy.errors import UsageError
 from pcopy.manifest import portions
-from pcopy.options import Hash, Options
+from pcopy.options import METHODS, Hash, Options
 from pcopy.prepare import current_umask
 from pcopy.result import Observer, Report, Stop
 from pcopy.work import Check, Failure, Job, Tree
@@ -53,14 +52,15 @@ def check(
     tree = look_at_directory(os.fsdecode(directory))
     path = os.fsdecode(manifest)
     units = units_of(path)
-    report = Report(jobs=options.jobs, engine=engine_for(options).name, checked=True, found=sum(one.length for one in units))
+    report = new_report(options)
+    report.checked, report.found = True, sum(one.length for one in units)
     started = time.monotonic()
     observer, stop = observer or Observer(), stop or Stop()
     coordinator = Coordinator(Job(options, (tree,), "", current_umask(), stop=stop), report, observer, stop)
     coordinator.progress.found = report.found
     coordinator.add(reversed(units))  # the last that comes in is the first to go out
     with stopped_by_ctrl_c(stop):
-        coordinate(coordinator, engine_for(options))
+        coordinate(coordinator)
     report.signal = stop.signal
     if not report.accounted and not report.signal:
         note(report, Failure(path, "check", None, "holds no checksums: is it a manifest?"), observer)

@@ -1,6 +1,6 @@
-"""The units that nobody holds, and the loop that hands them out.
+"""The units that nobody holds: which of them are to be done next, and what comes of their outcomes.
 
-                 take()                    submit
+                 take()                    drive
     frontier ───────────▶ units of a slice ─────────▶ executor ─▶ run(job, units, seconds)
        ▲                                                                │
        └──── leftover units ◀── absorb() ◀── Outcome ◀──────────────────┘
@@ -13,16 +13,13 @@ files) are kept aside until no unit holds their group any more. Which executor r
 from __future__ import annotations
 
 import errno
-import signal
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterable
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from typing import NamedTuple
 
 from pcopy.account import given_up, take_back
-from pcopy.engines import PATIENCE, Engine, NotStarted, end_workers, hurry_workers, is_broken
 from pcopy.manifest import Spool
 from pcopy.options import Overwrite
 from pcopy.pace import Throttle
@@ -78,12 +75,8 @@ SLOW = 200e-6
 GRANT = 10_000
 # Deaths in a row of the worker that holds a unit, until the unit is given up.
 DEATHS = 3
-# Executors in a row that cannot be started, until the run is given up, and the seconds between two of them: what they
-# lack may come back in a moment.
-STARTS, PAUSE = 8, 0.1
+STARTS = 8  # executors in a row that cannot be started, until the run is given up
 FOREVER = threading.TIMEOUT_MAX
-# What the calls of an executor that broke end with: some learn it from the pipe to the workers.
-BROKEN = (BrokenExecutor, OSError, EOFError)
 WORKER_DIED = "a worker process was killed from outside; others did its work again"
 
 
@@ -488,26 +481,6 @@ class Coordinator:
         return not self.stopped and bool(self.frontier or self.scans or self.suspects or self.last)
 
 
-def coordinate(coordinator: Coordinator, engine: Engine) -> None:
-    """Do all the work: at first in this process, then on the engine's executor, on another one if that breaks."""
-    try:
-        begin(coordinator)
-        while coordinator.has_work:
-            try:
-                with engine.open() as executor:
-                    coordinator.starts = 0
-                    drive(coordinator, executor)
-            except NotStarted as error:
-                coordinator.not_started(str(error))
-                time.sleep(PAUSE)
-    finally:
-        left = coordinator.left()
-        run(coordinator.by_handle, coordinator.clean_up(left), FOREVER)
-        if coordinator.stopped and not coordinator.job.options.dry_run:
-            again = [unit for unit in left if isinstance(unit, (Scan, Entries)) and unit.again]
-            take_back(coordinator.job, again, coordinator.began)
-
-
 def begin(coordinator: Coordinator) -> None:
     """The first slices, in this process."""
     end = time.monotonic() + FIRST
@@ -516,61 +489,13 @@ def begin(coordinator: Coordinator) -> None:
         coordinator.absorb(portion.units, run(coordinator.job, *portion))
 
 
-def drive(coordinator: Coordinator, executor: Executor) -> None:
-    """Submit slices and take their outcomes in, until nothing is left or the executor breaks."""
-    running: dict[Future[Outcome], list[Unit]] = {}
-    try:
-        while True:
-            while portion := coordinator.take(len(running)):
-                running[submit(executor, coordinator.job, portion)] = portion.units
-            if not running:
-                if is_broken(executor):  # when nothing was left to do
-                    coordinator.warn_of_death()
-                return
-            if collect(coordinator, executor, running):
-                return
-    except BaseException:  # the observer raised, or a signal handler
-        coordinator.stop.signal = coordinator.stop.signal or signal.SIGINT
-        coordinator.observer = Observer()
-        while running:
-            collect(coordinator, executor, running)
-        raise
-
-
-def submit(executor: Executor, job: Job, portion: Portion) -> Future[Outcome]:
-    """A slice under way; if the executor broke a moment ago, one that says so."""
-    try:
-        return executor.submit(run, job, *portion)
-    except (RuntimeError, *BROKEN) as error:  # or one that says it was shut down, while its thread takes note of it
-        lost: Future[Outcome] = Future()
-        lost.set_exception(BrokenExecutor(str(error)))
-        return lost
-
-
-def collect(coordinator: Coordinator, executor: Executor, running: dict[Future[Outcome], list[Unit]]) -> bool:
-    """Wait for a slice and take in what is done. True if the executor is broken; then nothing is running any more."""
-    done, _ = wait(running, PATIENCE, FIRST_COMPLETED)
-    broken = any(isinstance(future.exception(), BROKEN) for future in done)
-    if not done and coordinator.stopped:
-        hurry_workers(executor)
-    if not done and is_broken(executor):
-        end_workers(executor)  # the executor waits for the rest of a message: now it sees the end of it
-        broken = True
-    if broken:
-        done, _ = wait(running, PATIENCE)
-    lost = []
-    for future in list(running) if broken else done:
-        units, error = running.pop(future), future.exception() if future.done() else BrokenExecutor()
-        if isinstance(error, BROKEN):
-            lost.append(units)
-        elif error:
-            for unit in units:
-                coordinator.give_up(unit, f"unforeseen {type(error).__name__}: {error}")
-        else:
-            coordinator.absorb(units, future.result())
-    if lost:
-        coordinator.requeue(lost)
-    return broken
+def wind_up(coordinator: Coordinator) -> None:
+    """What is begun and will not be done any more is taken away, if the run stops."""
+    left = coordinator.left()
+    run(coordinator.by_handle, coordinator.clean_up(left), FOREVER)
+    if coordinator.stopped and not coordinator.job.options.dry_run:
+        again = [unit for unit in left if isinstance(unit, (Scan, Entries)) and unit.again]
+        take_back(coordinator.job, again, coordinator.began)
 
 
 def searches(unit: Unit | Shared) -> bool:

@@ -33,7 +33,6 @@ GRACE = 0.5
 PATIENCE = 1.0
 # Two threads that hide the main module would put back each other's.
 ONE_AT_A_TIME = threading.Lock()
-METHODS = ("fork", "forkserver", "spawn")
 
 
 class NotStarted(BrokenExecutor):
@@ -43,17 +42,11 @@ class NotStarted(BrokenExecutor):
 class Engine(Protocol):
     """Opens an executor as often as it is asked to: again, when the last one broke. Raises NotStarted."""
 
-    name: str
-    jobs: int
-
     def open(self) -> contextlib.AbstractContextManager[Executor]: ...
 
 
 class Serial:
     """One process, this one."""
-
-    name = "serial"
-    jobs = 1
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Executor]:
@@ -74,8 +67,6 @@ class InPlace(Executor):
 
 class Pool:
     """Many processes on this machine."""
-
-    name = "pool"
 
     def __init__(self, jobs: int, start_method: str | None = None) -> None:
         self.jobs = jobs
@@ -98,6 +89,10 @@ class Pool:
             raise
         finally:
             close(executor)
+
+
+def engine_for(jobs: int, start_method: str | None) -> Engine:
+    return Serial() if jobs == 1 else Pool(jobs, start_method)
 
 
 def try_out(executor: Executor) -> None:
@@ -195,12 +190,6 @@ def hidden_main() -> Iterator[None]:
             yield
         finally:
             sys.modules["__main__"] = main
-
-
-def may_start_processes() -> bool:
-    """A daemonic process may not (multiprocessing.Process.daemon); the workers of multiprocessing.Pool are."""
-    multiprocessing = sys.modules.get("multiprocessing")  # without which it is not: not imported only to ask
-    return not (multiprocessing and multiprocessing.current_process().daemon)
 
 
 def safest_method() -> str:

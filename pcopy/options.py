@@ -6,6 +6,7 @@ import enum
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+METHODS = ("fork", "forkserver", "spawn")  # of starting processes (multiprocessing.set_start_method)
 ALL_ATTRIBUTES = frozenset({"mode", "owner", "times", "links", "xattr"})
 
 

@@ -581,8 +581,6 @@ class Fragile(InPlace):
 class Attempts:
     """An engine that gives these executors one after the other; an exception is raised in place of one."""
 
-    name, jobs = "attempts", 2
-
     def __init__(self, *attempts: Executor | Exception) -> None:
         self.attempts = iter(attempts)
 
@@ -598,9 +596,9 @@ def coordinated(top: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> R
     monkeypatch.setattr("pcopy.coordinator.FIRST", 0.0)
     monkeypatch.setattr("pcopy.coordinator.LONG", 0.0)
     monkeypatch.setattr("pcopy.coordinator.SHORT", 0.0)
-    monkeypatch.setattr("pcopy.coordinator.PAUSE", 0.0)
+    monkeypatch.setattr("pcopy.drive.PAUSE", 0.0)
     make_tree(top / "src", {f"d{number}": Dir({"f": str(number)}) for number in range(20)})
-    monkeypatch.setattr("pcopy.api.engine_for", lambda options: engine)
+    monkeypatch.setattr("pcopy.drive.engine_for", lambda jobs, start_method: engine)
     return copy(top / "src", top / "dst", jobs=2)
 
 

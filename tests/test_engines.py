@@ -358,7 +358,7 @@ def die_in_a_message(job: Job, *portion: Any) -> Outcome:
 def test_a_worker_killed_in_the_middle_of_its_message_hangs_nobody(
     tree: Path, target: Path, method: str, straight_to_the_pool: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pcopy.coordinator.run", die_in_a_message)
+    monkeypatch.setattr("pcopy.drive.run", die_in_a_message)
     report = within_time(lambda: pcopy.copy(tree, target, jobs=JOBS, start_method=method))  # type: ignore[arg-type]
     assert report.ok, report.errors
     assert len(report.warnings) == 1

@@ -28,7 +28,7 @@ FLOORS = (
     ("removal", "large", "sums"),
     ("worker",),
     ("coordinator", "prepare"),
-    ("asked",),
+    ("drive", "asked"),
     ("api",),
     ("comparison", "checking"),
     ("report",),
@@ -47,13 +47,14 @@ HOMES = {
     "matplotlib": {"chart"},
     "pathspec": {"select"},
     "multiprocessing": {"engines"},
-    "concurrent": {"engines", "coordinator"},
+    "concurrent": {"engines", "drive"},
     "subprocess": {"comparison"},
 }
 # What a face may not reach around the library for, although it stands above it.
 NEVER = {
     "cli": {
         "coordinator",
+        "drive",
         "worker",
         "engines",
         "filesystem",
@@ -147,9 +148,20 @@ def test_the_walk_finds_imports_of_every_form() -> None:
 
 @pytest.mark.parametrize("arguments", [("-c", "import pcopy"), ("-m", "pcopy", "--version")])
 def test_a_start_pays_for_nothing_that_it_does_not_use(arguments: tuple[str, ...]) -> None:
+    heavy = {"multiprocessing", "concurrent.futures", "tqdm", "matplotlib", "pathspec", "pcopy.coordinator", "pcopy.worker"}
+    assert not loaded_by(*arguments) & heavy
+
+
+def test_a_small_copy_pays_for_no_pool(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+    loaded = loaded_by("-m", "pcopy", "-j", "8", str(tmp_path / "file"), str(tmp_path / "copy"))
+    assert (tmp_path / "copy").read_text() == "text"
+    assert not loaded & {"multiprocessing", "concurrent.futures", "logging", "pathspec", "pcopy.drive", "pcopy.engines"}
+
+
+def loaded_by(*arguments: str) -> set[str]:
     command = [sys.executable, "-X", "importtime", *arguments]
     run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     loaded = {line.rpartition("|")[2].strip() for line in run.stderr.splitlines() if line.startswith("import time:")}
     assert "pcopy" in loaded
-    heavy = {"multiprocessing", "concurrent.futures", "tqdm", "matplotlib", "pathspec", "pcopy.coordinator", "pcopy.worker"}
-    assert not loaded & heavy
+    return loaded

@@ -1,0 +1,87 @@
+"""The loop that hands slices to an executor, and takes their outcomes in; on another executor if that one breaks."""
+
+from __future__ import annotations
+
+import signal
+import time
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+
+from pcopy.coordinator import Coordinator, Portion
+from pcopy.engines import PATIENCE, NotStarted, end_workers, engine_for, hurry_workers, is_broken
+from pcopy.result import Observer
+from pcopy.work import Job, Outcome, Unit
+from pcopy.worker import run
+
+PAUSE = 0.1  # seconds between two starts of an executor: what it lacks may come back in a moment
+# What the calls of an executor that broke end with: some learn it from the pipe to the workers.
+BROKEN = (BrokenExecutor, OSError, EOFError)
+
+
+def drive(coordinator: Coordinator) -> None:
+    """Do what is left to do on as many executors, one after the other, as it takes."""
+    engine = engine_for(coordinator.jobs, coordinator.job.options.start_method)
+    while coordinator.has_work:
+        try:
+            with engine.open() as executor:
+                coordinator.starts = 0
+                work_off(coordinator, executor)
+        except NotStarted as error:
+            coordinator.not_started(str(error))
+            time.sleep(PAUSE)
+
+
+def work_off(coordinator: Coordinator, executor: Executor) -> None:
+    """Submit slices and take their outcomes in, until nothing is left or the executor breaks."""
+    running: dict[Future[Outcome], list[Unit]] = {}
+    try:
+        while True:
+            while portion := coordinator.take(len(running)):
+                running[submit(executor, coordinator.job, portion)] = portion.units
+            if not running:
+                if is_broken(executor):  # when nothing was left to do
+                    coordinator.warn_of_death()
+                return
+            if collect(coordinator, executor, running):
+                return
+    except BaseException:  # the observer raised, or a signal handler
+        coordinator.stop.signal = coordinator.stop.signal or signal.SIGINT
+        coordinator.observer = Observer()
+        while running:
+            collect(coordinator, executor, running)
+        raise
+
+
+def submit(executor: Executor, job: Job, portion: Portion) -> Future[Outcome]:
+    """A slice under way; if the executor broke a moment ago, one that says so."""
+    try:
+        return executor.submit(run, job, *portion)
+    except (RuntimeError, *BROKEN) as error:  # or one that says it was shut down, while its thread takes note of it
+        lost: Future[Outcome] = Future()
+        lost.set_exception(BrokenExecutor(str(error)))
+        return lost
+
+
+def collect(coordinator: Coordinator, executor: Executor, running: dict[Future[Outcome], list[Unit]]) -> bool:
+    """Wait for a slice and take in what is done. True if the executor is broken; then nothing is running any more."""
+    done, _ = wait(running, PATIENCE, FIRST_COMPLETED)
+    broken = any(isinstance(future.exception(), BROKEN) for future in done)
+    if not done and coordinator.stopped:
+        hurry_workers(executor)
+    if not done and is_broken(executor):
+        end_workers(executor)  # the executor waits for the rest of a message: now it sees the end of it
+        broken = True
+    if broken:
+        done, _ = wait(running, PATIENCE)
+    lost = []
+    for future in list(running) if broken else done:
+        units, error = running.pop(future), future.exception() if future.done() else BrokenExecutor()
+        if isinstance(error, BROKEN):
+            lost.append(units)
+        elif error:
+            for unit in units:
+                coordinator.give_up(unit, f"unforeseen {type(error).__name__}: {error}")
+        else:
+            coordinator.absorb(units, future.result())
+    if lost:
+        coordinator.requeue(lost)
+    return broken
