@@ -72,17 +72,17 @@ class Account:
             self.outcome.failures.append(failure)
             self.outcome.leftover.append(unit._replace(discard=True))
             return self.outcome
-        if isinstance(unit, Entries):
+        if isinstance(unit, (Entries, Link)):
             self.clear(unit)
         self.fail_unit(unit, failure)
         return self.outcome
 
-    def clear(self, unit: Entries) -> None:
+    def clear(self, unit: Entries | Link) -> None:
         """Take away what workers that were killed left of these entries; the next run does what fails."""
         with contextlib.suppress(OSError):
             pair = self.handles.pair(unit.tree, unit.path)
-            for name in unit.names:
-                self.copier.clear(pair, name, unit.rename or name, unit.fresh)
+            names = unit.names if isinstance(unit, Entries) else (unit.name,)
+            self.copier.clear(pair, {unit.rename or name: name for name in names}, unit.fresh)
 
     def entry_failed(self, unit: Entries | Link, pair: Pair, name: str, error: OSError) -> None:
         """Gone from the source since the scan is no failure; everything else is, unless it goes better later."""
@@ -297,20 +297,18 @@ def given_up(job: Job, unit: Unit, reason: str) -> Outcome:
         return Account(job, handles).give_up(unit, reason)
 
 
-def take_back(job: Job, units: Iterable[Scan | Entries], since: int) -> None:
+def take_back(job: Job, units: Iterable[Scan | Entries | Link]) -> None:
     """The run stops: take away what workers that were killed had begun of these units and did not finish.
 
     How far the dead had come nobody knows, and who stops is in a hurry: what is not found soon, the next run clears.
-    ``since``: nanoseconds, when the run began.
     """
     end = time.monotonic() + SOON
     with Handles(job) as handles:
         account, stack = Account(job, handles), list(units)
-        account.copier.since = since
         while stack and time.monotonic() < end:
             unit = stack.pop()
             handles.begin()
-            if isinstance(unit, Entries):
+            if not isinstance(unit, Scan):
                 account.clear(unit)
             else:
                 with contextlib.suppress(OSError):
@@ -326,12 +324,12 @@ def take_back_directory(copier: Copier, pair: Pair, unit: Scan) -> Iterator[Scan
         os.close(directory)
     for name, is_directory in there.items():
         if name.startswith(f".pcopy-{copier.token}-"):
-            fs.remove_if_there(name, pair.destination)
+            fs.remove_aside(name, pair.destination)
         elif is_directory:
             yield unit._replace(path=join(unit.path, name))
-        else:
+        elif unit.fresh:
             with contextlib.suppress(OSError):
-                copier.clear_half(pair, name, name, unit.fresh)
+                copier.clear_half(pair, name, name)
 
 
 def unforeseen(path: str, error: Exception) -> Failure:

@@ -115,7 +115,6 @@ class Coordinator:
         self.gathered: dict[Inode, list[Shared]] = {}  # names of inodes of which there may be more
         self.undecided = 0  # names in there
         self.ruins: Counter[Group] = Counter()  # of first names
-        self.began = time.time_ns()
         self.names = 0  # of entries in the frontier
         self.said: set[Failure] = set()  # of directories, for each part of which it is found again
         self.deletions = 0  # entries counted against a limit, deleted or to be
@@ -254,7 +253,7 @@ class Coordinator:
         others = [unit._replace(first=place) for unit in links if unit is not first]
         names = (first.name,)
         copied = Entries(first.tree, first.path, names, first.fresh, False, first.share, first.rename, first.inode)
-        self.add([copied, *others])
+        self.add([copied._replace(again=first.again), *others])
         self.release(links)
 
     def rank(self, name: Shared) -> tuple[bool, int, str, str]:
@@ -273,9 +272,9 @@ class Coordinator:
         if first == place:
             names = (name.name,)
             copy = Entries(name.tree, name.path, names, name.fresh, name.regular, name.share, name.rename, name.inode)
-            return copy._replace(device=name.device)
+            return copy._replace(device=name.device, again=name.again)
         link = Link(name.tree, name.path, name.name, name.rename, name.inode, first, name.share, device=name.device)
-        return link._replace(fresh=name.fresh)
+        return link._replace(fresh=name.fresh, again=name.again)
 
     def tell(self, outcome: Outcome) -> None:
         progress, report = self.progress, self.report
@@ -437,7 +436,7 @@ class Coordinator:
         self.warn_of_death()
         alone = len(slices) == 1 and len(slices[0]) == 1
         for unit in [unit for units in slices for unit in units]:
-            unit = unit._replace(again=True) if isinstance(unit, (Scan, Entries)) else unit
+            unit = unit._replace(again=True) if isinstance(unit, (Scan, Entries, Link)) else unit
             self.deaths[unit] += alone
             if self.deaths[unit] >= DEATHS:
                 self.give_up(unit, "the worker process that copied it died each time")
@@ -494,8 +493,7 @@ def wind_up(coordinator: Coordinator) -> None:
     left = coordinator.left()
     run(coordinator.by_handle, coordinator.clean_up(left), FOREVER)
     if coordinator.stopped and not coordinator.job.options.dry_run:
-        again = [unit for unit in left if isinstance(unit, (Scan, Entries)) and unit.again]
-        take_back(coordinator.job, again, coordinator.began)
+        take_back(coordinator.job, [unit for unit in left if isinstance(unit, (Scan, Entries, Link)) and unit.again])
 
 
 def searches(unit: Unit | Shared) -> bool:

@@ -96,7 +96,7 @@ class Directories:
             self.sort_listed(pair, listing, unit.only)
         if not unit.fresh and pair.destination != ABSENT:
             try:
-                self.look_at_copy(pair, listing, unit.only is None)
+                self.look_at_copy(pair, listing, unit)
             except OSError as error:
                 raise self.error_of_copy(unit, error) from None
         if self.selection:
@@ -231,11 +231,17 @@ class Directories:
         else:
             (listing.regular if stat.S_ISREG(mode) else listing.other).append(name)
 
-    def look_at_copy(self, pair: Pair, listing: Listing, in_full: bool) -> None:
-        """List the copy, and clear what dead runs left in it. ``in_full``: the listing has all that the source has."""
+    def look_at_copy(self, pair: Pair, listing: Listing, unit: Scan) -> None:
+        """List the copy, and clear what dead runs, or a dead worker of this one, left in it."""
         listing.there = fs.list_directory(pair.destination)
+        if unit.again and not self.options.dry_run:  # by a worker that was killed
+            for name in [name for name in listing.there if name.startswith(f".pcopy-{self.job.token}-")]:
+                fs.remove_aside(name, pair.destination)
+                del listing.there[name]
+        in_full = unit.only is None
         if self.job.locked and not self.options.dry_run:
-            keep = {name for name in (*listing.regular, *listing.other) if name.startswith(".pcopy-")}
+            names = (*listing.regular, *listing.other, *(name for name, _ in listing.directories))
+            keep = {name for name in names if name.startswith(".pcopy-")}
             listing.partial = runs.clear_stale(
                 listing.there, keep, pair.depth, pair.destination, self.job.token, listing.regular
             )
@@ -316,14 +322,12 @@ class Directories:
             listing.replaced.add(name)
         if not there and not self.options.dry_run:
             mode = mode_begun(self.options)
-            aside = runs.temporary_name(self.job.token, pair.depth, name) if there is False or unit.again else ""
             try:
                 if there is False:
+                    aside = runs.temporary_name(self.job.token, pair.depth, name)
                     fs.make_directory_instead(name, aside, pair.destination, mode)
                 else:
                     fs.make_directory(name, pair.destination, mode)
-                    if unit.again:
-                        fs.remove_if_there(aside, pair.destination)  # by a worker that was killed
             except FileExistsError as error:
                 if not (unit.again and stat.S_ISDIR(fs.look_at(name, pair.destination).st_mode) and pair.spells(name)):
                     error.strerror = APPEARED

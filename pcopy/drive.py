@@ -20,12 +20,16 @@ BROKEN = (BrokenExecutor, OSError, EOFError)
 def drive(coordinator: Coordinator) -> None:
     """Do what is left to do on as many executors, one after the other, as it takes."""
     engine = engine_for(coordinator.jobs, coordinator.job.options.start_method)
+    died = False
     while coordinator.has_work:
         try:
             with engine.open() as executor:
                 coordinator.starts = 0
+                if died:  # and others did not
+                    coordinator.warn_of_death()
                 work_off(coordinator, executor)
         except NotStarted as error:
+            died = died or isinstance(error.__cause__, BrokenExecutor)
             coordinator.not_started(str(error))
             time.sleep(PAUSE)
 

@@ -15,6 +15,7 @@ import enum
 import errno
 import os
 import stat
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from pcopy import filesystem as fs
@@ -88,7 +89,6 @@ class Copier:
         self.auditor = Auditor(options, job.stop)
         self.plain = Plain(options, self.contents, self.metadata, LARGE)
         self.user = os.geteuid()
-        self.since = 0  # nanoseconds: what was begun later is of this run; 0: not known
         self.sharing = False  # the source at hand is an earlier copy
         self.partial: str | None = None  # the temporary name of what a run that was cut left of the entry at hand
         self.grains: dict[int, int] = {}  # st_dev: granularity of times in nanoseconds
@@ -112,6 +112,8 @@ class Copier:
         if state.st_nlink > 1 and self.keep_links and not first:
             return shared(state)
         copy = None if pair.destination == ABSENT else fs.look_if_there(target, pair.destination)
+        if again:
+            self.clear_aside(pair, target)
         if copy and new and self.options.overwrite is not Overwrite.NEVER and not (again and pair.spells(target)):
             raise OSError(errno.EEXIST, APPEARED)
         if not copy:
@@ -124,34 +126,37 @@ class Copier:
         why = self.why(pair, name, target, state, copy, fate) if self.options.tells else ""
         return explained(self.make(pair, name, target, state, copy, first), why)
 
-    def clear(self, pair: Pair, name: str, target: str, new: bool) -> None:
-        """Take away what a killed worker left of an entry: its temporary name, and its own name if it was ``new``.
+    def clear(self, pair: Pair, targets: Mapping[str, str], new: bool) -> None:
+        """Take away what a killed worker left of entries: their temporary names, and their own if they were ``new``.
 
-        A file that is whole stays: its times say so.
+        A file that is whole stays: its times say so. ``targets``: the names in the source by those in the destination.
         """
-        ours = runs.temporary_name(self.token, pair.depth, target)
         directory = fs.open_directory(".", pair.destination)  # which may be a handle to name things only
         try:
             names = fs.list_directory(directory)
+            ours = tuple(runs.temporary_name(self.token, pair.depth, target) for target in targets)
             for place in [one for one in names if one.startswith(ours)]:
                 fs.remove_if_there(place, directory)
         finally:
             os.close(directory)
-        if target in names:
-            self.clear_half(pair, name, target, new)
+        for target in targets.keys() & names.keys() if new else ():
+            with contextlib.suppress(OSError):
+                self.clear_half(pair, targets[target], target)
 
-    def clear_half(self, pair: Pair, name: str, target: str, new: bool) -> None:
-        copy = fs.look_if_there(target, pair.destination)
-        if copy and stat.S_ISREG(copy.st_mode) and (new or self.was_begun(pair, copy)):
+    def clear_half(self, pair: Pair, name: str, target: str) -> None:
+        """Take away a file that is not whole, where nothing was before this run and nobody else has made one since."""
+        copy = None if self.options.whole_files_only else fs.look_if_there(target, pair.destination)
+        if copy and stat.S_ISREG(copy.st_mode):
             state = fs.look_at(name, pair.source, self.follow)
-            if not self.same(pair, name, target, state, copy):
+            modes, owners = (NEW, state.st_mode & self.plain.mask), (self.user, state.st_uid)
+            ours = stat.S_IMODE(copy.st_mode) in modes and copy.st_uid in owners and copy.st_nlink == 1
+            if ours and not self.same(pair, name, target, state, copy):
                 fs.remove_if_there(target, pair.destination)
 
-    def was_begun(self, pair: Pair, copy: os.stat_result) -> bool:
-        """Whether a file looks as those do that a run begins, and not as what was there before: since when is to be known."""
-        mine = copy.st_uid == self.user and copy.st_nlink == 1 and stat.S_IMODE(copy.st_mode) == NEW
-        known = self.trees[pair.tree].one_clock and not self.options.whole_files_only
-        return mine and known and 0 < self.since <= copy.st_ctime_ns
+    def clear_aside(self, pair: Pair, target: str) -> None:
+        """What a killed worker left under a temporary name may be in the way of nothing, and nobody would come by again."""
+        if pair.destination != ABSENT and not self.options.dry_run:
+            fs.remove_if_there(runs.temporary_name(self.token, pair.depth, target), pair.destination)
 
     # ---- deciding ----
 
@@ -538,6 +543,7 @@ class Copier:
                 fs.rename(self.partial, place, directory)
         with contextlib.suppress(OSError):
             handle = fs.open_to_write(place, directory)
+            fs.forget(handle, 0, 0)  # else what was read of what was not written counts as data
             state = os.fstat(handle)
             mine = stat.S_ISREG(state.st_mode) and state.st_uid == self.user and stat.S_IMODE(state.st_mode) == NEW
             if mine and state.st_nlink == 1 and state.st_size == source.st_size and (there := written(handle, state.st_size)):
@@ -550,8 +556,9 @@ class Copier:
     ) -> Result:
         """Leave a large file to whoever has time: its length set, its bytes to be copied but for those that are there."""
         fs.set_length(handle, state.st_size)
-        fs.set_mode(handle, NEW)  # which the umask may have narrowed: others have to open it
         made = os.fstat(handle)
+        if stat.S_IMODE(made.st_mode) != NEW:  # the umask has narrowed it: others have to open it
+            fs.set_mode(handle, NEW)
         temporary = Temporary(place, (made.st_dev, made.st_ino), (made.st_uid, state.st_uid), replaces)
         fs.close_written(handle)
         version = version_of(state)

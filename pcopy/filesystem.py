@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import stat
+import struct
 import time
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -47,8 +48,12 @@ OFF_DISK = frozenset({
 EXACT = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs"})
 PROC = os.path.isdir("/proc/self/fd")
 XATTRS = hasattr(os, "listxattr")
+HEAD, EXTENT = struct.Struct("=QQIIII"), struct.Struct("=QQQ16xI12x")  # linux/fiemap.h: fiemap, fiemap_extent
+FIEMAP, EXTENTS = 0xC020660B, 32  # linux/fs.h: FS_IOC_FIEMAP; extents asked for at a time
+LAST, UNWRITTEN = 0x1, 0x800  # linux/fiemap.h: FIEMAP_EXTENT_LAST, FIEMAP_EXTENT_UNWRITTEN
+SEEK_DATA = getattr(os, "SEEK_DATA", os.SEEK_SET)
 FICLONE = 0x40049409  # linux/fs.h; ioctl_ficlone(2)
-NOREPLACE = 1  # linux/fs.h: RENAME_NOREPLACE
+NOREPLACE, EXCHANGE = 1, 2  # linux/fs.h: RENAME_NOREPLACE, RENAME_EXCHANGE
 
 # The file system cannot do it, or may not for us: the copy goes on without.
 UNABLE = frozenset({errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENODATA})
@@ -265,9 +270,37 @@ def has_hole(name: str, directory: int, size: int) -> bool:
     """
     handle = os.open(name, READ | NOFOLLOW, dir_fd=directory)
     try:
+        if os.lseek(handle, 0, os.SEEK_HOLE) < size:
+            return True
+        if not has_unwritten(handle, size):
+            return False
+        forget(handle, 0, 0)
         return os.lseek(handle, 0, os.SEEK_HOLE) < size
     finally:
         os.close(handle)
+
+
+def has_unwritten(handle: int, size: int) -> bool:
+    """Whether extents of an open file are not written, by the disk's word (FS_IOC_FIEMAP; kernel: filesystems/fiemap.rst).
+
+    SEEK_HOLE takes them for data when their zeros have been read into memory, or what is to be written there is in it.
+    """
+    asked, start = bytearray(HEAD.size + EXTENTS * EXTENT.size), 0
+    while start < size:
+        HEAD.pack_into(asked, 0, start, size - start, 0, 0, EXTENTS, 0)
+        try:
+            fcntl.ioctl(handle, FIEMAP, asked)
+        except OSError:  # nobody can tell
+            return False
+        count = HEAD.unpack_from(asked)[3]
+        for number in range(count):
+            logical, _, length, flags = EXTENT.unpack_from(asked, HEAD.size + number * EXTENT.size)
+            if flags & UNWRITTEN:
+                return True
+            start = logical + length
+        if count < EXTENTS or flags & LAST:
+            break
+    return False
 
 
 def read_link(name: str, directory: int) -> str:
@@ -364,25 +397,44 @@ def rename(old: str, new: str, directory: int, replaces: bool = True) -> None:
 
     RENAME_NOREPLACE, renameat2(2), which Python lacks.
     """
-    if not replaces and hasattr(library := c_library(), "renameat2"):
-        if not library.renameat2(directory, os.fsencode(old), directory, os.fsencode(new), NOREPLACE):
-            return
-        error = error_of_c()
-        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EPERM):  # EPERM: a filter of system calls
-            raise error
-    os.rename(old, new, src_dir_fd=directory, dst_dir_fd=directory)
+    if replaces or not renamed(old, new, directory, NOREPLACE):
+        os.rename(old, new, src_dir_fd=directory, dst_dir_fd=directory)
+
+
+def renamed(old: str, new: str, directory: int, how: int) -> bool:
+    """Rename with a flag of renameat2(2). False if the file system, or the system, cannot do that."""
+    library = c_library()
+    if not hasattr(library, "renameat2"):
+        return False
+    if not library.renameat2(directory, os.fsencode(old), directory, os.fsencode(new), how):
+        return True
+    error = error_of_c()
+    if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EPERM):  # EPERM: a filter of system calls
+        raise error
+    return False
 
 
 def make_directory_instead(name: str, aside: str, directory: int, mode: int) -> None:
-    """Make a directory in the place of what is none. That is put ``aside`` meanwhile: it is back if there cannot be one."""
-    rename(name, aside, directory)
+    """Make a directory in the place of what is none, by exchanging the two: whatever happens, one of them is there."""
+    make_directory(aside, directory, mode)
     try:
-        make_directory(name, directory, mode)
+        if renamed(aside, name, directory, EXCHANGE):
+            remove(aside, directory)
+        else:
+            remove(name, directory)
+            rename(aside, name, directory)
     except BaseException:
-        with contextlib.suppress(OSError):  # a signal's handler can raise when it is made already
-            rename(aside, name, directory, replaces=False)
+        remove_aside(aside, directory)
         raise
-    remove(aside, directory)
+
+
+def remove_aside(name: str, directory: int) -> None:
+    """Take away what has a temporary name: a file, or a directory that is not in its place yet, and so empty."""
+    try:
+        remove_if_there(name, directory)
+    except OSError:  # EISDIR, EPERM (unlink(2))
+        with contextlib.suppress(OSError):
+            os.rmdir(name, dir_fd=directory)
 
 
 def remove(name: str, directory: int) -> None:

@@ -30,6 +30,8 @@ class Linker:
         target = unit.rename or unit.name
         state = fs.look_at(unit.name, pair.source, self.copier.follow)
         copy = None if pair.destination == ABSENT else fs.look_if_there(target, pair.destination)
+        if unit.again:
+            self.copier.clear_aside(pair, target)
         made = None if first.destination == ABSENT else fs.look_if_there(unit.first.name, first.destination)
         if self.options.dry_run:
             made = self.as_it_will_be(pair, unit, first, state, made)
@@ -39,6 +41,7 @@ class Linker:
             copy
             and unit.fresh
             and not (made and os.path.samestat(copy, made))
+            and not (unit.again and pair.spells(target))
             and self.options.overwrite is not Overwrite.NEVER
         ):
             raise OSError(errno.EEXIST, APPEARED)

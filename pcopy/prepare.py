@@ -238,9 +238,11 @@ def units_of(landing: Landing, tree: int, fresh: bool, share: float, partial: di
         yield Scan(tree, "", fresh, share, only=landing.only)
     begun = {name: partial[target] for name in landing.names if (target := landing.rename or name) in partial}
     names = tuple(name for name in landing.names if name not in begun)
-    batches = [(names[at : at + BATCH], None) for at in range(0, len(names), BATCH)]
-    for some, left in [*batches, *(((name,), place) for name, place in begun.items())]:
-        yield Entries(tree, "", some, False, False, share * len(some) / len(landing.names), landing.rename, partial=left)
+    there = {name for name in names if os.path.lexists(os.path.join(landing.destination, landing.rename or name))}
+    sorts = (tuple(name for name in names if name in there), False), (tuple(name for name in names if name not in there), True)
+    batches = [(some[at : at + BATCH], new, None) for some, new in sorts for at in range(0, len(some), BATCH)]
+    for some, new, left in [*batches, *(((name,), False, place) for name, place in begun.items())]:
+        yield Entries(tree, "", some, new, False, share * len(some) / len(landing.names), landing.rename, partial=left)
 
 
 @contextlib.contextmanager

@@ -57,13 +57,17 @@ def clear_stale(
     """
     alive: dict[int, bool] = {depth: False}
     unfinished: dict[str, str] = {}  # what is known of it is the digest of its name
-    for name in [name for name in there if name.startswith(".pcopy-") and name not in keep and not there[name]]:
+    for name in [name for name in there if name.startswith(".pcopy-") and name not in keep]:
         match = TEMPORARY.match(name)
         if match and match[1] != token:
             up = int(match[2])
             if up not in alive:
                 alive[up] = is_locked(up, directory)
-            if not alive[up]:
+            if not alive[up] and there[name]:
+                with contextlib.suppress(OSError):  # not empty: no run's
+                    os.rmdir(name, dir_fd=directory)
+                    del there[name]
+            elif not alive[up]:
                 if match[4] and match[3] not in unfinished:
                     unfinished[match[3]] = name
                 else:

@@ -276,6 +276,7 @@ class Link(NamedTuple):
     kept: bool = False
     compared: Compared | None = None
     fresh: bool = False  # as for Entries
+    again: bool = False  # as for Scan
 
     @property
     def holds(self) -> tuple[Group, ...]:
@@ -451,6 +452,7 @@ class Shared(NamedTuple):
     links: int
     share: float
     device: int = 0  # as for Scan
+    again: bool = False  # as for Scan
 
     @property
     def holds(self) -> tuple[Group, ...]:

@@ -166,7 +166,8 @@ class Slice(Account):
         prefix = f"{path}/" if path else ""
         for name, fresh in listing.directories:
             weight, replaces = share * DIRECTORY_WEIGHT, name in listing.replaced
-            stack.append(Scan(tree, prefix + name, fresh, weight, 0, unit.again, listing.only(name), replaces, listing.device))
+            below = Scan(tree, prefix + name, fresh, weight, 0, unit.again, listing.only(name), replaces, listing.device)
+            self.push(below, fresh and not unit.fresh)
         extra = () if listing.failures else listing.extra
         # What a link leads to may be what is to go: it is copied first.
         last = self.closes(listing.attributes) or bool(extra and self.job.options.dereference)
@@ -198,12 +199,26 @@ class Slice(Account):
         for at in range(0, len(names), BATCH):
             batch = tuple(names[at : at + BATCH])
             some = Entries(unit.tree, unit.path, batch, new, regular, share * len(batch), again=unit.again, device=device)
-            self.stack.append(some._replace(partial=partial) if partial else some)
+            self.push(some._replace(partial=partial) if partial else some, new and not unit.fresh)
+
+    def push(self, unit: Scan | Entries, tell: bool) -> None:
+        """``tell``: it makes something new where something was before.
+
+        If other workers are there, the coordinator is to know of it before it is begun: should this one be killed, nobody else
+        could tell what it had begun from what was there.
+        """
+        if tell and self.job.options.jobs > 1:
+            self.hand_back(unit)
+        else:
+            self.stack.append(unit)
+
+    def hand_back(self, unit: Scan | Entries) -> None:
+        self.waiting.append(unit)
+        self.open.update(unit.holds)
 
     def copy_entries(self, unit: Entries) -> None:
         if self.ahead:
-            self.waiting.append(unit)
-            self.open.update(unit.holds)
+            self.hand_back(unit)
             return
         pair = self.pair_of(unit)
         names, deadline, plain = unit.names, self.deadline, self.copier.plain
@@ -296,7 +311,7 @@ class Slice(Account):
             self.outcome.share -= share
             shared = Shared(
                 unit.tree, unit.path, name, unit.rename, unit.fresh, unit.regular, result.inode, result.links, share,
-                unit.device,
+                unit.device, unit.again,
             )  # fmt: skip
             self.outcome.shared.append(shared)
             self.open.add(directory_group(unit.tree, unit.path))
@@ -334,6 +349,8 @@ class Slice(Account):
 
     def link(self, unit: Link) -> None:
         pair = self.pair_of(unit)
+        if unit.again and pair.destination != ABSENT:
+            pair.note_names()
         first = self.handles.pair(unit.first.tree, unit.first.path)
         self.copier.auditor.compared = unit.compared
         try:

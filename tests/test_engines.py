@@ -17,17 +17,19 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor
+from concurrent.futures import BrokenExecutor, Executor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import pcopy
+import pcopy.engines
 from pcopy.coordinator import WORKER_DIED, Coordinator
 from pcopy.engines import Engine, Pool, Serial
 from pcopy.work import Job, Outcome
 from pcopy.worker import run
+from tests.comparer import differences
 from tests.conftest import SHARED, as_root, compiled
 from tests.trees import WHEN, Dir, File, Hard, Holes, Link, make_tree, read_tree
 
@@ -725,37 +727,145 @@ DYING = """
 import os, signal, sys
 import pcopy.coordinator, pcopy.cli
 pcopy.coordinator.FIRST = 0.0  # workers do it all
-coordinator = os.getpid()
+coordinator, (once, wanted, count, ends) = os.getpid(), sys.argv[1:5]
+left = int(count)
 def hook(event, arguments):
-    if event == "os.chmod" and os.getpid() != coordinator:
-        try:
-            os.mkdir(sys.argv[1])
+    global left
+    if event != wanted or os.getpid() == coordinator:
+        return
+    left -= 1
+    if left:
+        return
+    try:
+        os.mkdir(once)
+        if ends:
             os.kill(coordinator, signal.SIGTERM)  # once: the second would end it at once
-        except FileExistsError:
-            pass
-        os.kill(os.getpid(), signal.SIGKILL)
+    except FileExistsError:
+        if not ends:
+            return
+    if event == "os.rmdir":  # what matters there is what comes after
+        os.rmdir(arguments[0], dir_fd=arguments[1])
+    os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(hook)
-pcopy.cli.main(sys.argv[2:])
+pcopy.cli.main(sys.argv[5:])
 """
+
+
+class Dying:
+    """Runs in which workers are killed at their n-th call of a kind; then the run is stopped, or one worker alone dies."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.once = tmp_path / "once"
+
+    def run(self, event: str, count: int, ends: bool, *words: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", DYING, self.once, event, count, "TERM" if ends else "", "-j", 2, *words]
+        done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, timeout=HANG)
+        assert self.once.exists(), "no worker was killed"
+        assert done.returncode == (143 if ends else 0), done.stderr
+        return done
+
+
+@pytest.fixture
+def dying(tmp_path: Path) -> Dying:
+    return Dying(tmp_path)
+
+
+def rerun(source: Path, copy: Path, *words: str) -> None:
+    command = [sys.executable, "-m", "pcopy", "-j", "2", *words, str(source), str(copy)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=HANG)
+    assert done.returncode == 0, done.stderr
+    assert differences(source, copy, extra=True) == []
+    assert temporary_names(copy) == []
 
 
 @pytest.mark.parametrize("depth", [0, 2])
 @pytest.mark.parametrize("more", [[], ["--delete"]], ids=str)
 def test_a_worker_that_is_killed_when_the_run_is_stopped_leaves_no_half_file(
-    tmp_path: Path, depth: int, more: list[str]
+    tmp_path: Path, dying: Dying, depth: int, more: list[str]
 ) -> None:
     """In a directory that was there before; what somebody had there with the mode of a half file stays."""
-    files: dict[str | bytes, object] = {f"f{number}": b"x" * 3000 for number in range(30)}
+    files: dict[str | bytes, object] = {f"f{number}": b"x" * 3000 for number in range(300)}
     below = "/".join(["top", *["d"] * depth])
-    source = make_tree(tmp_path / "src", {"other": b"1"})
+    source = make_tree(tmp_path / "src", {"other": b"1", "more": Dir(files)})
     make_tree(source / below, files)
     dst = make_tree(tmp_path / "dst", {})
-    make_tree(dst / below, {"f29": File(b"old", mode=0o600)})
+    make_tree(dst / below, {"f29": File(b"old", mode=0o600), **{f"o{number}": b"" for number in range(2000)}})
     there = read_tree(dst).keys()
-    words = ["-j", "2", *more, str(source), str(dst)]
-    once = [sys.executable, "-c", DYING, str(tmp_path / "once")]
-    done = subprocess.run([*once, *words], capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 143, done.stderr
-    assert ((dst / below / "f29").read_bytes(), read_tree(dst).keys()) == (b"old", there)
-    done = subprocess.run([sys.executable, "-m", "pcopy", *words], capture_output=True, text=True, check=False, timeout=60)
-    assert (done.returncode, read_tree(dst).keys()) == (0, read_tree(source).keys()), done.stderr
+    dying.run("os.chmod", 1, True, *more, source, dst)
+    assert (dst / below / "f29").read_bytes() == b"old"
+    assert read_tree(dst).keys() - {b"more"} == there
+    rerun(source, dst, *more)
+
+
+@pytest.mark.parametrize("count", [1, 30])
+def test_a_stop_after_a_killed_worker_takes_nothing_that_was_there(tmp_path: Path, dying: Dying, count: int) -> None:
+    """Not even what looks like a half file of this run: mode 0600, one name, changed a moment ago when its other name went."""
+    new: dict[str | bytes, object] = {f"f{number}": File(b"new", mode=0o600) for number in range(100)}
+    old: dict[str | bytes, object] = {f"f{number}": File(b"old!", mode=0o600) for number in range(50)}
+    old |= {f"f{number}": Hard(f"f{99 - number}") for number in range(50, 100)}
+    source = make_tree(tmp_path / "src", {f"d{number}": Dir(new) for number in range(4)})
+    dst = tmp_path / "dst"
+    dst.mkdir()
+    for number in range(4):
+        make_tree(dst / f"d{number}", old)
+    there = read_tree(dst).keys()
+    dying.run("os.rename", count, True, source, dst)
+    assert read_tree(dst).keys() == there
+    assert {path.read_bytes() for path in dst.glob("*/f*")} <= {b"new", b"old!"}
+    rerun(source, dst)
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["stopped", "done again"])
+@pytest.mark.parametrize("event", ["os.mkdir", "os.remove"])
+def test_a_file_that_gives_way_to_a_directory_is_there_until_that_is(
+    tmp_path: Path, dying: Dying, event: str, ends: bool
+) -> None:
+    source = make_tree(tmp_path / "src", {f"x{number}": Dir({"sub": Dir({"f": b"1"})}) for number in range(40)})
+    dst = make_tree(tmp_path / "dst", {f"x{number}": Dir({"sub": b"precious"}) for number in range(40)})
+    dying.run(event, 3, ends, source, dst)
+    for place in dst.glob("x*/sub"):
+        assert place.is_dir() or place.read_bytes() == b"precious"
+    assert len(list(dst.glob("x*/sub"))) == 40
+    assert temporary_names(dst) == []
+    rerun(source, dst)
+
+
+def test_a_link_in_the_place_of_an_empty_directory_leaves_no_temporary_name(tmp_path: Path, dying: Dying) -> None:
+    both = {"a": b"text", "b": Hard("a")}
+    source, dst = tmp_path / "src", tmp_path / "dst"
+    for number in range(40):
+        make_tree(source / f"x{number}", both)
+        make_tree(dst / f"x{number}", {"a": b"text", "b": Dir()})
+    dying.run("os.rmdir", 3, False, source, dst)
+    assert temporary_names(dst) == []
+    rerun(source, dst)
+
+
+def test_a_half_file_of_several_names_is_taken_for_what_it_is(tmp_path: Path, dying: Dying) -> None:
+    """Its worker had begun it as a plain file and was killed when it saw what it is; of its names another may come first."""
+    source = tmp_path / "src"
+    for number in range(30):
+        make_tree(source / f"d{number}", {"b": b"x" * 90_000, "c": Hard("b"), **{f"a{count}": b"x" for count in range(9)}})
+    time.sleep(2.1)  # what changed a moment ago is looked at first
+    dying.run("os.remove", 1, False, source, tmp_path / "dst")
+    rerun(source, tmp_path / "dst")
+
+
+def test_workers_that_are_killed_before_they_are_given_anything_are_told_of(
+    tree: Path, target: Path, straight_to_the_pool: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try_out = pcopy.engines.try_out
+    killed: list[int] = []
+
+    def kill_and_try_out(executor: Executor) -> None:
+        executor.submit(os.getpid).result(HANG)
+        for worker in [] if killed else workers():
+            os.kill(worker, signal.SIGKILL)
+            killed.append(worker)
+        try_out(executor)
+
+    monkeypatch.setattr("pcopy.engines.try_out", kill_and_try_out)
+    report = pcopy.copy(tree, target, jobs=JOBS)
+    assert report.ok, report.errors
+    assert (bool(killed), report.warnings) == (True, [WORKER_DIED])
+    assert read_tree(target) == read_tree(tree)

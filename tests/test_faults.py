@@ -562,32 +562,48 @@ def stalled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @as_root
 @pytest.mark.parametrize(
-    ("kind", "size", "more"),
+    ("kind", "size", "more", "seconds"),
     [
-        *((kind, 64 << 10, []) for kind in ("tmpfs", "ext4", "xfs", "btrfs")),
-        ("tmpfs", 64 << 10, ["-c"]),
-        ("tmpfs", LARGE, ["-j", "3"]),
+        *((kind, 64 << 10, [], 2 * TICK / 1e9) for kind in ("tmpfs", "ext4", "xfs", "btrfs")),
+        ("tmpfs", 64 << 10, ["-c"], 2 * TICK / 1e9),
+        ("tmpfs", LARGE, ["-j", "3"], 2 * TICK / 1e9),
+        *((kind, 64 << 10, ["-j", "1"], 2.5) for kind in ("tmpfs", "ext4")),
     ],
     ids=str,
 )
-def test_a_write_that_has_begun_is_waited_for(stalled: Path, tmp_path: Path, kind: str, size: int, more: list[str]) -> None:
-    """The times of its file were set when it began, so half of it would look like a file that nobody changes."""
+def test_a_write_that_has_begun_is_waited_for(
+    stalled: Path, tmp_path: Path, kind: str, size: int, more: list[str], seconds: float
+) -> None:
+    """The times of its file were set when it began, so half of it would look like a file that nobody changes.
+
+    Nor has for a while: after more than two seconds a file is taken for one that is at rest.
+    """
     mount = mounted(tmp_path / "mount", "-t", kind, "none") if kind == "tmpfs" else loop_mounted(tmp_path, kind, size=320 << 20)
     with mount as place:
-        make_tree(place / "src", {"f": b"A" * size, "g": b"1"})
-        make_tree(tmp_path / "dst", {"f": b"A" * size})
+        make_tree(place / "src", {"f": b"A" * size, **{f"g{number}": b"1" for number in range(20)}})
+        make_tree(tmp_path / "dst", {"f": b"A" * size} if seconds < 1 else {})
         words = [str(stalled), str(place / "src/f"), str(size)]
         writer = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert writer.stdout and writer.stdin
         if not writer.stdout.read(1):
             pytest.skip(f"no userfaultfd here: {writer.wait()}")
-        time.sleep(2 * TICK / 1e9)
+        time.sleep(seconds)
         copying = subprocess.Popen([sys.executable, "-m", "pcopy", "-q", *more, place / "src", tmp_path / "dst"])
         with contextlib.suppress(subprocess.TimeoutExpired):
             copying.wait(1)
         writer.communicate(b"go")
         assert (writer.returncode, copying.wait(60)) == (0, 0)
         assert set((tmp_path / "dst/f").read_bytes()) == {ord("B")}
+
+
+@JOBS
+@pytest.mark.parametrize("reason", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS], ids=errno.errorcode.get)
+def test_where_no_mode_can_be_set_large_files_are_copied_too(faults: Faults, tmp_path: Path, jobs: int, reason: int) -> None:
+    source = make_tree(tmp_path / "src", {"large": Holes(LARGE + 5, {1 << 20: b"text"}), "f": b"1"})
+    done = faults.run("-j", jobs, source, tmp_path / "dst", rules=[("chmod", reason, EACH, "/dst/")])
+    assert done.returncode == 0, done.stderr
+    assert "mode: could not be preserved" in done.stderr
+    assert (tmp_path / "dst/large").read_bytes() == (source / "large").read_bytes()
 
 
 # ---- what cannot be read --------------------------------------------------------------------------------------------

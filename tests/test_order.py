@@ -270,7 +270,7 @@ def test_an_entry_of_the_source_that_looks_like_a_temporary_one_is_an_entry(tmp_
 
 @JOBS
 def test_a_directory_with_a_temporary_name_is_not_ours(tmp_path: Path, jobs: int) -> None:
-    """No run makes such a thing; that it cannot be unlinked is no reason to stop."""
+    """If it holds anything; that it cannot be removed is no reason to stop."""
     source = make_tree(tmp_path / "src", {"f": b"text", "d": Dir({"f": b"text"})})
     name = DEAD.format("0123abcd", 0)
     make_tree(tmp_path / "dst", {name: Dir({"mine": b"1"}), "d": Dir({name: Dir({"mine": b"1"})})})
@@ -1075,12 +1075,12 @@ def test_special_bits_are_not_kept_without_the_owner(tmp_path: Path, jobs: int) 
 
 @JOBS
 def test_what_dead_runs_left_is_cleared_where_single_files_go_too(tmp_path: Path, jobs: int) -> None:
-    """But not what is being copied itself, under whatever name, nor a directory."""
-    one, two, three = (DEAD.format(f"{number:08x}", 0) for number in range(3))
+    """But not what is being copied itself, under whatever name, nor a directory that holds anything."""
+    one, two, three, four = (DEAD.format(f"{number:08x}", 0) for number in range(4))
     source = make_tree(tmp_path / "src", {one: b"text", "f": b"text"})
-    make_tree(tmp_path / "dst", {one: File(b"text"), two: b"half", three: Dir()})
+    make_tree(tmp_path / "dst", {one: File(b"text"), two: b"half", three: Dir({"f": b"1"}), four: Dir()})
     inode = (tmp_path / "dst" / one).stat().st_ino
     report = pcopy.copy([source / one, source / "f"], tmp_path / "dst", jobs=jobs)
     assert report.ok, report.errors
-    assert read_tree(tmp_path / "dst").keys() == {b".", b"f", os.fsencode(one), os.fsencode(three)}
+    assert read_tree(tmp_path / "dst").keys() == {b".", b"f", *map(os.fsencode, (one, three, f"{three}/f"))}
     assert (tmp_path / "dst" / one).stat().st_ino == inode
