@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 
 from pcopy import filesystem as fs
+from pcopy import runs
 from pcopy.directory import Directories
 from pcopy.entry import EARLIER, Copier, Fate
 from pcopy.handles import Handles, Pair
@@ -72,13 +73,27 @@ class Account:
             self.outcome.failures.append(failure)
             self.outcome.leftover.append(unit._replace(discard=True))
             return self.outcome
-        if isinstance(unit, (Entries, Link)):
-            self.clear(unit)
+        if isinstance(unit, (Scan, Entries, Link)):
+            self.take_back([unit])
         self.fail_unit(unit, failure)
         return self.outcome
 
+    def take_back(self, units: Iterable[Scan | Entries | Link]) -> None:
+        """Take away what workers that were killed had begun of these units and did not finish.
+
+        How far they had come nobody knows: what is not found soon, the next run clears.
+        """
+        end, stack = time.monotonic() + SOON, list(units)
+        while stack and time.monotonic() < end:
+            unit = stack.pop()
+            self.handles.begin()
+            if not isinstance(unit, Scan):
+                self.clear(unit)
+            else:
+                with contextlib.suppress(OSError):
+                    stack += take_back_directory(self.copier, self.handles.pair(unit.tree, unit.path), unit)
+
     def clear(self, unit: Entries | Link) -> None:
-        """Take away what workers that were killed left of these entries; the next run does what fails."""
         with contextlib.suppress(OSError):
             pair = self.handles.pair(unit.tree, unit.path)
             names = unit.names if isinstance(unit, Entries) else (unit.name,)
@@ -298,21 +313,9 @@ def given_up(job: Job, unit: Unit, reason: str) -> Outcome:
 
 
 def take_back(job: Job, units: Iterable[Scan | Entries | Link]) -> None:
-    """The run stops: take away what workers that were killed had begun of these units and did not finish.
-
-    How far the dead had come nobody knows, and who stops is in a hurry: what is not found soon, the next run clears.
-    """
-    end = time.monotonic() + SOON
+    """The run stops: see :meth:`Account.take_back`."""
     with Handles(job) as handles:
-        account, stack = Account(job, handles), list(units)
-        while stack and time.monotonic() < end:
-            unit = stack.pop()
-            handles.begin()
-            if not isinstance(unit, Scan):
-                account.clear(unit)
-            else:
-                with contextlib.suppress(OSError):
-                    stack += take_back_directory(account.copier, handles.pair(unit.tree, unit.path), unit)
+        Account(job, handles).take_back(units)
 
 
 def take_back_directory(copier: Copier, pair: Pair, unit: Scan) -> Iterator[Scan]:
@@ -322,10 +325,9 @@ def take_back_directory(copier: Copier, pair: Pair, unit: Scan) -> Iterator[Scan
         there = fs.list_directory(directory)
     finally:
         os.close(directory)
+    runs.clear_own(there, pair.destination, copier.token)
     for name, is_directory in there.items():
-        if name.startswith(f".pcopy-{copier.token}-"):
-            fs.remove_aside(name, pair.destination)
-        elif is_directory:
+        if is_directory:
             yield unit._replace(path=join(unit.path, name))
         elif unit.fresh:
             with contextlib.suppress(OSError):

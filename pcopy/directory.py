@@ -235,9 +235,7 @@ class Directories:
         """List the copy, and clear what dead runs, or a dead worker of this one, left in it."""
         listing.there = fs.list_directory(pair.destination)
         if unit.again and not self.options.dry_run:  # by a worker that was killed
-            for name in [name for name in listing.there if name.startswith(f".pcopy-{self.job.token}-")]:
-                fs.remove_aside(name, pair.destination)
-                del listing.there[name]
+            runs.clear_own(listing.there, pair.destination, self.job.token)
         in_full = unit.only is None
         if self.job.locked and not self.options.dry_run:
             names = (*listing.regular, *listing.other, *(name for name, _ in listing.directories))
@@ -324,8 +322,7 @@ class Directories:
             mode = mode_begun(self.options)
             try:
                 if there is False:
-                    aside = runs.temporary_name(self.job.token, pair.depth, name)
-                    fs.make_directory_instead(name, aside, pair.destination, mode)
+                    fs.make_directory_instead(name, runs.two_names(self.job.token, pair.depth, name), pair.destination, mode)
                 else:
                     fs.make_directory(name, pair.destination, mode)
             except FileExistsError as error:

@@ -33,7 +33,7 @@ from pcopy.work import Inode, Job, Large, Temporary, Version
 # Bytes from which a file is shared out in spans: smaller costs two renames and messages for nothing, larger keeps the
 # other workers waiting for the last file.
 LARGE = 32 << 20
-CANNOT_LINK = frozenset({errno.EMLINK, errno.EPERM, errno.EXDEV, errno.ENOTSUP})
+CANNOT_LINK = frozenset({errno.EMLINK, errno.EPERM, errno.EXDEV, errno.ENOTSUP, errno.ENOSYS})
 TRIES = 3  # copies of a source that changes each time
 IN_ITS_PLACE = "a directory that is not empty is in its place: move or remove it, or give delete"
 FOLLOWED = "a directory that is not empty is in its place, and a link may lead into it: move or remove it"
@@ -89,6 +89,7 @@ class Copier:
         self.auditor = Auditor(options, job.stop)
         self.plain = Plain(options, self.contents, self.metadata, LARGE)
         self.user = os.geteuid()
+        self.aside = False  # the entry at hand gets its name when it is whole
         self.sharing = False  # the source at hand is an earlier copy
         self.partial: str | None = None  # the temporary name of what a run that was cut left of the entry at hand
         self.grains: dict[int, int] = {}  # st_dev: granularity of times in nanoseconds
@@ -112,6 +113,8 @@ class Copier:
         if state.st_nlink > 1 and self.keep_links and not first:
             return shared(state)
         copy = None if pair.destination == ABSENT else fs.look_if_there(target, pair.destination)
+        # Something was there, or nobody knows: when this worker is killed, a half file could not be told from that.
+        self.aside = self.options.whole_files_only or not new
         if again:
             self.clear_aside(pair, target)
         if copy and new and self.options.overwrite is not Overwrite.NEVER and not (again and pair.spells(target)):
@@ -339,8 +342,7 @@ class Copier:
         if regular:
             linked = self.link_earlier(pair, name, target, state, copy is not None) if pair.earlier else None
             return self.file(pair, name, target, first, copy is not None) if linked is None else linked
-        aside = copy is not None or self.options.whole_files_only
-        place = self.place_of(pair, target, aside)
+        place = self.place_of(pair, target, copy is not None or self.aside)
         self.make_other(pair, name, place, state)
         self.put_in_place(place, target, pair.destination, copy is not None)
         return Result(fate_when_made(state.st_mode))
@@ -477,7 +479,7 @@ class Copier:
                 return shared(state)
             large = state.st_size > self.large
             version = version_of(state).text if large else ""
-            aside = large or replaces or self.options.whole_files_only
+            aside = large or replaces or self.aside
             place = runs.temporary_name(self.token, pair.depth, target, version) if aside else target
             return self.write(source, state, pair, place, target, replaces)
         except SourceChanged:

@@ -414,15 +414,24 @@ def renamed(old: str, new: str, directory: int, how: int) -> bool:
     return False
 
 
-def make_directory_instead(name: str, aside: str, directory: int, mode: int) -> None:
-    """Make a directory in the place of what is none, by exchanging the two: whatever happens, one of them is there."""
+def make_directory_instead(name: str, asides: tuple[str, str], directory: int, mode: int) -> None:
+    """Make a directory in the place of what is none, by exchanging the two: whatever happens, one of them is there.
+
+    Where they cannot be exchanged, the other one is put aside for a moment, and is back if the directory cannot be there.
+    """
+    aside, old = asides
     make_directory(aside, directory, mode)
     try:
         if renamed(aside, name, directory, EXCHANGE):
             remove(aside, directory)
-        else:
-            remove(name, directory)
+            return
+        rename(name, old, directory)
+        try:
             rename(aside, name, directory)
+        except BaseException:
+            rename(old, name, directory, replaces=False)
+            raise
+        remove(old, directory)
     except BaseException:
         remove_aside(aside, directory)
         raise

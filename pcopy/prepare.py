@@ -168,7 +168,7 @@ def make_landing(name: str, top: int | None, source: str, options: Options, toke
         look_into(source, options.retries)
     if top is not None and not options.dry_run:
         if state:
-            fs.make_directory_instead(name, runs.temporary_name(token, 0, name), top, mode_begun(options))
+            fs.make_directory_instead(name, runs.two_names(token, 0, name), top, mode_begun(options))
         else:
             fs.make_directory(name, top, mode_begun(options))
     return True
@@ -238,11 +238,9 @@ def units_of(landing: Landing, tree: int, fresh: bool, share: float, partial: di
         yield Scan(tree, "", fresh, share, only=landing.only)
     begun = {name: partial[target] for name in landing.names if (target := landing.rename or name) in partial}
     names = tuple(name for name in landing.names if name not in begun)
-    there = {name for name in names if os.path.lexists(os.path.join(landing.destination, landing.rename or name))}
-    sorts = (tuple(name for name in names if name in there), False), (tuple(name for name in names if name not in there), True)
-    batches = [(some[at : at + BATCH], new, None) for some, new in sorts for at in range(0, len(some), BATCH)]
-    for some, new, left in [*batches, *(((name,), False, place) for name, place in begun.items())]:
-        yield Entries(tree, "", some, new, False, share * len(some) / len(landing.names), landing.rename, partial=left)
+    batches = [(names[at : at + BATCH], None) for at in range(0, len(names), BATCH)]
+    for some, left in [*batches, *(((name,), place) for name, place in begun.items())]:
+        yield Entries(tree, "", some, False, False, share * len(some) / len(landing.names), landing.rename, partial=left)
 
 
 @contextlib.contextmanager

@@ -31,6 +31,11 @@ def temporary_name(token: str, depth: int, name: str, version: str = "") -> str:
     return "-".join([".pcopy", token, str(depth), *digests])
 
 
+def two_names(token: str, depth: int, name: str) -> tuple[str, str]:
+    """For a directory that is to take the place of something else, and for that."""
+    return temporary_name(token, depth, name), temporary_name(token, depth, name, "old")
+
+
 def digest_of(text: str) -> str:
     from hashlib import blake2b
 
@@ -77,6 +82,13 @@ def clear_stale(
     for name in unfinished.values():
         fs.remove_if_there(name, directory)
     return wanted
+
+
+def clear_own(there: dict[str, bool], directory: int, token: str) -> None:
+    """Remove what a killed worker of this run left in an open directory. ``there``: as for :func:`clear_stale`."""
+    for name in [name for name in there if name.startswith(f".pcopy-{token}-")]:
+        fs.remove_aside(name, directory)
+        del there[name]
 
 
 def is_temporary(name: str) -> bool:

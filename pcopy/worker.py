@@ -224,7 +224,7 @@ class Slice(Account):
         names, deadline, plain = unit.names, self.deadline, self.copier.plain
         if unit.again and pair.destination != ABSENT:
             pair.note_names()
-        done, began_large, compared = 0, False, None
+        done, begun, compared = 0, False, None
         usual = unit.regular and not unit.again and not unit.partial
         plainly = usual and unit.fresh
         known = usual and not unit.fresh and plain.compares and pair.destination != ABSENT
@@ -254,19 +254,19 @@ class Slice(Account):
                     break
             at = len(self.stack)
             try:
-                began_large = self.copy_entry(unit, pair, names[done])
+                begun = self.copy_entry(unit, pair, names[done])
             except Unfinished as unfinished:
                 compared = unfinished.compared
                 break
             done += 1
-            if began_large or time.monotonic() >= deadline or self.stuck:
-                break  # a large file comes first, so that others can join in
+            if begun or time.monotonic() >= deadline or self.stuck:
+                break  # others can join in a large file; what a directory gives way to takes the room that was seen for it
         self.outcome.share += unit.share * done / len(names)
         self.outcome.current = join(unit.path, names[max(0, done - 1)])
         if done < len(names):
             share = unit.share * (len(names) - done) / len(names)
             rest = unit._replace(names=names[done:], share=share, compared=compared)
-            self.stack.insert(at if began_large else len(self.stack), rest)  # below the units of a large file
+            self.stack.insert(at if begun else len(self.stack), rest)  # below the units of what was begun
 
     def pair_of(self, unit: Entries | Link) -> Pair:
         pair = self.handles.pair(unit.tree, unit.path)
@@ -278,7 +278,7 @@ class Slice(Account):
         return pair
 
     def copy_entry(self, unit: Entries, pair: Pair, name: str) -> bool:
-        """Copy whatever is behind a name. True if a large file was begun."""
+        """Copy whatever is behind a name. True if it is not done yet, and to be before the next one."""
         self.copier.auditor.compared, self.copier.partial = unit.compared, unit.partial
         try:
             result = self.copier.copy(pair, name, unit.rename or name, unit.fresh, unit.first_of is not None, unit.again)
@@ -301,7 +301,7 @@ class Slice(Account):
             self.pace.pay(size)
 
     def settle(self, unit: Entries, name: str, result: Result) -> bool:
-        """Note what became of an entry that is no plain file. True if a large file was begun."""
+        """Note what became of an entry that is no plain file. True if it is not done yet, and to be before the next one."""
         share = unit.share / len(unit.names)
         if result.fate is Fate.BLOCKED:
             self.outcome.share -= share
@@ -331,7 +331,7 @@ class Slice(Account):
                 self.note_there(unit, (name,), unit.rename)
             self.count(result.fate)
             self.tell(unit, name, result)
-        return result.fate is Fate.LARGE
+        return result.fate in (Fate.LARGE, Fate.BLOCKED)
 
     def tell(self, unit: Entries | Link, name: str, result: Result) -> None:
         what = "hidden" if result.hidden else "updated" if result.updated else WORDS.get(result.fate, "copied")

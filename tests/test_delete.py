@@ -860,6 +860,41 @@ def test_a_file_gives_way_only_to_a_directory_that_can_be_made(tmp_path: Path, p
 
 
 @as_root
+def test_directories_give_way_one_after_the_other_where_there_is_room_for_one(tmp_path: Path, pcopy: Run) -> None:
+    source = make_tree(tmp_path / "src", {f"f{number}": os.urandom(1_000_000) for number in range(6)})
+    with mounted(tmp_path / "mount", "-t", "tmpfs", "-o", "size=4m", "none") as disk:
+        dst = make_tree(disk / "dst", {f"f{number}": Dir({"inner": b"keep"}) for number in range(6)})
+        (disk / "other").write_bytes(bytes(2_500_000))
+        stopped = pcopy("-j", 1, "--delete", source, dst)
+        assert (stopped.returncode, "No space left" in stopped.stderr) == (3, True), stopped.stderr
+        for place in (dst / f"f{number}" for number in range(6)):
+            there = (place / "inner").read_bytes() if place.is_dir() else place.read_bytes()
+            assert there in (b"keep", (source / place.name).read_bytes())
+        (disk / "other").unlink()
+        stopped = pcopy("-j", 1, "--delete", source, dst)
+        assert sum(place.is_file() for place in dst.iterdir()) in (3, 4)
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["can be there", "cannot be there"])
+def test_a_file_gives_way_to_a_directory_where_the_two_cannot_be_exchanged(tmp_path: Path, fails: bool) -> None:
+    source = make_tree(tmp_path / "src", {"a": Dir({"f": b"1"})})
+    dst = make_tree(tmp_path / "dst", {"a": b"old"})
+    rules = "-e trace=renameat,renameat2 -e inject=renameat2:error=EINVAL"
+    done = under_strace(f"{rules} -e inject=renameat:error=ENOSPC:when=2" if fails else rules, "-j", 1, source, dst)
+    assert done.returncode == (3 if fails else 0), done.stderr
+    assert read_tree(dst).keys() == ({b".", b"a"} if fails else read_tree(source).keys())
+    assert (dst / "a").is_dir() or (dst / "a").read_bytes() == b"old"
+
+
+def test_where_links_are_unknown_every_name_is_copied(tmp_path: Path) -> None:
+    """As a FUSE server without them says (ENOSYS)."""
+    source = make_tree(tmp_path / "src", {"a": b"text", "b": Hard("a"), "c": Hard("a")})
+    done = under_strace("-e trace=linkat -e inject=linkat:error=ENOSYS", "-j", 1, source, tmp_path / "dst")
+    assert (done.returncode, "hard links" in done.stderr) == (0, True), done.stderr
+    assert {(tmp_path / "dst" / name).read_bytes() for name in "abc"} == {b"text"}
+
+
+@as_root
 @pytest.mark.parametrize(("owner", "mode"), [(4321, 0o700), (0, 0o300)], ids=["of another", "ours"])
 def test_of_several_copies_one_that_is_closed_keeps_none_from_being_made(tmp_path: Path, owner: int, mode: int) -> None:
     source = make_tree(tmp_path / "src", {name: Dir({"f": b"1"}) for name in "abc"})

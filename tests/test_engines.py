@@ -737,8 +737,9 @@ def hook(event, arguments):
     if left:
         return
     try:
-        os.mkdir(once)
-        if ends:
+        if ends != "each time":
+            os.mkdir(once)
+        if ends == "TERM":
             os.kill(coordinator, signal.SIGTERM)  # once: the second would end it at once
     except FileExistsError:
         if not ends:
@@ -828,6 +829,24 @@ def test_a_file_that_gives_way_to_a_directory_is_there_until_that_is(
     assert len(list(dst.glob("x*/sub"))) == 40
     assert temporary_names(dst) == []
     rerun(source, dst)
+
+
+def test_an_empty_directory_gives_way_to_no_half_file(tmp_path: Path, dying: Dying) -> None:
+    source = make_tree(tmp_path / "src", {f"f{number}": b"x" * 9000 for number in range(60)})
+    dst = make_tree(tmp_path / "dst", {f"f{number}": Dir({}) for number in range(60)})
+    dying.run("os.chmod", 3, True, source, dst)
+    assert half_files(source, dst) == []
+    assert temporary_names(dst) == []
+    rerun(source, dst)
+
+
+def test_a_directory_that_kills_its_worker_each_time_leaves_no_temporary_name(tmp_path: Path, dying: Dying) -> None:
+    source = make_tree(tmp_path / "src", {"d": Dir({f"x{number}": Dir({"f": b"1"}) for number in range(9)}), "other": b"2"})
+    dst = make_tree(tmp_path / "dst", {"d": Dir({f"x{number}": b"old" for number in range(9)})})
+    command = [sys.executable, "-c", DYING, "", "os.remove", "1", "each time", "-j", "2", str(source), str(dst)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=HANG)
+    assert (done.returncode, "died each time" in done.stderr) == (1, True), done.stderr
+    assert temporary_names(dst) == []
 
 
 def test_a_link_in_the_place_of_an_empty_directory_leaves_no_temporary_name(tmp_path: Path, dying: Dying) -> None:
