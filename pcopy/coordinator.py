@@ -394,7 +394,7 @@ class Coordinator:
         Nothing is to be deleted where an entry was not copied, nor a directory that has to keep something. The other spans of a
         large file that failed have nothing left to do.
         """
-        if isinstance(unit, Seal) and unit.after in self.ruined:
+        if isinstance(unit, Seal) and large_group(unit.large) in self.ruined:
             return unit._replace(discard=True)
         if isinstance(unit, Seal) and changed_group(unit.large) in self.ruined:
             return unit._replace(changed=True)
@@ -472,7 +472,7 @@ class Coordinator:
         Those of which a span failed are counted here: nobody hears of what becomes of them.
         """
         seals = [unit for unit in left if isinstance(unit, Seal)]
-        self.report.failed += sum(unit.discard or unit.after in self.ruined for unit in seals)
+        self.report.failed += sum(unit.discard or large_group(unit.large) in self.ruined for unit in seals)
         return [unit._replace(discard=True) for unit in seals]
 
     @property

@@ -74,6 +74,10 @@ class SourceChanged(Exception):
     """The source is not what it was when its copy began."""
 
 
+class Blocked(Exception):
+    """A directory that is not empty is in the place of what is made."""
+
+
 class Copier:
     """What a slice does to entries of directories, with what it learnt on the way."""
 
@@ -90,6 +94,7 @@ class Copier:
         self.plain = Plain(options, self.contents, self.metadata, LARGE)
         self.user = os.geteuid()
         self.aside = False  # the entry at hand gets its name when it is whole
+        self.over = False  # it takes the place of a directory
         self.sharing = False  # the source at hand is an earlier copy
         self.partial: str | None = None  # the temporary name of what a run that was cut left of the entry at hand
         self.grains: dict[int, int] = {}  # st_dev: granularity of times in nanoseconds
@@ -325,15 +330,11 @@ class Copier:
     def make(
         self, pair: Pair, name: str, target: str, state: os.stat_result, copy: os.stat_result | None, first: bool
     ) -> int | Result:
-        """Make the copy of an entry, in place of ``copy`` if there is one."""
+        """Make the copy of an entry, in place of ``copy``, if any: a directory gives way only to what is made already."""
         regular = stat.S_ISREG(state.st_mode)
-        directory = copy is not None and stat.S_ISDIR(copy.st_mode)
-        if directory:
-            if not self.options.dry_run:
-                self.rehearse(pair, name, target, state)
-            if not self.gives_way(target, pair.destination):
-                return Result(Fate.BLOCKED)
-            copy = None
+        self.over = copy is not None and stat.S_ISDIR(copy.st_mode)
+        if self.over and not self.would_give_way(target, pair.destination) and self.options.dry_run:
+            return Result(Fate.BLOCKED)
         if self.options.dry_run:
             links = regular and self.options.reflink is not When.ALWAYS
             if links and self.find_earlier(pair, name, target, state):
@@ -344,33 +345,8 @@ class Copier:
             return self.file(pair, name, target, first, copy is not None) if linked is None else linked
         place = self.place_of(pair, target, copy is not None or self.aside)
         self.make_other(pair, name, place, state)
-        self.put_in_place(place, target, pair.destination, copy is not None)
-        return Result(fate_when_made(state.st_mode))
-
-    def rehearse(self, pair: Pair, name: str, target: str, state: os.stat_result) -> None:
-        """Raises OSError if an entry cannot be made: a directory gives way only to what will be.
-
-        What is made for that is taken away again. A large file is not read for it, but has its room reserved.
-        """
-        place = self.place_of(pair, target, aside=True)
-        if not stat.S_ISREG(state.st_mode):
-            self.make_other(pair, name, place, state)
-            fs.remove(place, pair.destination)
-            return
-        source = fs.open_to_read(name, pair.source, self.follow)
-        try:
-            handle = fs.create(place, pair.destination)
-            try:
-                if state.st_size <= self.large:
-                    self.contents.whole(source, handle, state)
-                else:
-                    fs.set_length(handle, state.st_size)
-                    fs.reserve(handle, min(state.st_size, state.st_blocks * 512))
-            finally:
-                fs.close_read(handle)
-                fs.remove(place, pair.destination)
-        finally:
-            fs.close_read(source)
+        placed = self.put_in_place(place, target, pair.destination, copy is not None)
+        return Result(fate_when_made(state.st_mode) if placed else Fate.BLOCKED)
 
     def place_of(self, pair: Pair, target: str, aside: bool) -> str:
         """The name under which something other than a copied file is made, maybe ``aside``."""
@@ -404,10 +380,10 @@ class Copier:
         if stat.S_IFMT(made.st_mode) != stat.S_IFMT(state.st_mode) or made.st_nlink != 1:
             raise OSError(errno.EBUSY, SWAPPED)
 
-    def gives_way(self, target: str, parent: int) -> bool:
+    def gives_way(self, target: str, parent: int, pretend: bool = False) -> bool:
         """An empty directory gives way to something else; one that holds anything only if that may be deleted first."""
         try:
-            fs.remove_directory(target, parent, pretend=self.options.dry_run)
+            fs.remove_directory(target, parent, pretend)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
@@ -417,14 +393,28 @@ class Copier:
             return False
         return True
 
-    def put_in_place(self, place: str, target: str, directory: int, replaces: bool) -> None:
-        if place == target:
-            return
+    def would_give_way(self, target: str, parent: int) -> bool:
+        """The same, but it stays. One that we may not read is asked when it comes to that."""
         try:
-            give_name(place, target, directory, replaces)
-        except BaseException:
-            abandon(CLOSED, place, directory)
-            raise
+            return self.gives_way(target, parent, pretend=True)
+        except PermissionError:
+            if self.options.dry_run:
+                raise
+            return True
+
+    def put_in_place(self, place: str, target: str, directory: int, replaces: bool) -> bool:
+        """Give what is made its name. False if it is taken away again: a directory is there that has to be emptied first."""
+        if place == target:
+            return True
+        placed = False
+        try:
+            if not self.over or self.gives_way(target, directory):
+                give_name(place, target, directory, replaces and not self.over)
+                placed = True
+        finally:
+            if not placed:
+                abandon(CLOSED, place, directory)
+        return placed
 
     def find_earlier(self, pair: Pair, name: str, target: str, state: os.stat_result) -> Pair | None:
         """The first earlier copy in which a file is what it is now, attributes and all."""
@@ -463,8 +453,8 @@ class Copier:
                 raise
             self.metadata.lose("links to earlier copies")
             return None
-        self.put_in_place(place, target, pair.destination, replaces)
-        return Result(Fate.HARDLINK, why=EARLIER)
+        placed = self.put_in_place(place, target, pair.destination, replaces)
+        return Result(Fate.HARDLINK, why=EARLIER) if placed else Result(Fate.BLOCKED)
 
     def file(self, pair: Pair, name: str, target: str, first: bool, replaces: bool, tries: int = TRIES) -> int | Result:
         """Copy a regular file, in place of something if it ``replaces`` it; again if the source changed meanwhile."""
@@ -512,8 +502,8 @@ class Copier:
                 fs.sync(handle)
             written, handle, closing = handle, CLOSED, True  # it is closed even if close reports an error (close(2))
             fs.close_written(written)
-            if place != target:
-                give_name(place, target, pair.destination, replaces)
+            if not self.put_in_place(place, target, pair.destination, replaces):
+                return Result(Fate.BLOCKED)
         except BaseException as error:
             if handle != CLOSED or closing or not isinstance(error, OSError):  # else nothing was made
                 abandon(handle, place, pair.destination)
@@ -567,7 +557,14 @@ class Copier:
         return Result(Fate.LARGE, state.st_size, version=version, temporary=temporary, holes=has_holes(state), there=there)
 
     def seal(self, pair: Pair, large: Large) -> None:
-        """Give a large file its attributes and its name. Raises SourceChanged if the source is not what it was."""
+        """Give a large file its attributes and its name. Raises SourceChanged if the source is not what it was.
+
+        Blocked, if a directory is in its place that has to be emptied first: what is made waits for that.
+        """
+        there = fs.look_if_there(large.target, pair.destination)
+        over = there is not None and stat.S_ISDIR(there.st_mode)
+        if over and not self.would_give_way(large.target, pair.destination):
+            raise Blocked
         source = fs.open_to_read(large.name, pair.source, self.follow)
         try:
             state = os.fstat(source)
@@ -590,7 +587,9 @@ class Copier:
                 os.close(handle)
                 raise
             fs.close_written(handle)
-            give_name(large.temporary.name, large.target, pair.destination, large.temporary.replaces)
+            if over and not self.gives_way(large.target, pair.destination):
+                raise Blocked
+            give_name(large.temporary.name, large.target, pair.destination, large.temporary.replaces and not over)
         finally:
             fs.close_read(source)
 

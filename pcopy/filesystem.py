@@ -237,20 +237,6 @@ def list_directory(handle: int) -> dict[str, bool]:
     return {entry.name: entry.is_dir(follow_symlinks=False) for entry in read_directory(handle)}
 
 
-def reserve(handle: int, size: int) -> None:
-    """See to it that so many bytes can be written to a file that is open for writing only and long enough, if that can be.
-
-    Raises ENOSPC, EDQUOT, EFBIG (posix_fallocate(3)). Where the file system cannot reserve, glibc would write a byte to each
-    block, for minutes where there are many; it reads that byte first, which this handle refuses: EBADF.
-    """
-    if size and hasattr(os, "posix_fallocate"):
-        try:
-            os.posix_fallocate(handle, 0, size)
-        except OSError as error:
-            if error.errno not in (errno.EBADF, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-                raise
-
-
 def wait_for_writes(handle: int) -> None:
     """Return when all that was being written to an open file, by writes that began before this, is in it.
 

@@ -7,6 +7,7 @@ Seal waits for all of them: attributes, then the name; or, if one has failed, no
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -15,8 +16,8 @@ from pcopy import filesystem as fs
 from pcopy.account import Account
 from pcopy.audit import version_of
 from pcopy.contents import BLOCK
-from pcopy.entry import TRIES, Fate, SourceChanged, changed, open_temporary
-from pcopy.work import Entries, Large, Seal, Span, Unit, Verify, changed_group, join, large_group
+from pcopy.entry import IN_ITS_PLACE, TRIES, Blocked, Fate, SourceChanged, changed, open_temporary
+from pcopy.work import Clear, Entries, Large, Seal, Span, Unit, Verify, changed_group, join, large_group
 
 # Bytes of a large file copied between two looks at the clock: the first so small that slow storage does not keep a
 # short slice for long, doubled while the storage is fast, up to the last.
@@ -131,6 +132,12 @@ def seal(work: Account, unit: Seal) -> None:
         if large.tries + 1 >= TRIES:
             raise changed() from None
         work.stack.append(again(large))
+    except Blocked:
+        if unit.cleared:
+            fs.remove_if_there(large.temporary.name, pair.destination)
+            raise OSError(errno.ENOTEMPTY, IN_ITS_PLACE) from None
+        work.outcome.large_open += 1
+        work.stack += [unit._replace(cleared=True), Clear(large.tree, join(large.path, large.target))]
     except BaseException:
         fs.remove_if_there(large.temporary.name, pair.destination)
         raise

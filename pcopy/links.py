@@ -50,7 +50,8 @@ class Linker:
             return result
         directory = copy is not None and stat.S_ISDIR(copy.st_mode)
         if self.options.dry_run:
-            return Result(Fate.BLOCKED) if directory and not self.copier.gives_way(target, pair.destination) else result
+            gives_way = not directory or self.copier.would_give_way(target, pair.destination)
+            return result if gives_way else Result(Fate.BLOCKED)
         place = self.copier.place_of(pair, target, copy is not None)
         try:
             fs.make_hard_link(unit.first.name, first.destination, place, pair.destination)
@@ -61,17 +62,9 @@ class Linker:
                 raise
             self.copier.metadata.lose("hard links")
             return None
-        if directory:  # only to what is made already
-            gives_way = False
-            try:
-                gives_way = self.copier.gives_way(target, pair.destination)
-            finally:
-                if not gives_way:
-                    fs.remove(place, pair.destination)
-            if not gives_way:
-                return Result(Fate.BLOCKED)
-        self.copier.put_in_place(place, target, pair.destination, copy is not None and not directory)
-        return result
+        self.copier.over = directory
+        placed = self.copier.put_in_place(place, target, pair.destination, copy is not None)
+        return result if placed else Result(Fate.BLOCKED)
 
     def is_copy(self, first: Pair, state: os.stat_result, made: os.stat_result) -> bool:
         """Whether what is under the first name can be the copy of this inode: nobody has replaced it meanwhile."""

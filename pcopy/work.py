@@ -234,12 +234,13 @@ class Verify(NamedTuple):
 class Seal(NamedTuple):
     """Give a large file its attributes and its name, or take it away if the run stops or a span of it failed.
 
-    ``changed``: something else than the source of which it is a copy was read for a part of it.
+    ``changed``: something else than the source of which it is a copy was read for a part of it. ``cleared``: as for Entries.
     """
 
     large: Large
     discard: bool = False
     changed: bool = False
+    cleared: bool = False
 
     @property
     def tree(self) -> int:
@@ -256,7 +257,7 @@ class Seal(NamedTuple):
 
     @property
     def after(self) -> Group:
-        return large_group(self.large)
+        return gone_group(self.tree, join(self.path, self.large.target)) if self.cleared else large_group(self.large)
 
 
 class Link(NamedTuple):

@@ -22,8 +22,9 @@ import pcopy as library
 from pcopy import api, runs
 from tests.conftest import SHARED, Run, as_root, compiled
 from tests.test_destination import mounted, unprivileged
-from tests.trees import WHEN, Dir, Fifo, File, Hard, Link, make_tree, read_tree
+from tests.trees import WHEN, Dir, Fifo, File, Hard, Holes, Link, make_tree, read_tree
 
+LARGE = 33 << 20  # bytes: such a file is copied in spans
 SOURCE: dict[str | bytes, object] = {"f": b"1", "d": Dir({"g": b"2", "e": Dir({})}), "l": Link("f")}
 
 
@@ -873,6 +874,29 @@ def test_directories_give_way_one_after_the_other_where_there_is_room_for_one(tm
         (disk / "other").unlink()
         stopped = pcopy("-j", 1, "--delete", source, dst)
         assert sum(place.is_file() for place in dst.iterdir()) in (3, 4)
+
+
+def test_a_directory_gives_way_to_a_large_file_only_when_that_is_there(tmp_path: Path, jobs: int) -> None:
+    source = make_tree(tmp_path / "src", {"x": Holes(LARGE + 5, {5 << 20: b"1" * 5000}), "y": b"2"})
+    dst = make_tree(tmp_path / "dst", {"x": Dir({"data": b"3"})})
+    calls = "copy_file_range,sendfile,read,pread64"
+    done = under_strace(f"-e trace={calls} -e inject={calls}:error=EIO -P {source}/x", "-j", jobs, "--delete", source, dst)
+    assert (done.returncode, "Input/output error" in done.stderr) == (1, True), done.stderr
+    assert read_tree(dst).keys() == {*read_tree(source), b"x/data"}
+    done = under_strace("-e trace=none", "-j", jobs, "--delete", source, dst)
+    assert (done.returncode, read_tree(dst)) == (0, read_tree(source)), done.stderr
+
+
+def test_a_stop_keeps_the_directory_that_a_large_file_is_to_replace(tmp_path: Path, jobs: int) -> None:
+    source = make_tree(tmp_path / "src", {"x": os.urandom(LARGE + 5)})
+    dst = make_tree(tmp_path / "dst", {"x": Dir({"data": b"3"})})
+    words = [sys.executable, "-m", "pcopy", "-j", str(jobs), "--delete", "--bwlimit", "8M", str(source), str(dst)]
+    with subprocess.Popen(words, stderr=subprocess.DEVNULL) as run:
+        while not list(dst.glob(".pcopy-*")):
+            assert run.poll() is None
+        run.terminate()
+    assert run.returncode == 143
+    assert read_tree(dst).keys() == {b".", b"x", b"x/data"}
 
 
 @pytest.mark.parametrize("fails", [False, True], ids=["can be there", "cannot be there"])

@@ -725,8 +725,9 @@ def test_a_signal_to_the_whole_group_leaves_only_whole_files(
 
 DYING = """
 import os, signal, sys
-import pcopy.coordinator, pcopy.cli
+import pcopy.coordinator, pcopy.cli, pcopy.engines
 pcopy.coordinator.FIRST = 0.0  # workers do it all
+pcopy.engines.safest_method = lambda: "fork"  # with this hook
 coordinator, (once, wanted, count, ends) = os.getpid(), sys.argv[1:5]
 left = int(count)
 def hook(event, arguments):
