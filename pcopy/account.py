@@ -15,6 +15,7 @@ from pcopy.directory import Directories
 from pcopy.entry import EARLIER, Copier, Fate
 from pcopy.handles import Handles, Pair
 from pcopy.pace import Pace
+from pcopy.stop import of_this_process
 from pcopy.work import (
     Attributes,
     Check,
@@ -62,6 +63,11 @@ class Account:
         self.verbose, self.tells = job.options.verbose, job.options.tells
         self.summing = job.options.sums is not None and not job.options.dry_run
         self.to_sum: list[Sums] = []  # files that are in the copy, by what the unit at hand did
+
+    @property
+    def is_done_again(self) -> bool:
+        """Whether this is a worker: if it ends by force, its units are done again, or what is begun is taken back."""
+        return self.job.stop is of_this_process()
 
     def closes(self, attributes: Attributes) -> bool:
         """Whether nobody could pass through a directory with these attributes any more, not even this run."""

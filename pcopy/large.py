@@ -138,8 +138,9 @@ def seal(work: Account, unit: Seal) -> None:
             raise OSError(errno.ENOTEMPTY, IN_ITS_PLACE) from None
         work.outcome.large_open += 1
         work.stack += [unit._replace(cleared=True), Clear(large.tree, join(large.path, large.target))]
-    except BaseException:
-        fs.remove_if_there(large.temporary.name, pair.destination)
+    except BaseException as error:
+        if isinstance(error, Exception) or not work.is_done_again:
+            fs.remove_if_there(large.temporary.name, pair.destination)
         raise
     else:
         work.count(Fate.FILE)

@@ -71,6 +71,7 @@ def run(
         work = Slice(job, handles, started + seconds, ahead, Pace(rate) if rate else None)
         work.deletes = deletes
         work.stack.extend(units)
+        work.known = {unit.large for unit in units if isinstance(unit, Seal) and work.is_done_again}
         try:
             work.set_out(started)
             work.go()
@@ -91,6 +92,7 @@ class Slice(Account):
     def __init__(self, job: Job, handles: Handles, deadline: float, ahead: bool = False, pace: Pace | None = None) -> None:
         super().__init__(job, handles, deadline, pace)
         self.ahead = ahead
+        self.known: set[Large] = set()  # files that the coordinator knows to be under way
         self.linker = Linker(self.copier)
         self.copier.auditor.deadline = deadline
         self.singly = self.tells or pace is not None  # plain files too, so that the bytes of each are known
@@ -142,7 +144,7 @@ class Slice(Account):
     def discard(self) -> None:
         """This slice ends by force: take away the large files that nobody else will hear of."""
         for unit in self.stack:
-            if isinstance(unit, Seal):
+            if isinstance(unit, Seal) and unit.large not in self.known:
                 with contextlib.suppress(OSError):
                     pair = self.handles.pair(unit.tree, unit.path)
                     fs.remove_if_there(unit.large.temporary.name, pair.destination)

@@ -25,8 +25,10 @@ from hypothesis import strategies as st
 from pcopy.api import copy
 from pcopy.coordinator import DEATHS, SMALLEST_SPAN, STARTS, Coordinator, divide
 from pcopy.engines import Engine, InPlace, NotStarted
+from pcopy.entry import Copier
 from pcopy.options import Options, Overwrite
 from pcopy.result import Observer, Report, Stop
+from pcopy.stop import of_this_process
 from pcopy.work import (
     Attributes,
     Clear,
@@ -51,7 +53,7 @@ from pcopy.work import (
     Version,
     large_group,
 )
-from pcopy.worker import run
+from pcopy.worker import DO, run
 from tests.trees import Dir, File, Hard, Holes, make_tree, read_tree
 from tests.trees import Link as Symlink
 
@@ -560,6 +562,35 @@ def test_a_large_file_that_is_given_up_leaves_no_gate_shut(unit: Unit, tmp_path:
     # Whoever gave up, the temporary file has to go, and the directory is finished after that.
     assert seen == [Seal(large("d"), discard=True), finish("d")]
     assert coordinator.report.errors[0].path.endswith("/src/d/big")
+
+
+def test_a_slice_that_ends_by_force_takes_away_only_large_files_that_nobody_knows_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is only to be given its name is known to the coordinator, which has that done again."""
+    source, destination = make_tree(tmp_path / "src", {"big": Holes(40 * MIB)}), make_tree(tmp_path / "dst", {})
+    one, two = os.stat(source), os.stat(destination)
+    tree = Tree(str(source), str(destination), (one.st_dev, one.st_ino), (two.st_dev, two.st_ino))
+    job = Job(Options(jobs=2), (tree,), "00000000", 0o022, stop=of_this_process())
+    begun = run(job, [Entries(0, "", ("big",), True, True, 1.0)], 0.0).leftover
+    assert len(list(destination.glob(".pcopy-*"))) == 1
+
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(DO, Entries, end)
+    with pytest.raises(KeyboardInterrupt):
+        run(job, [*begun, Entries(0, "", ("other",), True, True, 1.0)], 0.0)
+    assert len(list(destination.glob(".pcopy-*"))) == 1
+    while begun != [seal := begun[0]]:
+        begun = run(job, begun, 0.0).leftover
+    dress = Copier.seal
+    monkeypatch.setattr(Copier, "seal", end)
+    with pytest.raises(KeyboardInterrupt):
+        run(job, [seal], 0.0)
+    monkeypatch.setattr(Copier, "seal", dress)
+    assert run(job, [seal], 1.0).failures == []
+    assert read_tree(destination).keys() == read_tree(source).keys()
 
 
 # ---- executors that break ----
