@@ -429,7 +429,7 @@ def remove_aside(name: str, directory: int) -> None:
         remove_if_there(name, directory)
     except OSError:  # EISDIR, EPERM (unlink(2))
         with contextlib.suppress(OSError):
-            os.rmdir(name, dir_fd=directory)
+            remove_directory(name, directory)
 
 
 def remove(name: str, directory: int) -> None:

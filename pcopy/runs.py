@@ -70,7 +70,7 @@ def clear_stale(
                 alive[up] = is_locked(up, directory)
             if not alive[up] and there[name]:
                 with contextlib.suppress(OSError):  # not empty: no run's
-                    os.rmdir(name, dir_fd=directory)
+                    fs.remove_directory(name, directory)
                     del there[name]
             elif not alive[up]:
                 if match[4] and match[3] not in unfinished:

@@ -90,6 +90,11 @@ def large(path: str = "", name: str = "big", size: int = 64 * MIB, first_of: tup
     )
 
 
+def tree_of(source: Path, destination: Path) -> Tree:
+    one, two = os.stat(source), os.stat(destination)
+    return Tree(str(source), str(destination), (one.st_dev, one.st_ino), (two.st_dev, two.st_ino))
+
+
 def shared(name: str, path: str = "", links: int = 3) -> Shared:
     return Shared(0, path, name, None, True, True, INODE, links, 0.1)
 
@@ -569,8 +574,7 @@ def test_a_slice_that_ends_by_force_takes_away_only_large_files_that_nobody_know
 ) -> None:
     """One that is only to be given its name is known to the coordinator, which has that done again."""
     source, destination = make_tree(tmp_path / "src", {"big": Holes(40 * MIB)}), make_tree(tmp_path / "dst", {})
-    one, two = os.stat(source), os.stat(destination)
-    tree = Tree(str(source), str(destination), (one.st_dev, one.st_ino), (two.st_dev, two.st_ino))
+    tree = tree_of(source, destination)
     job = Job(Options(jobs=2), (tree,), "00000000", 0o022, stop=of_this_process())
     begun = run(job, [Entries(0, "", ("big",), True, True, 1.0)], 0.0).leftover
     assert len(list(destination.glob(".pcopy-*"))) == 1
@@ -723,8 +727,7 @@ def sliced(top: Path, jobs: int, seconds: Callable[[], float]) -> Report:
     """Copy top/src to top/dst through a coordinator's decisions, each slice run here, one after the other."""
     source, destination = top / "src", top / "dst"
     destination.mkdir()
-    one, two = os.stat(source), os.stat(destination)
-    tree = Tree(str(source), str(destination), (one.st_dev, one.st_ino), (two.st_dev, two.st_ino))
+    tree = tree_of(source, destination)
     coordinator = Coordinator(Job(Options(jobs=jobs), (tree,), "00000000", 0o022), Report(jobs=jobs), Observer(), Stop())
     coordinator.add([Scan(0, "", True, 1.0)])
     coordinator.report.found = 1
