@@ -737,6 +737,7 @@ def hook(event, arguments):
     left -= 1
     if left:
         return
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # of the pool, if the other dies before the next lines are done
     try:
         if ends != "each time":
             os.mkdir(once)
@@ -744,6 +745,7 @@ def hook(event, arguments):
             os.kill(coordinator, signal.SIGTERM)  # once: the second would end it at once
     except FileExistsError:
         if not ends:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
             return
     if event == "os.rmdir":  # what matters there is what comes after
         os.rmdir(arguments[0], dir_fd=arguments[1])
