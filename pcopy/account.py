@@ -44,7 +44,7 @@ from pcopy.work import (
 QUIET = frozenset({"unchanged", "directory", "hidden"})
 Listed = Scan | Entries | Link | Finish
 Retried = Listed | Span | Verify | Sums | Check | Remove | Clear
-SOON = 0.5  # seconds
+SOON = 2.0  # seconds
 UNMOUNTED = "is not on the file system any more that it was listed on: was it unmounted?"
 
 

@@ -126,9 +126,7 @@ def seal(work: Account, unit: Seal) -> None:
             raise SourceChanged
         work.copier.seal(pair, large)
     except SourceChanged:
-        fs.remove_if_there(large.temporary.name, pair.destination)
-        work.outcome.large_found -= large.size
-        work.outcome.large_done -= large.size
+        undo(work, large, pair.destination)
         if large.tries + 1 >= TRIES:
             raise changed() from None
         work.stack.append(again(large))
@@ -138,6 +136,11 @@ def seal(work: Account, unit: Seal) -> None:
             raise OSError(errno.ENOTEMPTY, IN_ITS_PLACE) from None
         work.outcome.large_open += 1
         work.stack += [unit._replace(cleared=True), Clear(large.tree, join(large.path, large.target))]
+    except OSError as error:
+        undo(work, large, pair.destination)
+        if error.errno not in fs.PASSING or large.tries >= work.job.options.retries:
+            raise
+        work.stack.append(again(large))  # all of it: what sync has refused once counts as written (fsync(2))
     except BaseException as error:
         if isinstance(error, Exception) or not work.is_done_again:
             fs.remove_if_there(large.temporary.name, pair.destination)
@@ -148,6 +151,13 @@ def seal(work: Account, unit: Seal) -> None:
         work.outcome.large_sealed += large.size
         work.note_there(unit, (large.name,), large.target, copied=True)
         work.event("copied", unit, large.name, large.why, large.size)
+
+
+def undo(work: Account, large: Large, directory: int) -> None:
+    """Take away a copy that is not to get its name, as if it had never been begun."""
+    fs.remove_if_there(large.temporary.name, directory)
+    work.outcome.large_found -= large.size
+    work.outcome.large_done -= large.size
 
 
 def again(large: Large) -> Entries:

@@ -650,6 +650,24 @@ def test_a_large_file_of_which_many_spans_fail_is_named_once(faults: Faults, tmp
 
 
 @JOBS
+@pytest.mark.parametrize("old", [False, True], ids=["new", "replaced"])
+def test_a_large_file_that_meets_an_error_at_its_end_is_copied_once_more(
+    faults: Faults, tmp_path: Path, jobs: int, old: bool
+) -> None:
+    source = make_tree(tmp_path / "src", {"d": Dir({"big": b"x" * LARGE}), "f": b"1"})
+    copy = make_tree(tmp_path / "dst", {"d": Dir({"big": b"old"})} if old else {})
+    once, always = ([("chmod", errno.EIO, times, "/dst/d/.pcopy-")] for times in (2, EACH))  # it is set twice
+    done = faults.run("-j", jobs, "--json", source, copy, rules=always)
+    (error,) = json.loads(done.stdout)["errors"]
+    assert (done.returncode, error["path"], error["errno"]) == (1, f"{source}/d/big", errno.EIO), done.stderr
+    assert differences(source, copy) == ["b'd/big': is missing"] if not old else (copy / "d/big").read_bytes() == b"old"
+    assert faults.run("-j", jobs, "--retries", 0, source, copy, rules=once).returncode == 1
+    done = faults.run("-j", jobs, source, copy, rules=once)
+    assert done.returncode == 0, done.stderr
+    assert differences(source, copy, extra=True) == []
+
+
+@JOBS
 @pytest.mark.parametrize("old", [False, True], ids=["new", "there"])
 def test_a_directory_whose_listing_fails_halfway_is_named_and_never_taken_for_a_shorter_one(
     faults: Faults, tmp_path: Path, jobs: int, old: bool
