@@ -298,7 +298,10 @@ class Copier:
         if not why:
             return Result(Fate.UNCHANGED)
         if copy.st_nlink > 1 and not stat.S_ISDIR(copy.st_mode):
-            return None
+            if why != ["owner"] or not self.is_as_owned_as_can_be(state, copy):
+                return None
+            self.metadata.lose("owner")
+            return Result(Fate.UNCHANGED)
         if not self.options.dry_run:
             written = self.open_to_sync(target, pair.destination, state)
             source = fs.hold(name, pair.source, self.follow)
@@ -318,6 +321,11 @@ class Copier:
                 finally:
                     os.close(written)
         return Result(Fate.UNCHANGED, updated=True, why=", ".join(why))
+
+    def is_as_owned_as_can_be(self, state: os.stat_result, copy: os.stat_result) -> bool:
+        """Whether a copy made anew would not get its source's owner or group either: who has no privilege cannot give them."""
+        beyond = state.st_gid not in (copy.st_gid, os.getegid(), *os.getgroups())
+        return self.metadata.unprivileged and copy.st_uid == self.user and (beyond or state.st_gid == copy.st_gid)
 
     def open_to_sync(self, name: str, directory: int, state: os.stat_result) -> int:
         """A handle of a regular file, from before its new mode can forbid it; none if there is nothing to sync."""

@@ -726,6 +726,28 @@ def test_what_may_not_be_set_is_said_once_with_a_count_and_fails_nothing(public:
 
 
 @as_root
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_a_file_of_several_names_whose_owner_cannot_be_kept_is_not_copied_again(public: Path, jobs: int) -> None:
+    entries = {
+        "f": File(b"text", owner=(0, 5678)),
+        "g": Hard("f"),
+        "d": Dir({"mine": File(b"1", owner=(0, NOBODY)), "h": Hard("d/mine")}),
+    }
+    source = make_tree(public / "src", entries)
+    give(source / "d", NOBODY)
+    os.chown(source / "d/mine", 0, NOBODY)
+    assert as_nobody("-j", jobs, source, public / "dst").returncode == 0
+    done = as_nobody("-j", jobs, "--json", source, public / "dst")
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["files"], report["hardlinks"], report["unchanged"]) == (0, 0, 0, 4), done.stderr
+    assert report["warnings"][0].startswith("owner: could not be preserved")
+    os.chown(public / "dst/f", 1234, 5678)  # the copy of somebody else, who may have had other rights
+    done = as_nobody("-j", jobs, "--json", source, public / "dst")
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["files"], report["hardlinks"], report["unchanged"]) == (0, 1, 1, 2), done.stderr
+
+
+@as_root
 def test_a_device_that_may_not_be_made_is_a_named_failure(public: Path) -> None:
     source = make_tree(public / "src", {"f": b"text", "null": Device()})
     done = as_nobody(source, public / "dst")
