@@ -7,7 +7,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from pcopy import filesystem as fs
 from pcopy import runs
@@ -79,9 +79,7 @@ class Account:
             self.outcome.failures.append(failure)
             self.outcome.leftover.append(unit._replace(discard=True))
             return self.outcome
-        if isinstance(unit, (Scan, Entries, Link)):
-            self.take_back([unit])
-        self.fail_unit(unit, failure)
+        self.fail_unit(unit._replace(again=True) if isinstance(unit, (Scan, Entries, Link)) else unit, failure)
         return self.outcome
 
     def take_back(self, units: Iterable[Scan | Entries | Link]) -> None:
@@ -97,13 +95,39 @@ class Account:
                 self.clear(unit)
             else:
                 with contextlib.suppress(OSError):
-                    stack += take_back_directory(self.copier, self.handles.pair(unit.tree, unit.path), unit)
+                    stack += self.take_back_directory(self.pair_to_clear(unit), unit)
+
+    def take_back_directory(self, pair: Pair, unit: Scan) -> list[Scan]:
+        """Of one directory. Returns those in it."""
+        directory = fs.open_directory(".", pair.destination)
+        try:
+            there = fs.list_directory(directory)
+        finally:
+            os.close(directory)
+        runs.clear_own(there, pair.destination, self.copier.token)
+        for name in [name for name, is_directory in there.items() if unit.fresh and not is_directory]:
+            if (unit.tree, join(unit.path, name)) not in self.job.spared:
+                with contextlib.suppress(OSError):
+                    self.copier.clear_half(pair, name, name)
+        return [unit._replace(path=join(unit.path, name)) for name, is_directory in there.items() if is_directory]
 
     def clear(self, unit: Entries | Link) -> None:
         with contextlib.suppress(OSError):
-            pair = self.handles.pair(unit.tree, unit.path)
+            pair = self.pair_to_clear(unit)
             names = unit.names if isinstance(unit, Entries) else (unit.name,)
             self.copier.clear(pair, {unit.rename or name: name for name in names}, unit.fresh)
+
+    def pair_to_clear(self, unit: Scan | Entries | Link) -> Pair:
+        """The handles of a directory, whose source may be gone by now."""
+        try:
+            return self.handles.pair(unit.tree, unit.path)
+        except OSError:
+            return self.handles.pair(~unit.tree, unit.path)
+
+    def hand_back(self, unit: Scan | Entries) -> None:
+        """Leave a unit to the coordinator, which is to know of it before it is begun."""
+        self.waiting.append(unit)
+        self.open.update(unit.holds)
 
     def entry_failed(self, unit: Entries | Link, pair: Pair, name: str, error: OSError) -> None:
         """Gone from the source since the scan is no failure; everything else is, unless it goes better later."""
@@ -171,6 +195,9 @@ class Account:
         if not gone:
             self.keep_all(unit)
         if isinstance(unit, (Scan, Entries, Link)):
+            # A directory that was there is not searched for what was begun in it for each error: it can be large.
+            if unit.again and (unit.fresh or not isinstance(unit, Scan) or failure.errno in (None, errno.ENOENT, errno.ESTALE)):
+                self.take_back([unit])
             outcome.share += unit.share
             names = unit.names if isinstance(unit, Entries) else (unit.name,) if isinstance(unit, Link) else ("",)
             for name in names:
@@ -322,22 +349,6 @@ def take_back(job: Job, units: Iterable[Scan | Entries | Link]) -> None:
     """The run stops: see :meth:`Account.take_back`."""
     with Handles(job) as handles:
         Account(job, handles).take_back(units)
-
-
-def take_back_directory(copier: Copier, pair: Pair, unit: Scan) -> Iterator[Scan]:
-    """Of one directory. Gives out those in it."""
-    directory = fs.open_directory(".", pair.destination)
-    try:
-        there = fs.list_directory(directory)
-    finally:
-        os.close(directory)
-    runs.clear_own(there, pair.destination, copier.token)
-    for name, is_directory in there.items():
-        if is_directory:
-            yield unit._replace(path=join(unit.path, name))
-        elif unit.fresh:
-            with contextlib.suppress(OSError):
-                copier.clear_half(pair, name, name)
 
 
 def unforeseen(path: str, error: Exception) -> Failure:

@@ -493,7 +493,7 @@ def wind_up(coordinator: Coordinator) -> None:
     left = coordinator.left()
     run(coordinator.by_handle, coordinator.clean_up(left), FOREVER)
     if coordinator.stopped and not coordinator.job.options.dry_run:
-        take_back(coordinator.job, [unit for unit in left if isinstance(unit, (Scan, Entries, Link)) and unit.again])
+        take_back(coordinator.by_handle, [unit for unit in left if isinstance(unit, (Scan, Entries, Link)) and unit.again])
 
 
 def searches(unit: Unit | Shared) -> bool:

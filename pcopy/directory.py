@@ -32,6 +32,7 @@ class Listing:
     regular: list[str] = field(default_factory=list)
     other: list[str] = field(default_factory=list)
     replaced: set[str] = field(default_factory=set)  # those that an entry of another kind gave way to
+    begun: set[str] = field(default_factory=set)  # those that were there when their copies were to be made
     skipped: list[str] = field(default_factory=list)  # directories that an entry to be kept stands in the way of
     hidden: list[str] = field(default_factory=list)  # by a filter
     failures: list[Failure] = field(default_factory=list)
@@ -40,6 +41,12 @@ class Listing:
     extra: tuple[tuple[str, bool], ...] = ()  # those of them that the source lacks, to be removed
     below: dict[str, list[str]] | None = None  # of each name that is listed, the paths below it that are; None: all
     differs: str = ""  # in what the copy differs, if that is to be told
+
+    @property
+    def gone(self) -> list[str]:
+        """Directories in the destination that the source has not, or not any more."""
+        known = {name for name, _ in self.directories}
+        return [name for name, is_directory in self.there.items() if is_directory and name not in known]
 
     @property
     def found(self) -> int:
@@ -329,6 +336,9 @@ class Directories:
                 if not (unit.again and stat.S_ISDIR(fs.look_at(name, pair.destination).st_mode) and pair.spells(name)):
                     error.strerror = APPEARED
                     raise
+                there = True
+        if there:
+            listing.begun.add(name)
         listing.directories.append((name, not there))
 
     def look_into(self, pair: Pair, name: str, unit: Scan) -> None:

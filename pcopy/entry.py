@@ -110,6 +110,8 @@ class Copier:
 
         Returns the bytes of a file that was copied, which is what nearly all come to, or a Result.
         """
+        if again:
+            self.clear(pair, {target: name}, new)
         state = fs.look_at(name, pair.source, self.follow)
         if stat.S_ISDIR(state.st_mode):
             raise OSError(errno.EISDIR, "became a directory while it was copied: run the same line again")
@@ -120,8 +122,6 @@ class Copier:
         copy = None if pair.destination == ABSENT else fs.look_if_there(target, pair.destination)
         # Something was there, or nobody knows: when this worker is killed, a half file could not be told from that.
         self.aside = self.options.whole_files_only or not new
-        if again:
-            self.clear_aside(pair, target)
         if copy and new and self.options.overwrite is not Overwrite.NEVER and not (again and pair.spells(target)):
             raise OSError(errno.EEXIST, APPEARED)
         if not copy:
@@ -139,32 +139,30 @@ class Copier:
 
         A file that is whole stays: its times say so. ``targets``: the names in the source by those in the destination.
         """
-        directory = fs.open_directory(".", pair.destination)  # which may be a handle to name things only
-        try:
-            names = fs.list_directory(directory)
-            ours = tuple(runs.temporary_name(self.token, pair.depth, target) for target in targets)
-            for place in [one for one in names if one.startswith(ours)]:
-                fs.remove_if_there(place, directory)
-        finally:
-            os.close(directory)
-        for target in targets.keys() & names.keys() if new else ():
-            with contextlib.suppress(OSError):
-                self.clear_half(pair, targets[target], target)
+        if pair.destination == ABSENT or self.options.dry_run:
+            return
+        names = pair.note_names()
+        for target, name in targets.items():
+            ours = runs.temporary_name(self.token, pair.depth, target)
+            for place in (ours, *(one for one in pair.asides if one.startswith(ours))):
+                fs.remove_aside(place, pair.destination)
+            if new and target in names:
+                with contextlib.suppress(OSError):
+                    self.clear_half(pair, name, target)
 
     def clear_half(self, pair: Pair, name: str, target: str) -> None:
-        """Take away a file that is not whole, where nothing was before this run and nobody else has made one since."""
+        """Take away a file that is not whole, where nothing was before this run."""
         copy = None if self.options.whole_files_only else fs.look_if_there(target, pair.destination)
-        if copy and stat.S_ISREG(copy.st_mode):
-            state = fs.look_at(name, pair.source, self.follow)
-            modes, owners = (NEW, state.st_mode & self.plain.mask), (self.user, state.st_uid)
-            ours = stat.S_IMODE(copy.st_mode) in modes and copy.st_uid in owners and copy.st_nlink == 1
-            if ours and not self.same(pair, name, target, state, copy):
-                fs.remove_if_there(target, pair.destination)
+        if copy and stat.S_ISREG(copy.st_mode) and copy.st_nlink == 1 and self.is_half(pair, name, target, copy):
+            fs.remove_if_there(target, pair.destination)
 
-    def clear_aside(self, pair: Pair, target: str) -> None:
-        """What a killed worker left under a temporary name may be in the way of nothing, and nobody would come by again."""
-        if pair.destination != ABSENT and not self.options.dry_run:
-            fs.remove_if_there(runs.temporary_name(self.token, pair.depth, target), pair.destination)
+    def is_half(self, pair: Pair, name: str, target: str, copy: os.stat_result) -> bool:
+        """Whether a file that was begun is not whole. If its source is gone its mode tells, which comes after its bytes."""
+        try:
+            state = fs.look_at(name, pair.source, self.follow)
+        except OSError:
+            return not stat.S_IMODE(copy.st_mode) & ~NEW and copy.st_uid == self.user
+        return not stat.S_ISREG(state.st_mode) or not self.same(pair, name, target, state, copy)
 
     # ---- deciding ----
 

@@ -404,20 +404,26 @@ def make_directory_instead(name: str, asides: tuple[str, str], directory: int, m
     """Make a directory in the place of what is none, by exchanging the two: whatever happens, one of them is there.
 
     Where they cannot be exchanged, the other one is put aside for a moment, and is back if the directory cannot be there.
+    So is a directory that somebody has put there meanwhile.
     """
     aside, old = asides
     make_directory(aside, directory, mode)
     try:
         if renamed(aside, name, directory, EXCHANGE):
-            remove(aside, directory)
-            return
-        rename(name, old, directory)
+            old = aside
+        else:
+            rename(name, old, directory)
+            try:
+                rename(aside, name, directory)
+            except BaseException:
+                rename(old, name, directory, replaces=False)
+                raise
         try:
-            rename(aside, name, directory)
-        except BaseException:
+            remove(old, directory)
+        except OSError:
+            remove_directory(name, directory)
             rename(old, name, directory, replaces=False)
             raise
-        remove(old, directory)
     except BaseException:
         remove_aside(aside, directory)
         raise

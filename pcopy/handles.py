@@ -35,6 +35,7 @@ class Pair:
     stays: bool = False  # the copy is known to be on the mount of the destination's top
     earlier: tuple[Pair, ...] = ()  # the source beside earlier copies, while a unit is at work
     names: frozenset[str] | None = None  # in the copy, as they were spelled when that was first asked
+    asides: tuple[str, ...] = ()  # those of them that are temporary
 
     def spells(self, name: str) -> bool:
         """Whether the copy has a name in this spelling: where case does not count, what is found under it may have another."""
@@ -48,6 +49,7 @@ class Pair:
                 self.names = frozenset(fs.list_directory(directory))
             finally:
                 os.close(directory)
+            self.asides = tuple(name for name in self.names if name.startswith(".pcopy-"))
         return self.names
 
     def close(self) -> None:

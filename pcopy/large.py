@@ -129,7 +129,7 @@ def seal(work: Account, unit: Seal) -> None:
         undo(work, large, pair.destination)
         if large.tries + 1 >= TRIES:
             raise changed() from None
-        work.stack.append(again(large))
+        work.hand_back(again(large))  # the coordinator, which knows the seal, has to know what comes after it
     except Blocked:
         if unit.cleared:
             fs.remove_if_there(large.temporary.name, pair.destination)
@@ -140,7 +140,7 @@ def seal(work: Account, unit: Seal) -> None:
         undo(work, large, pair.destination)
         if error.errno not in fs.PASSING or large.tries >= work.job.options.retries:
             raise
-        work.stack.append(again(large))  # all of it: what sync has refused once counts as written (fsync(2))
+        work.hand_back(again(large))  # all of it: what sync has refused once counts as written (fsync(2))
     except BaseException as error:
         if isinstance(error, Exception) or not work.is_done_again:
             fs.remove_if_there(large.temporary.name, pair.destination)

@@ -28,10 +28,10 @@ class Linker:
     def link(self, pair: Pair, unit: Link, first: Pair) -> Result | None:
         """Make one more name of an inode. None if it has to be copied instead."""
         target = unit.rename or unit.name
+        if unit.again:
+            self.copier.clear(pair, {target: unit.name}, unit.fresh)
         state = fs.look_at(unit.name, pair.source, self.copier.follow)
         copy = None if pair.destination == ABSENT else fs.look_if_there(target, pair.destination)
-        if unit.again:
-            self.copier.clear_aside(pair, target)
         made = None if first.destination == ABSENT else fs.look_if_there(unit.first.name, first.destination)
         if self.options.dry_run:
             made = self.as_it_will_be(pair, unit, first, state, made)

@@ -27,7 +27,6 @@ CLOSED = -1
 # Bytes copied before a file's length is looked at: more would cost more where it is found to be a large file after all,
 # less one call more for files of medium size.
 FIRST = 1 << 20
-PAGE = 4096  # bytes: fewer are written in one piece
 
 
 class Plain:
@@ -79,12 +78,11 @@ class Plain:
                 before = None if self.quick else os.fstat(source)
                 if before and (not self.is_plain(before) or before.st_ctime_ns >= time.time_ns() - SHORTLY):
                     break
-                if before is None or before.st_size > PAGE:
-                    try:
-                        if os.lseek(source, 0, fs.SEEK_DATA):  # waits, see fs.wait_for_writes
-                            break
-                    except OSError:  # nothing but a hole, or nobody can tell
-                        pass
+                try:
+                    if os.lseek(source, 0, fs.SEEK_DATA):  # waits, see fs.wait_for_writes
+                        break
+                except OSError:  # nothing but a hole, or nobody can tell
+                    pass
                 made = True  # before it is: a signal can end this slice when open has returned and nothing is noted yet
                 try:
                     handle = os.open(name, fs.CREATE, 0o600, dir_fd=pair.destination)

@@ -152,7 +152,12 @@ class Slice(Account):
     # ---- units ----
 
     def scan(self, unit: Scan) -> None:
+        begun = unit.again and not unit.failed and not self.job.options.dry_run  # by a worker that was killed
+        if begun and unit.fresh:
+            self.take_back([unit])
         listing = self.directories.scan(unit)
+        if begun and not unit.fresh:
+            self.take_back(unit._replace(path=join(unit.path, name)) for name in listing.gone)
         outcome, stack, (tree, path) = self.outcome, self.stack, unit[:2]
         found, undone = listing.found, listing.undone
         outcome.tally.found += found
@@ -168,7 +173,8 @@ class Slice(Account):
         prefix = f"{path}/" if path else ""
         for name, fresh in listing.directories:
             weight, replaces = share * DIRECTORY_WEIGHT, name in listing.replaced
-            below = Scan(tree, prefix + name, fresh, weight, 0, unit.again, listing.only(name), replaces, listing.device)
+            again = unit.again and name in listing.begun
+            below = Scan(tree, prefix + name, fresh, weight, 0, again, listing.only(name), replaces, listing.device)
             self.push(below, fresh and not unit.fresh)
         extra = () if listing.failures else listing.extra
         # What a link leads to may be what is to go: it is copied first.
@@ -213,10 +219,6 @@ class Slice(Account):
             self.hand_back(unit)
         else:
             self.stack.append(unit)
-
-    def hand_back(self, unit: Scan | Entries) -> None:
-        self.waiting.append(unit)
-        self.open.update(unit.holds)
 
     def copy_entries(self, unit: Entries) -> None:
         if self.ahead:

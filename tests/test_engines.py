@@ -741,6 +741,7 @@ def hook(event, arguments):
     try:
         if ends != "each time":
             os.mkdir(once)
+        exec(os.environ.get("LAST", ""))
         if ends == "TERM":
             os.kill(coordinator, signal.SIGTERM)  # once: the second would end it at once
     except FileExistsError:
@@ -761,11 +762,15 @@ class Dying:
     def __init__(self, tmp_path: Path) -> None:
         self.once = tmp_path / "once"
 
-    def run(self, event: str, count: int, ends: bool, *words: object) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, event: str, count: int, ends: bool, *words: object, last: str = "", status: Sequence[int] = (0,)
+    ) -> subprocess.CompletedProcess[str]:
+        """``last``: what the worker does before it dies."""
         command = [sys.executable, "-c", DYING, self.once, event, count, "TERM" if ends else "", "-j", 2, *words]
-        done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, timeout=HANG)
+        environment = {**os.environ, "LAST": last}
+        done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, timeout=HANG, env=environment)
         assert self.once.exists(), "no worker was killed"
-        assert done.returncode == (143 if ends else 0), done.stderr
+        assert done.returncode in ([143] if ends else status), done.stderr
         return done
 
 
@@ -840,6 +845,69 @@ def test_an_empty_directory_gives_way_to_no_half_file(tmp_path: Path, dying: Dyi
     dying.run("os.chmod", 3, True, source, dst)
     assert half_files(source, dst) == []
     assert temporary_names(dst) == []
+    rerun(source, dst)
+
+
+VANISHES = {
+    "the file": "os.unlink(os.readlink(f'/proc/self/fd/{arguments[0]}').replace('/dst/', '/src/'))",
+    "its directory": "os.rename('SRC/d', 'SRC.away')",
+    "the directory above": "os.rename('SRC/d/e', 'SRC.away')",
+    "the source": "os.rename('SRC', 'SRC.away')",
+    "it is a directory now": "name = os.readlink(f'/proc/self/fd/{arguments[0]}').replace('/dst/', '/src/'); "
+    "os.unlink(name); os.mkdir(name)",
+}
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["stopped", "done again"])
+@pytest.mark.parametrize("what", VANISHES)
+@pytest.mark.parametrize("old", ["nothing", "directories", "files"])
+def test_what_a_killed_worker_had_begun_goes_if_its_source_is_gone_by_then(
+    tmp_path: Path, dying: Dying, what: str, old: str, ends: bool
+) -> None:
+    """Its contents are there and its attributes are not, or it has a temporary name."""
+    files: dict[str | bytes, object] = {f"f{number}": b"new" * 3000 for number in range(20)}
+    source = make_tree(tmp_path / "src", {"d": Dir({"e": Dir(files), **files}), **files})
+    dst = tmp_path / "dst"
+    if old != "nothing":
+        there: dict[str | bytes, object] = {f"f{number}": b"old" for number in range(20)} if old == "files" else {}
+        make_tree(dst, {"d": Dir({"e": Dir(there), **there}), **there})
+        if old == "files" and "/proc" in VANISHES[what]:
+            pytest.skip("a temporary name does not tell which file it is")
+    status = {"the source": [1], "it is a directory now": [0, 1]}.get(what, [0])  # it may be listed again
+    dying.run("os.chmod", 5, ends, source, dst, last=VANISHES[what].replace("SRC", str(source)), status=status)
+    assert temporary_names(dst) == []
+    assert {path.read_bytes() for path in dst.rglob("f*") if path.is_file()} <= {b"new" * 3000, b"old"}
+    assert [path for path in dst.rglob("f*") if path.is_file() and path.stat().st_mode & 0o777 == 0o600] == []
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["stopped", "done again"])
+@pytest.mark.parametrize("last", ["open('SRC/d/big', 'ab').write(b'1')", "os.unlink('SRC/d/big')"], ids=["changes", "vanishes"])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_large_file_that_a_killed_worker_had_begun_leaves_no_temporary_name_of_another_version(
+    tmp_path: Path, dying: Dying, last: str, ends: bool, there: bool
+) -> None:
+    source = make_tree(tmp_path / "src", {"d": Dir({"big": b"x" * (33 << 20)}), "f": b"1"})
+    dst = make_tree(tmp_path / "dst", {"d": Dir({})} if there else {})
+    dying.run("os.truncate", 1, ends, source, dst, last=last.replace("SRC", str(source)))
+    assert temporary_names(dst) == []
+    rerun(source, dst)
+
+
+def test_a_destination_that_is_moved_away_keeps_no_temporary_name_of_a_killed_worker(tmp_path: Path, dying: Dying) -> None:
+    files: dict[str | bytes, object] = {f"f{number}": b"x" * 9000 for number in range(90)}
+    source = make_tree(tmp_path / "src", {"d": Dir(files)})
+    old: dict[str | bytes, object] = {f"f{number}": b"old" for number in range(90)}
+    dst = make_tree(tmp_path / "dst", {"d": Dir(old)})
+    dying.run("os.rename", 5, False, source, dst, last=f"os.rename({str(dst)!r}, {str(dst)!r} + '.away')", status=[3])
+    assert temporary_names(tmp_path / "dst.away") == []
+
+
+@pytest.mark.parametrize("mask", [0o777, 0o277])
+def test_a_half_file_is_known_whatever_mode_it_was_made_with(tmp_path: Path, dying: Dying, mask: int) -> None:
+    source = make_tree(tmp_path / "src", {f"f{number}": b"x" * 9000 for number in range(60)})
+    dst = make_tree(tmp_path / "dst", {})
+    dying.run("os.chmod", 3, True, source, dst, last=f"os.fchmod(arguments[0], 0o666 & ~{mask})")
+    assert half_files(source, dst) == []
     rerun(source, dst)
 
 
