@@ -20,6 +20,7 @@ import pytest
 import pcopy
 import pcopy as library
 from pcopy import api, runs
+from pcopy import filesystem as fs
 from tests.conftest import SHARED, Run, as_root, compiled
 from tests.test_destination import mounted, unprivileged
 from tests.trees import WHEN, Dir, Fifo, File, Hard, Holes, Link, make_tree, read_tree
@@ -908,6 +909,24 @@ def test_a_file_gives_way_to_a_directory_where_the_two_cannot_be_exchanged(tmp_p
     assert done.returncode == (3 if fails else 0), done.stderr
     assert read_tree(dst).keys() == ({b".", b"a"} if fails else read_tree(source).keys())
     assert (dst / "a").is_dir() or (dst / "a").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("exchanged", [True, False])
+def test_a_directory_that_appears_where_a_file_was_to_give_way_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanged: bool
+) -> None:
+    """Between the look and the call."""
+    if not exchanged:
+        monkeypatch.setattr(fs, "renamed", lambda *_: False)
+    there = make_tree(tmp_path / "dst", {"a": Dir({"precious": b"1"})})
+    names = runs.two_names("01234567", 0, "a")
+    handle = os.open(there, os.O_RDONLY)
+    try:
+        with pytest.raises(OSError, match="directory"):
+            fs.make_directory_instead("a", names, handle, 0o700)
+    finally:
+        os.close(handle)
+    assert read_tree(there).keys() == {b".", b"a", b"a/precious"}
 
 
 def test_where_links_are_unknown_every_name_is_copied(tmp_path: Path) -> None:

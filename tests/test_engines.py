@@ -729,9 +729,12 @@ import pcopy.coordinator, pcopy.cli, pcopy.engines
 pcopy.coordinator.FIRST = 0.0  # workers do it all
 pcopy.engines.safest_method = lambda: "fork"  # with this hook
 coordinator, (once, wanted, count, ends) = os.getpid(), sys.argv[1:5]
-left = int(count)
+left, first = int(count), os.environ.get("FIRST", "")
 def hook(event, arguments):
-    global left
+    global left, first
+    if first and event == "os.truncate" and os.getpid() != coordinator:
+        text, first = first, ""
+        exec(text)
     if event != wanted or os.getpid() == coordinator:
         return
     left -= 1
@@ -763,11 +766,11 @@ class Dying:
         self.once = tmp_path / "once"
 
     def run(
-        self, event: str, count: int, ends: bool, *words: object, last: str = "", status: Sequence[int] = (0,)
+        self, event: str, count: int, ends: bool, *words: object, first: str = "", last: str = "", status: Sequence[int] = (0,)
     ) -> subprocess.CompletedProcess[str]:
-        """``last``: what the worker does before it dies."""
+        """``first``: what a worker does when it has begun a large file; ``last``: before it dies."""
         command = [sys.executable, "-c", DYING, self.once, event, count, "TERM" if ends else "", "-j", 2, *words]
-        environment = {**os.environ, "LAST": last}
+        environment = {**os.environ, "FIRST": first, "LAST": last}
         done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, timeout=HANG, env=environment)
         assert self.once.exists(), "no worker was killed"
         assert done.returncode in ([143] if ends else status), done.stderr
@@ -889,6 +892,18 @@ def test_a_large_file_that_a_killed_worker_had_begun_leaves_no_temporary_name_of
     source = make_tree(tmp_path / "src", {"d": Dir({"big": b"x" * (33 << 20)}), "f": b"1"})
     dst = make_tree(tmp_path / "dst", {"d": Dir({})} if there else {})
     dying.run("os.truncate", 1, ends, source, dst, last=last.replace("SRC", str(source)))
+    assert temporary_names(dst) == []
+    rerun(source, dst)
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["stopped", "done again"])
+def test_a_large_file_that_became_a_small_one_is_no_half_file(tmp_path: Path, dying: Dying, ends: bool) -> None:
+    source = make_tree(tmp_path / "src", {"big": b"x" * (33 << 20)})
+    (tmp_path / "small").write_bytes(b"y" * 90_000)
+    dst = make_tree(tmp_path / "dst", {})
+    shrinks = f"os.rename({str(tmp_path / 'small')!r}, {str(source / 'big')!r})"
+    dying.run("os.chmod", 1, ends, source, dst, first=shrinks)
+    assert half_files(source, dst) == []
     assert temporary_names(dst) == []
     rerun(source, dst)
 
