@@ -45,6 +45,10 @@ QUIET = frozenset({"unchanged", "directory", "hidden"})
 Listed = Scan | Entries | Link | Finish
 Retried = Listed | Span | Verify | Sums | Check | Remove | Clear
 SOON = 2.0  # seconds
+DOUBTFUL = (
+    "{path}{more}: the source lacks it, and it may be a part of a file that a killed worker was copying: "
+    "look at it, and remove it if so"
+)
 UNMOUNTED = "is not on the file system any more that it was listed on: was it unmounted?"
 
 
@@ -62,6 +66,7 @@ class Account:
         self.deletes = 0  # entries that may be deleted before the coordinator counts them
         self.verbose, self.tells = job.options.verbose, job.options.tells
         self.summing = job.options.sums is not None and not job.options.dry_run
+        self.doubtful: list[str] = []  # paths of files that may be halves of what the source lacks by now
         self.to_sum: list[Sums] = []  # files that are in the copy, by what the unit at hand did
 
     @property
@@ -91,31 +96,46 @@ class Account:
         while stack and time.monotonic() < end:
             unit = stack.pop()
             self.handles.begin()
-            if not isinstance(unit, Scan):
-                self.clear(unit)
-            else:
-                with contextlib.suppress(OSError):
-                    stack += self.take_back_directory(self.pair_to_clear(unit), unit)
+            with contextlib.suppress(OSError):
+                if isinstance(unit, Scan):
+                    stack += self.take_back_directory(unit)
+                else:
+                    names = unit.names if isinstance(unit, Entries) else (unit.name,)
+                    self.copier.clear(self.pair_to_clear(unit), {unit.rename or name: name for name in names}, unit.fresh)
+        if self.doubtful:
+            first, more = self.doubtful[0], len(self.doubtful) - 1
+            self.outcome.warnings.append(DOUBTFUL.format(path=first, more=f" (and {more:,} more)" if more else ""))
+            self.doubtful = []
 
-    def take_back_directory(self, pair: Pair, unit: Scan) -> list[Scan]:
-        """Of one directory. Returns those in it."""
+    def take_back_directory(self, unit: Scan) -> list[Scan]:
+        """Of one directory. Returns those in it.
+
+        Others may have put something into it since it was made: only what the source has and is to be copied is touched.
+        """
+        pair = self.pair_to_clear(unit)
         directory = fs.open_directory(".", pair.destination)
         try:
             there = fs.list_directory(directory)
         finally:
             os.close(directory)
         runs.clear_own(there, pair.destination, self.copier.token)
-        for name in [name for name, is_directory in there.items() if unit.fresh and not is_directory]:
-            if (unit.tree, join(unit.path, name)) not in self.job.spared:
-                with contextlib.suppress(OSError):
+        listing = self.directories.list_source(pair, unit) if unit.fresh else None
+        if not listing:
+            return [unit._replace(path=join(unit.path, name)) for name, is_directory in there.items() if is_directory]
+        wanted = {*listing.regular, *listing.other, *(name for name, _ in listing.directories)}
+        hidden = {*listing.hidden}
+        for name in [name for name, is_directory in there.items() if not is_directory and name not in hidden]:
+            with contextlib.suppress(OSError):
+                if name in wanted:
                     self.copier.clear_half(pair, name, name)
-        return [unit._replace(path=join(unit.path, name)) for name, is_directory in there.items() if is_directory]
+                elif self.copier.may_be_half(name, pair.destination) and not self.is_spared(unit, name):
+                    self.doubtful.append(self.copy_path(unit.tree, unit.path, name))
+        below = [name for name, is_directory in there.items() if is_directory and name not in hidden]
+        return [unit._replace(path=join(unit.path, name), only=listing.only(name)) for name in below]
 
-    def clear(self, unit: Entries | Link) -> None:
-        with contextlib.suppress(OSError):
-            pair = self.pair_to_clear(unit)
-            names = unit.names if isinstance(unit, Entries) else (unit.name,)
-            self.copier.clear(pair, {unit.rename or name: name for name in names}, unit.fresh)
+    def is_spared(self, unit: Scan, name: str) -> bool:
+        """Whether it is a file of the run itself in its copy."""
+        return (unit.tree, join(unit.path, name)) in self.job.spared
 
     def pair_to_clear(self, unit: Scan | Entries | Link) -> Pair:
         """The handles of a directory, whose source may be gone by now."""
@@ -155,8 +175,7 @@ class Account:
         """Leave a unit over if the error may pass. What comes after it waits, as for any unit that somebody else has."""
         again = number in fs.PASSING and unit.failed < self.job.options.retries
         if again:
-            later = unit._replace(failed=unit.failed + 1)
-            self.waiting.append(later._replace(again=True) if isinstance(later, (Scan, Entries)) else later)
+            self.waiting.append(unit._replace(failed=unit.failed + 1))
             self.open.update(unit.holds)
         return again
 
@@ -345,10 +364,12 @@ def given_up(job: Job, unit: Unit, reason: str) -> Outcome:
         return Account(job, handles).give_up(unit, reason)
 
 
-def take_back(job: Job, units: Iterable[Scan | Entries | Link]) -> None:
+def take_back(job: Job, units: Iterable[Scan | Entries | Link]) -> Outcome:
     """The run stops: see :meth:`Account.take_back`."""
     with Handles(job) as handles:
-        Account(job, handles).take_back(units)
+        account = Account(job, handles)
+        account.take_back(units)
+        return account.outcome
 
 
 def unforeseen(path: str, error: Exception) -> Failure:

@@ -17,7 +17,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 from pcopy.account import given_up, take_back
 from pcopy.manifest import Spool
@@ -80,6 +80,9 @@ FOREVER = threading.TIMEOUT_MAX
 WORKER_DIED = "a worker process was killed from outside; others did its work again"
 
 
+Begun = Scan | Entries | Link
+
+
 class Portion(NamedTuple):
     """The arguments of one slice."""
 
@@ -108,6 +111,7 @@ class Coordinator:
         self.suspects: deque[Unit] = deque()  # held by a worker when it died
         self.trial = False  # one of them is in flight
         self.starts = 0  # in a row that failed
+        self.begun: list[Begun] = []  # units that nothing could be done about where the destination should be
         self.batch = 1
         self.scans: deque[Scan] = deque()  # apart from the frontier while scanning runs ahead
         self.unscanned = 0  # directories
@@ -172,6 +176,7 @@ class Coordinator:
         self.decide(outcome.shared)
         for unit in units:
             self.deaths.pop(unit, None)
+        self.begun += [unit for unit in units if outcome.fatal and is_begun(unit)]
         if self.spool and outcome.sums:
             self.spool.add(outcome.sums)
         self.learn_batch(len(units), outcome)
@@ -493,7 +498,13 @@ def wind_up(coordinator: Coordinator) -> None:
     left = coordinator.left()
     run(coordinator.by_handle, coordinator.clean_up(left), FOREVER)
     if coordinator.stopped and not coordinator.job.options.dry_run:
-        take_back(coordinator.by_handle, [unit for unit in left if isinstance(unit, (Scan, Entries, Link)) and unit.again])
+        begun = [*coordinator.begun, *(unit for unit in left if is_begun(unit))]
+        coordinator.report.absorb(take_back(coordinator.by_handle, begun))
+
+
+def is_begun(unit: Unit) -> TypeGuard[Begun]:
+    """Whether a worker that was killed may have begun a unit."""
+    return isinstance(unit, (Scan, Entries, Link)) and unit.again
 
 
 def searches(unit: Unit | Shared) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 from collections.abc import Container, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pcopy import filesystem as fs
 from pcopy import runs
@@ -19,6 +20,7 @@ from pcopy.work import Attributes, Failure, Finish, Job, Scan, join
 ALL_OF_OWNER = 0o700
 # Where modes are not preserved, what tells a directory that a killed run had not finished from one that its owner has closed.
 STICKY, SET_GROUP_ID = 0o1000, 0o2000
+NOTHING = Attributes(0, 0, 0, 0, 0)
 APPEARED = "something of this name appeared in the destination during the run, maybe another name that it cannot tell apart"
 
 
@@ -58,7 +60,7 @@ class Listing:
 
     def only(self, name: str) -> tuple[str, ...] | None:
         """What is to be copied of a directory."""
-        return None if self.below is None else tuple(self.below[name])
+        return None if self.below is None else tuple(self.below.get(name, ()))
 
     def hide(self, here: Here) -> None:
         """Put aside what a filter hides."""
@@ -97,10 +99,7 @@ class Directories:
             raise OSError(errno.ELOOP, "this is the destination")
         if self.options.dereference:
             self.refuse_loop(unit, pair.source, state)
-        if unit.only is None:
-            self.sort_entries(pair, listing)
-        else:
-            self.sort_listed(pair, listing, unit.only)
+        self.sort(pair, listing, unit)
         if not unit.fresh and pair.destination != ABSENT:
             try:
                 self.look_at_copy(pair, listing, unit)
@@ -198,6 +197,25 @@ class Directories:
                 return
             if inode in self.ours:
                 raise OSError(errno.ELOOP, "a symbolic link leads into the destination")
+
+    def list_source(self, pair: Pair, unit: Scan) -> Listing:
+        """What is to be copied of a directory, and what a filter hides in it. Nothing, if it cannot be read."""
+        listing = Listing(NOTHING, 0)
+        with contextlib.suppress(OSError):
+            source = fs.open_directory(".", pair.source)  # which may be a handle to name things only
+            try:
+                self.sort(replace(pair, source=source), listing, unit)
+            finally:
+                os.close(source)
+        if self.selection:
+            listing.hide(self.selection.within(unit.path))
+        return listing
+
+    def sort(self, pair: Pair, listing: Listing, unit: Scan) -> None:
+        if unit.only is None:
+            self.sort_entries(pair, listing)
+        else:
+            self.sort_listed(pair, listing, unit.only)
 
     def sort_entries(self, pair: Pair, listing: Listing) -> None:
         follow = self.options.dereference
@@ -307,7 +325,7 @@ class Directories:
         Raises what may pass while the unit can still be tried again.
         """
         found, listing.directories = listing.directories, []
-        if unit.again and pair.destination != ABSENT:
+        if (unit.again or unit.failed) and pair.destination != ABSENT:
             pair.note_names()
         for name, _ in found:
             try:
@@ -333,7 +351,8 @@ class Directories:
                 else:
                     fs.make_directory(name, pair.destination, mode)
             except FileExistsError as error:
-                if not (unit.again and stat.S_ISDIR(fs.look_at(name, pair.destination).st_mode) and pair.spells(name)):
+                begun = unit.again or unit.failed
+                if not (begun and stat.S_ISDIR(fs.look_at(name, pair.destination).st_mode) and pair.spells(name)):
                     error.strerror = APPEARED
                     raise
                 there = True

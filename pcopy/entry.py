@@ -151,18 +151,30 @@ class Copier:
                     self.clear_half(pair, name, target)
 
     def clear_half(self, pair: Pair, name: str, target: str) -> None:
-        """Take away a file that is not whole, where nothing was before this run."""
-        copy = None if self.options.whole_files_only else fs.look_if_there(target, pair.destination)
-        if copy and stat.S_ISREG(copy.st_mode) and copy.st_nlink == 1 and self.is_half(pair, name, target, copy):
+        """Take away a file that is not whole, where nothing was before this run and nobody else has made one since."""
+        if self.options.whole_files_only:
+            return
+        state = None
+        with contextlib.suppress(OSError):
+            state = fs.look_at(name, pair.source, self.follow)
+        if not self.may_be_half(target, pair.destination, state):
+            return
+        if state and self.options.limited and leaves_out(self.options, state):
+            return
+        copy = fs.look_at(target, pair.destination)
+        if not (state and stat.S_ISREG(state.st_mode) and self.same(pair, name, target, state, copy)):
             fs.remove_if_there(target, pair.destination)
 
-    def is_half(self, pair: Pair, name: str, target: str, copy: os.stat_result) -> bool:
-        """Whether a file that was begun is not whole. If its source is gone its mode tells, which comes after its bytes."""
-        try:
-            state = fs.look_at(name, pair.source, self.follow)
-        except OSError:
-            return not stat.S_IMODE(copy.st_mode) & ~NEW and copy.st_uid == self.user
-        return not stat.S_ISREG(state.st_mode) or not self.same(pair, name, target, state, copy)
+    def may_be_half(self, target: str, directory: int, state: os.stat_result | None = None) -> bool:
+        """Whether a file has the mode, owner and name alone that one has which was begun. ``state``: of its source, if any."""
+        copy = fs.look_if_there(target, directory)
+        if copy is None or not stat.S_ISREG(copy.st_mode) or copy.st_nlink > 1:
+            return False
+        mode = stat.S_IMODE(copy.st_mode)
+        as_made = not mode & ~NEW and copy.st_uid == self.user  # the umask may have narrowed it
+        return as_made or (
+            state is not None and mode == state.st_mode & self.plain.mask and copy.st_uid in (self.user, state.st_uid)
+        )
 
     # ---- deciding ----
 
@@ -582,7 +594,7 @@ class Copier:
                 made = fs.look_if_there(large.target, pair.destination)
                 if made and (made.st_dev, made.st_ino) == large.temporary.inode:
                     return  # a worker that was killed had come so far
-                raise
+                raise SourceChanged from None  # or it had taken it away, to copy the file once more
             try:
                 if os.fstat(handle).st_size != large.size:
                     raise OSError(errno.EIO, "the copy has not the length of its source")

@@ -114,36 +114,35 @@ def verify(work: Account, unit: Verify) -> None:
 def seal(work: Account, unit: Seal) -> None:
     large = unit.large
     work.outcome.large_open -= 1
+    copy = work.handles.pair(~large.tree, large.path).destination  # its source may be gone
     if unit.discard or large_group(large) in work.outcome.ruined:
-        copy = work.handles.pair(~large.tree, large.path).destination  # its source may be gone
         fs.remove_if_there(large.temporary.name, copy)
         work.spoil(unit)
         work.outcome.tally.failed += 1  # once, however many of its spans failed
         return
-    pair = work.handles.pair(large.tree, large.path)
     try:
         if unit.changed or changed_group(large) in work.outcome.ruined:
             raise SourceChanged
-        work.copier.seal(pair, large)
+        work.copier.seal(work.handles.pair(large.tree, large.path), large)
     except SourceChanged:
-        undo(work, large, pair.destination)
+        undo(work, large, copy)
         if large.tries + 1 >= TRIES:
             raise changed() from None
         work.hand_back(again(large))  # the coordinator, which knows the seal, has to know what comes after it
     except Blocked:
         if unit.cleared:
-            fs.remove_if_there(large.temporary.name, pair.destination)
+            fs.remove_if_there(large.temporary.name, copy)
             raise OSError(errno.ENOTEMPTY, IN_ITS_PLACE) from None
         work.outcome.large_open += 1
         work.stack += [unit._replace(cleared=True), Clear(large.tree, join(large.path, large.target))]
     except OSError as error:
-        undo(work, large, pair.destination)
+        undo(work, large, copy)
         if error.errno not in fs.PASSING or large.tries >= work.job.options.retries:
             raise
         work.hand_back(again(large))  # all of it: what sync has refused once counts as written (fsync(2))
     except BaseException as error:
         if isinstance(error, Exception) or not work.is_done_again:
-            fs.remove_if_there(large.temporary.name, pair.destination)
+            fs.remove_if_there(large.temporary.name, copy)
         raise
     else:
         work.count(Fate.FILE)

@@ -154,6 +154,7 @@ class Report(Tally):
     def absorb(self, outcome: Outcome) -> None:
         self.add(outcome.tally)
         self.errors += outcome.failures
+        self.warnings += [warning for warning in outcome.warnings if warning not in self.warnings]
         self.stopped |= outcome.fatal
         for kind, count in outcome.lost.items():
             self.lost[kind] = self.lost.get(kind, 0) + count

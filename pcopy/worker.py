@@ -152,7 +152,7 @@ class Slice(Account):
     # ---- units ----
 
     def scan(self, unit: Scan) -> None:
-        begun = unit.again and not unit.failed and not self.job.options.dry_run  # by a worker that was killed
+        begun = unit.again and not self.job.options.dry_run  # by a worker that was killed
         if begun and unit.fresh:
             self.take_back([unit])
         listing = self.directories.scan(unit)
