@@ -929,6 +929,45 @@ def test_a_large_file_that_became_a_small_one_is_no_half_file(tmp_path: Path, dy
     rerun(source, dst)
 
 
+def test_a_large_file_whose_worker_is_killed_when_it_has_given_it_up_is_copied_again(tmp_path: Path, dying: Dying) -> None:
+    source = make_tree(tmp_path / "src", {"big": b"x" * (33 << 20)})
+    fails = """
+def fails(*_):
+    os.fsync = sync
+    raise OSError(5, "Input/output error")
+sync = os.fsync
+if not os.path.exists(once):
+    os.fsync = fails
+"""
+    removed = "os.unlink(arguments[0], dir_fd=arguments[1])"
+    dying.run("os.remove", 1, False, "--fsync", source, tmp_path / "dst", first=fails, last=removed)
+    rerun(source, tmp_path / "dst")
+
+
+LATE = """
+import glob, time, pcopy.work, pcopy.worker
+copy = pcopy.worker.DO[pcopy.work.Span]
+def late(*arguments):
+    copy(*arguments)
+    (made,) = [os.stat(name) for name in glob.glob("DST/d/.pcopy-*")]
+    if made.st_blocks * 512 >= made.st_size:
+        os.rename("SRC/d", "SRC.away")
+        time.sleep(0.2)  # the slice is over
+pcopy.worker.DO[pcopy.work.Span] = late
+"""
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_large_file_whose_directory_goes_before_it_gets_its_name_leaves_none(tmp_path: Path, jobs: int) -> None:
+    source, dst = make_tree(tmp_path / "src", {"d": Dir({"big": b"x" * (33 << 20)})}), tmp_path / "dst"
+    script = f"{LATE}\nimport os, pcopy.cli, pcopy.engines\npcopy.engines.safest_method = lambda: 'fork'\n"
+    script = script.replace("SRC", str(source)).replace("DST", str(dst)) + "pcopy.cli.main()"
+    command = [sys.executable, "-c", script, "-j", str(jobs), str(source), str(dst)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=HANG)
+    assert (done.returncode, (tmp_path / "src.away").is_dir()) == (1, True), done.stderr
+    assert temporary_names(dst) == []
+
+
 def test_a_destination_that_is_moved_away_keeps_no_temporary_name_of_a_killed_worker(tmp_path: Path, dying: Dying) -> None:
     files: dict[str | bytes, object] = {f"f{number}": b"x" * 9000 for number in range(90)}
     source = make_tree(tmp_path / "src", {"d": Dir(files)})

@@ -670,6 +670,33 @@ def test_a_large_file_that_meets_an_error_at_its_end_is_copied_once_more(
     assert differences(source, copy, extra=True) == []
 
 
+FAILING = """
+import os, sys, pcopy.cli
+left, place = int(sys.argv[1]), sys.argv[2]
+def hook(event, arguments):
+    global left
+    if event == "open" and arguments[0] == "f3" and left:
+        left -= 1
+        if not left:
+            with open(place, "w") as file:
+                file.write("precious")
+        raise OSError(5, "Input/output error")
+sys.addaudithook(hook)
+pcopy.cli.main(sys.argv[3:])
+"""
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+@pytest.mark.parametrize("there", [True, False])
+def test_what_somebody_makes_while_an_error_passes_is_not_taken_for_ours(tmp_path: Path, times: int, there: bool) -> None:
+    source = make_tree(tmp_path / "src", {"d": Dir({f"f{number}": b"1" for number in range(6)})})
+    copy = make_tree(tmp_path / "dst", {"d": Dir({})} if there else {})
+    place = copy / "d/f3"
+    command = [sys.executable, "-c", FAILING, str(times), str(place), "-j", "1", str(source), str(copy)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, place.read_text(), "appeared in the destination" in done.stderr) == (1, "precious", True)
+
+
 @JOBS
 @pytest.mark.parametrize("old", [False, True], ids=["new", "there"])
 def test_a_directory_whose_listing_fails_halfway_is_named_and_never_taken_for_a_shorter_one(
