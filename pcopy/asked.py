@@ -237,8 +237,18 @@ def look_at_destination(destination: Path) -> Destination:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise UsageError(f"{given}: the path, or a name in it, is too long: choose a shorter one") from None
-    below_file = os.path.lexists(parent) and not os.path.isdir(parent)
-    return Destination(given, path, os.path.lexists(path), is_directory, os.path.isdir(parent), below_file, special)
+    below_file = os.path.lexists(parent) and not may_be_directory(parent)
+    return Destination(given, path, os.path.lexists(path), is_directory, may_be_directory(parent), below_file, special)
+
+
+def may_be_directory(path: str) -> bool:
+    """Whether it is one, or cannot be looked at: whoever makes something in it will say why."""
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
 
 
 def absolute(path: str) -> str:

@@ -98,9 +98,11 @@ def make_top(path: str, options: Options, mode: int) -> bool:
         os.mkdir(path, mode)
         return True
     except FileExistsError:
-        if not os.path.isdir(path):
-            raise
-        return False
+        if os.path.isdir(path):
+            return False
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(path)  # says why it cannot be looked at
+        raise
 
 
 def make_accessible(top: str) -> None:

@@ -446,6 +446,11 @@ def test_a_file_system_that_is_shut_down_stops_the_run(
         fcntl.ioctl(handle, GOING_DOWN, struct.pack("I", 2))
         os.close(handle)
         status, out, err = script.ended()
+        for copy in (disk / "dst", disk / "new", disk):
+            again = [sys.executable, "-m", "pcopy", "-j", str(jobs), str(source), str(copy)]
+            done = subprocess.run(again, capture_output=True, text=True, check=False, timeout=60)
+            assert done.returncode == 3, done.stderr
+            assert "Input/output error" in done.stderr or "its file system fails as a whole" in done.stderr
     assert_stopped(subprocess.CompletedProcess([], status, out, err), "its file system fails as a whole")
 
 
