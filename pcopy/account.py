@@ -126,7 +126,7 @@ class Account:
         hidden = {*listing.hidden}
         for name in [name for name, is_directory in there.items() if not is_directory and name not in hidden]:
             with contextlib.suppress(OSError):
-                if name in wanted:
+                if name in wanted and not (self.job.options.limited and self.directories.is_left_out(name, pair.source)):
                     self.copier.clear_half(pair, name, name)
                 elif self.copier.may_be_half(name, pair.destination) and not self.is_spared(unit, name):
                     self.doubtful.append(self.copy_path(unit.tree, unit.path, name))

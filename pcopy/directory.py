@@ -325,15 +325,22 @@ class Directories:
         Raises what may pass while the unit can still be tried again.
         """
         found, listing.directories = listing.directories, []
-        if (unit.again or unit.failed) and pair.destination != ABSENT:
+        if unit.again and pair.destination != ABSENT:
             pair.note_names()
         for name, _ in found:
             try:
                 self.make_directory(pair, name, listing, unit)
             except OSError as error:
                 if error.errno in fs.PASSING and unit.failed < self.options.retries:
+                    self.take_back(pair, listing, unit)
                     raise
                 listing.failures.append(fs.failure(join(pair.path, name), error))
+
+    def take_back(self, pair: Pair, listing: Listing, unit: Scan) -> None:
+        """All is tried again: in a new directory, what is there by then is to be somebody else's."""
+        for name in [name for name, _ in listing.directories if unit.fresh and name not in listing.begun]:
+            with contextlib.suppress(OSError):
+                fs.remove_directory(name, pair.destination)
 
     def make_directory(self, pair: Pair, name: str, listing: Listing, unit: Scan) -> None:
         there = listing.there.get(name)
@@ -351,8 +358,7 @@ class Directories:
                 else:
                     fs.make_directory(name, pair.destination, mode)
             except FileExistsError as error:
-                begun = unit.again or unit.failed
-                if not (begun and stat.S_ISDIR(fs.look_at(name, pair.destination).st_mode) and pair.spells(name)):
+                if not (unit.again and stat.S_ISDIR(fs.look_at(name, pair.destination).st_mode) and pair.spells(name)):
                     error.strerror = APPEARED
                     raise
                 there = True

@@ -122,7 +122,8 @@ class Copier:
         copy = None if pair.destination == ABSENT else fs.look_if_there(target, pair.destination)
         # Something was there, or nobody knows: when this worker is killed, a half file could not be told from that.
         self.aside = self.options.whole_files_only or not new
-        if copy and new and self.options.overwrite is not Overwrite.NEVER and not (again and pair.spells(target)):
+        appeared = copy and new and self.options.overwrite is not Overwrite.NEVER
+        if copy and appeared and not (again and self.is_begun(pair, name, target, state, copy)):
             raise OSError(errno.EEXIST, APPEARED)
         if not copy:
             return self.make(pair, name, target, state, copy, first)
@@ -159,11 +160,14 @@ class Copier:
             state = fs.look_at(name, pair.source, self.follow)
         if not self.may_be_half(target, pair.destination, state):
             return
-        if state and self.options.limited and leaves_out(self.options, state):
-            return
         copy = fs.look_at(target, pair.destination)
         if not (state and stat.S_ISREG(state.st_mode) and self.same(pair, name, target, state, copy)):
             fs.remove_if_there(target, pair.destination)
+
+    def is_begun(self, pair: Pair, name: str, target: str, state: os.stat_result, copy: os.stat_result) -> bool:
+        """Whether a killed worker had made an entry where nothing was: what is not whole was cleared, all else is another's."""
+        same_kind = stat.S_IFMT(state.st_mode) == stat.S_IFMT(copy.st_mode)
+        return same_kind and pair.spells(target) and self.same(pair, name, target, state, copy)
 
     def may_be_half(self, target: str, directory: int, state: os.stat_result | None = None) -> bool:
         """Whether a file has the mode, owner and name alone that one has which was begun. ``state``: of its source, if any."""
@@ -581,6 +585,8 @@ class Copier:
         """
         there = fs.look_if_there(large.target, pair.destination)
         over = there is not None and stat.S_ISDIR(there.st_mode)
+        if over and not large.temporary.replaces:
+            raise OSError(errno.EEXIST, APPEARED)
         if over and not self.would_give_way(large.target, pair.destination):
             raise Blocked
         source = fs.open_to_read(large.name, pair.source, self.follow)

@@ -114,9 +114,8 @@ def verify(work: Account, unit: Verify) -> None:
 def seal(work: Account, unit: Seal) -> None:
     large = unit.large
     work.outcome.large_open -= 1
-    copy = work.handles.pair(~large.tree, large.path).destination  # its source may be gone
     if unit.discard or large_group(large) in work.outcome.ruined:
-        fs.remove_if_there(large.temporary.name, copy)
+        take_away(work, large)
         work.spoil(unit)
         work.outcome.tally.failed += 1  # once, however many of its spans failed
         return
@@ -125,24 +124,24 @@ def seal(work: Account, unit: Seal) -> None:
             raise SourceChanged
         work.copier.seal(work.handles.pair(large.tree, large.path), large)
     except SourceChanged:
-        undo(work, large, copy)
+        undo(work, large)
         if large.tries + 1 >= TRIES:
             raise changed() from None
         work.hand_back(again(large))  # the coordinator, which knows the seal, has to know what comes after it
     except Blocked:
         if unit.cleared:
-            fs.remove_if_there(large.temporary.name, copy)
+            take_away(work, large)
             raise OSError(errno.ENOTEMPTY, IN_ITS_PLACE) from None
         work.outcome.large_open += 1
         work.stack += [unit._replace(cleared=True), Clear(large.tree, join(large.path, large.target))]
     except OSError as error:
-        undo(work, large, copy)
+        undo(work, large)
         if error.errno not in fs.PASSING or large.tries >= work.job.options.retries:
             raise
         work.hand_back(again(large))  # all of it: what sync has refused once counts as written (fsync(2))
     except BaseException as error:
         if isinstance(error, Exception) or not work.is_done_again:
-            fs.remove_if_there(large.temporary.name, copy)
+            take_away(work, large)
         raise
     else:
         work.count(Fate.FILE)
@@ -152,9 +151,14 @@ def seal(work: Account, unit: Seal) -> None:
         work.event("copied", unit, large.name, large.why, large.size)
 
 
-def undo(work: Account, large: Large, directory: int) -> None:
-    """Take away a copy that is not to get its name, as if it had never been begun."""
-    fs.remove_if_there(large.temporary.name, directory)
+def take_away(work: Account, large: Large) -> None:
+    """Of a copy that is not to get its name. Its source may be gone."""
+    fs.remove_if_there(large.temporary.name, work.handles.pair(~large.tree, large.path).destination)
+
+
+def undo(work: Account, large: Large) -> None:
+    """The same, as if it had never been begun."""
+    take_away(work, large)
     work.outcome.large_found -= large.size
     work.outcome.large_done -= large.size
 
@@ -164,4 +168,4 @@ def again(large: Large) -> Entries:
     rename = large.target if large.target != large.name else None
     fresh = not large.temporary.replaces
     copy = Entries(large.tree, large.path, (large.name,), fresh, True, large.share, rename, large.first_of, large.tries + 1)
-    return copy._replace(device=large.device, again=True)
+    return copy._replace(device=large.device)

@@ -41,7 +41,7 @@ class Linker:
             copy
             and unit.fresh
             and not (made and os.path.samestat(copy, made))
-            and not (unit.again and pair.spells(target))
+            and not (unit.again and self.copier.is_begun(pair, unit.name, target, state, copy))
             and self.options.overwrite is not Overwrite.NEVER
         ):
             raise OSError(errno.EEXIST, APPEARED)

@@ -367,7 +367,7 @@ class Slice(Account):
         else:
             if result is None:  # it is copied, as if it were the first
                 copy = Entries(unit.tree, unit.path, (unit.name,), unit.fresh, False, unit.share, unit.rename, unit.inode)
-                self.stack.append(copy._replace(device=unit.device, again=True))
+                self.stack.append(copy._replace(device=unit.device, again=unit.again))
                 return
             if result.fate is Fate.BLOCKED:
                 self.clear_first(unit, unit._replace(cleared=True), unit.name)

@@ -731,6 +731,7 @@ pcopy.coordinator.FIRST = 0.0  # workers do it all
 pcopy.engines.safest_method = lambda: "fork"  # with this hook
 coordinator, (once, wanted, count, ends) = os.getpid(), sys.argv[1:5]
 left, first = int(count), os.environ.get("FIRST", "")
+exec(os.environ.get("START", ""))
 def hook(event, arguments):
     global left, first
     if first and event == "os.truncate" and os.getpid() != coordinator:
@@ -767,11 +768,19 @@ class Dying:
         self.once = tmp_path / "once"
 
     def run(
-        self, event: str, count: int, ends: bool, *words: object, first: str = "", last: str = "", status: Sequence[int] = (0,)
+        self,
+        event: str,
+        count: int,
+        ends: bool,
+        *words: object,
+        start: str = "",
+        first: str = "",
+        last: str = "",
+        status: Sequence[int] = (0,),
     ) -> subprocess.CompletedProcess[str]:
-        """``first``: what a worker does when it has begun a large file; ``last``: before it dies."""
+        """``start``: what the run does then; ``first``: a worker when it has begun a large file; ``last``: before it dies."""
         command = [sys.executable, "-c", DYING, self.once, event, count, "TERM" if ends else "", "-j", 2, *words]
-        environment = {**os.environ, "FIRST": first, "LAST": last}
+        environment = {**os.environ, "START": start, "FIRST": first, "LAST": last}
         done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, timeout=HANG, env=environment)
         assert self.once.exists(), "no worker was killed"
         assert done.returncode in ([143] if ends else status), done.stderr
@@ -934,15 +943,15 @@ def test_a_large_file_that_became_a_small_one_is_no_half_file(tmp_path: Path, dy
 def test_a_large_file_whose_worker_is_killed_when_it_has_given_it_up_is_copied_again(tmp_path: Path, dying: Dying) -> None:
     source = make_tree(tmp_path / "src", {"big": b"x" * (33 << 20)})
     fails = """
-def fails(*_):
-    os.fsync = sync
-    raise OSError(5, "Input/output error")
-sync = os.fsync
-if not os.path.exists(once):
-    os.fsync = fails
+def fails(handle):
+    if os.getpid() == coordinator or os.path.exists(once) or os.fstat(handle).st_size < 1 << 20:
+        sync(handle)
+    else:
+        raise OSError(5, "Input/output error")
+sync, os.fsync = os.fsync, fails
 """
     removed = "os.unlink(arguments[0], dir_fd=arguments[1])"
-    dying.run("os.remove", 1, False, "--fsync", source, tmp_path / "dst", first=fails, last=removed)
+    dying.run("os.remove", 1, False, "--fsync", source, tmp_path / "dst", start=fails, last=removed)
     rerun(source, tmp_path / "dst")
 
 
@@ -953,21 +962,54 @@ def late(*arguments):
     copy(*arguments)
     (made,) = [os.stat(name) for name in glob.glob("DST/d/.pcopy-*")]
     if made.st_blocks * 512 >= made.st_size:
-        os.rename("SRC/d", "SRC.away")
+        EVENT
         time.sleep(0.2)  # the slice is over
 pcopy.worker.DO[pcopy.work.Span] = late
 """
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_a_large_file_whose_directory_goes_before_it_gets_its_name_leaves_none(tmp_path: Path, jobs: int) -> None:
+def run_with_a_late_event(tmp_path: Path, event: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Copy a large file; something happens when it is written and does not have its name yet."""
     source, dst = make_tree(tmp_path / "src", {"d": Dir({"big": b"x" * (33 << 20)})}), tmp_path / "dst"
     script = f"{LATE}\nimport os, pcopy.cli, pcopy.engines\npcopy.engines.safest_method = lambda: 'fork'\n"
-    script = script.replace("SRC", str(source)).replace("DST", str(dst)) + "pcopy.cli.main()"
-    command = [sys.executable, "-c", script, "-j", str(jobs), str(source), str(dst)]
+    script = script.replace("EVENT", event).replace("SRC", str(source)).replace("DST", str(dst)) + "pcopy.cli.main()"
+    command = [sys.executable, "-c", script, *words, str(source), str(dst)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=HANG)
-    assert (done.returncode, (tmp_path / "src.away").is_dir()) == (1, True), done.stderr
     assert temporary_names(dst) == []
+    return done
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_large_file_whose_directory_goes_before_it_gets_its_name_leaves_none(tmp_path: Path, jobs: str) -> None:
+    done = run_with_a_late_event(tmp_path, 'os.rename("SRC/d", "SRC.away")', "-j", jobs)
+    assert (done.returncode, (tmp_path / "src.away").is_dir()) == (1, True), done.stderr
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize(
+    ("event", "place"),
+    [
+        ('os.mkdir("DST/d/big"); open("DST/d/big/p", "w").write("precious")', "d/big/p"),
+        ('open("DST/d/big", "w").write("precious")', "d/big"),
+        ('os.path.exists("DST/d/big") or (open("DST/d/big", "w").write("precious"), os.utime("SRC/d/big"))', "d/big"),
+    ],
+    ids=["a directory", "a file", "a file, and the source changes"],
+)
+def test_what_somebody_puts_in_the_place_of_a_large_file_stays(tmp_path: Path, jobs: str, event: str, place: str) -> None:
+    done = run_with_a_late_event(tmp_path, event, "-j", jobs, "--delete")
+    assert (done.returncode, (tmp_path / "dst" / place).read_text()) == (1, "precious"), done.stderr
+    assert "appeared in the destination" in done.stderr
+
+
+@pytest.mark.parametrize("old", ["nothing", "directories"])
+def test_a_half_file_that_is_too_large_by_then_does_not_stay(tmp_path: Path, dying: Dying, old: str) -> None:
+    source = make_tree(tmp_path / "src", {"d": Dir({f"f{number}": b"new" * 3000 for number in range(40)})})
+    dst = make_tree(tmp_path / "dst", {"d": Dir({})} if old != "nothing" else {})
+    grows = "open(os.readlink(f'/proc/self/fd/{arguments[0]}').replace('/dst/', '/src/'), 'ab').write(b'1' * 20_000)"
+    dying.run("os.chmod", 5, False, "--max-size", "10k", source, dst, last=grows)
+    assert sorted(path.name for path in (dst / "d").iterdir()) == sorted(
+        path.name for path in (source / "d").iterdir() if path.stat().st_size == 9000
+    )
 
 
 def test_a_destination_that_is_moved_away_keeps_no_temporary_name_of_a_killed_worker(tmp_path: Path, dying: Dying) -> None:
@@ -977,6 +1019,22 @@ def test_a_destination_that_is_moved_away_keeps_no_temporary_name_of_a_killed_wo
     dst = make_tree(tmp_path / "dst", {"d": Dir(old)})
     dying.run("os.rename", 5, False, source, dst, last=f"os.rename({str(dst)!r}, {str(dst)!r} + '.away')", status=[3])
     assert temporary_names(tmp_path / "dst.away") == []
+
+
+@pytest.mark.parametrize("old", ["nothing", "directories"])
+def test_a_file_of_another_mode_than_a_half_one_is_not_replaced(tmp_path: Path, dying: Dying, old: str) -> None:
+    """Somebody makes it under a name that the killed worker was to copy."""
+    source = make_tree(tmp_path / "src", {"d": Dir({f"f{number}": b"new" * 3000 for number in range(40)})})
+    dst = make_tree(tmp_path / "dst", {"d": Dir({})} if old != "nothing" else {})
+    place = f"{dst}/d/f' + str(number)"
+    puts = (
+        f"for number in range(40):\n if not os.path.exists('{place}):\n"
+        f"  open('{place}, 'w').write('precious'); os.chmod('{place}, 0o640)"
+    )
+    done = dying.run("os.chmod", 5, False, source, dst, last=puts, status=[1])
+    assert "appeared in the destination" in done.stderr
+    assert [path.stat().st_size for path in (dst / "d").iterdir() if path.stat().st_size not in (9000, 8)] == []
+    assert [path for path in (dst / "d").iterdir() if path.stat().st_size == 8]
 
 
 @pytest.mark.parametrize("mask", [0o777, 0o277])

@@ -678,11 +678,13 @@ def test_a_large_file_that_meets_an_error_at_its_end_is_copied_once_more(
 FAILING = """
 import os, sys, pcopy.cli
 left, place = int(sys.argv[1]), sys.argv[2]
+wanted = ("os.mkdir", "e") if place.endswith("/f/f3") else ("open", "f3")
 def hook(event, arguments):
     global left
-    if event == "open" and arguments[0] == "f3" and left:
+    if (event, arguments[0] if arguments else "") == wanted and left:
         left -= 1
         if not left:
+            os.makedirs(os.path.dirname(place), exist_ok=True)
             with open(place, "w") as file:
                 file.write("precious")
         raise OSError(5, "Input/output error")
@@ -700,6 +702,18 @@ def test_what_somebody_makes_while_an_error_passes_is_not_taken_for_ours(tmp_pat
     command = [sys.executable, "-c", FAILING, str(times), str(place), "-j", "1", str(source), str(copy)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, place.read_text(), "appeared in the destination" in done.stderr) == (1, "precious", True)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_directory_that_somebody_makes_while_an_error_passes_is_not_taken_for_ours(tmp_path: Path, times: int) -> None:
+    """The directories that were made when the error came are made once more."""
+    below: dict[str | bytes, object] = {f"f{number}": b"1" for number in range(6)}
+    source = make_tree(tmp_path / "src", {"d": Dir({name: Dir(below) for name in "abcef"})})
+    place = tmp_path / "dst/d/f/f3"
+    command = [sys.executable, "-c", FAILING, str(times), str(place), "-j", "1", "--delete", str(source), str(tmp_path / "dst")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, place.read_text()) == (1, "precious"), done.stderr
+    assert differences(source / "d/e", tmp_path / "dst/d/e") == []
 
 
 @JOBS
