@@ -237,8 +237,9 @@ def look_at_destination(destination: Path) -> Destination:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise UsageError(f"{given}: the path, or a name in it, is too long: choose a shorter one") from None
-    below_file = os.path.lexists(parent) and not may_be_directory(parent)
-    return Destination(given, path, os.path.lexists(path), is_directory, may_be_directory(parent), below_file, special)
+    parent_exists = may_be_directory(parent)
+    below_file = os.path.lexists(parent) and not parent_exists
+    return Destination(given, path, os.path.lexists(path), is_directory, parent_exists, below_file, special)
 
 
 def may_be_directory(path: str) -> bool:

@@ -20,7 +20,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pcopy import filesystem as fs
 from pcopy import large as largefile
 from pcopy import removal, sums
 from pcopy.account import Account, unforeseen
@@ -146,8 +145,7 @@ class Slice(Account):
         for unit in self.stack:
             if isinstance(unit, Seal) and unit.large not in self.known:
                 with contextlib.suppress(OSError):
-                    pair = self.handles.pair(unit.tree, unit.path)
-                    fs.remove_if_there(unit.large.temporary.name, pair.destination)
+                    largefile.take_away(self, unit.large)
 
     # ---- units ----
 
@@ -264,7 +262,7 @@ class Slice(Account):
                 break
             done += 1
             if begun or time.monotonic() >= deadline or self.stuck:
-                break  # others can join in a large file; what a directory gives way to takes the room that was seen for it
+                break  # others can join in a large file; a directory that is in the way goes first
         self.outcome.share += unit.share * done / len(names)
         self.outcome.current = join(unit.path, names[max(0, done - 1)])
         if done < len(names):
