@@ -10,7 +10,7 @@ import click
 from pcopy import __version__
 from pcopy.errors import ExitStatus, UsageError
 from pcopy.options import ALL_ATTRIBUTES, Hash, Overwrite, When, attributes_from
-from pcopy.terminal import emit, leave, open_closed_streams, say
+from pcopy.terminal import emit, leave, open_closed_streams, say, unbuffer_stderr
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -25,6 +25,7 @@ class Command(click.Command):
 
     def main(self, *arguments: Any, **keywords: Any) -> NoReturn:
         open_closed_streams()
+        unbuffer_stderr()
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to stop: Click would end with status 1
         try:

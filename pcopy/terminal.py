@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 def say(line: str) -> None:
     """A line for people. A reader who has gone is no reason to fail."""
     with contextlib.suppress(OSError, ValueError):
-        print(line, file=sys.stderr, flush=True)
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
 
 
 def emit(text: str) -> bool:
@@ -44,6 +46,15 @@ def open_closed_streams() -> None:
         if getattr(sys, name) is None:
             os.open(os.devnull, os.O_RDONLY if name == "stdout" else os.O_RDWR)  # the lowest number that is free: this one
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+
+
+def unbuffer_stderr() -> None:
+    """What cannot be written (a closed pipe, a full disk) is to be lost, and not to wait in a buffer.
+
+    Whatever starts a process empties the buffers first, and would fail by that (multiprocessing.popen_fork).
+    """
+    raw = io.FileIO(sys.stderr.fileno(), "w", closefd=False)
+    sys.stderr = io.TextIOWrapper(raw, sys.stderr.encoding, sys.stderr.errors, write_through=True)
 
 
 def leave(status: int) -> NoReturn:

@@ -30,6 +30,9 @@ for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else lambda *_: None)
 
 
+# As users run it: streams that are not buffered hide what waits in a buffer.
+os.environ.pop("PYTHONUNBUFFERED", None)
+
 SHARED = ("-shared", "-fPIC", "-ldl")  # a library for LD_PRELOAD
 
 

@@ -365,18 +365,31 @@ def test_a_stdout_that_is_closed_fails_what_is_written_to_it(
     assert (line == "pcopy: standard output: Bad file descriptor") == (status == 1)
 
 
+SHORT = """
+import sys, pcopy.coordinator, pcopy.cli
+pcopy.coordinator.FIRST = 1e-3  # a line or more is written, and then a pool is needed
+pcopy.cli.main(sys.argv[1:])
+"""
+
+
 @pytest.mark.parametrize(("options", "jobs"), [([], 1), (["-v"], 1), (["-v"], 2), (["--progress"], 2)], ids=str)
-def test_a_reader_of_stderr_that_has_gone_is_no_trouble(
-    tmp_path: Path, source: Path, pcopy: Run, options: list[str], jobs: int
+@pytest.mark.parametrize("full", [False, True])
+def test_a_stderr_that_takes_nothing_is_no_trouble(
+    tmp_path: Path, source: Path, options: list[str], jobs: int, full: bool
 ) -> None:
     (source / "more").mkdir()
     for number in range(500):
         (source / "more" / str(number)).touch()
     reader, writer = os.pipe()
     os.close(reader)
-    done = pcopy("-j", jobs, *options, "src", "dst", capture_output=False, stdout=subprocess.PIPE, stderr=writer)
+    if full:
+        os.close(writer)
+        writer = os.open("/dev/full", os.O_WRONLY)
+    words = [sys.executable, "-c", SHORT, "-j", str(jobs), "--json", *options, "src", "dst"]
+    done = subprocess.run(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=writer, check=False, timeout=60)
     os.close(writer)
-    assert (done.returncode, done.stdout) == (0, "")
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["errors"], report["jobs"]) == (0, [], jobs)
     assert read_tree(tmp_path / "dst") == read_tree(source)
 
 
