@@ -117,7 +117,7 @@ class Account:
         try:
             there = fs.list_directory(directory)
         finally:
-            os.close(directory)
+            fs.close_read(directory)
         runs.clear_own(there, pair.destination, self.copier.token)
         listing = self.directories.list_source(pair, unit) if unit.fresh else None
         if not listing:

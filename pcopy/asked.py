@@ -7,7 +7,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, TypeVar
 
 from pcopy.errors import UsageError
@@ -70,7 +70,7 @@ def refuse_sources_in(copy: str, sources: Sequence[Source]) -> None:
     except OSError:  # it is not there yet
         return
     for source in sources:
-        if any(os.path.samestat(state, one) for one in states_above(source.path)):
+        if (state.st_dev, state.st_ino) in inodes_above(source.path):
             raise UsageError(f"{source.given}: lies in {copy}, from which delete would remove it: move it")
 
 
@@ -88,11 +88,11 @@ def check_earlier(given: str, top: str, sources: Sequence[Source], delete: bool)
         raise UsageError(f"link-dest {given}: is on another file system than {top}, and hard links cannot reach there")
     if os.path.samestat(state, there):
         raise UsageError(f"link-dest {given}: is the destination itself; give an earlier copy")
-    above = list(states_above(path))
+    above = inodes_above(path)
     for source in sources:
-        if source.is_directory and any(os.path.samestat(os.stat(source.path), one) for one in above):
+        if source.is_directory and source.inode in above:
             raise UsageError(f"link-dest {given}: is in {source.given}, whose own files would be the copy; give an earlier one")
-    if delete and os.path.exists(top) and any(os.path.samestat(there, one) for one in above):
+    if delete and os.path.exists(top) and (there.st_dev, there.st_ino) in above:
         raise UsageError(f"link-dest {given}: lies in the destination, from which delete would remove it; move it out of there")
     return path
 
@@ -214,7 +214,8 @@ def look_at_source(given: str, dereference: bool) -> Source:
         raise UsageError(f"{given or repr('')}: the source does not exist; check the spelling") from None
     except (OSError, ValueError) as error:
         raise UsageError(f"{given!r}: the source cannot be looked at: {getattr(error, 'strerror', None) or error}") from None
-    return Source(given, absolute(given), stat.S_ISDIR(state.st_mode), is_special(state.st_mode))
+    inode = (state.st_dev, state.st_ino)
+    return Source(given, absolute(given), stat.S_ISDIR(state.st_mode), is_special(state.st_mode), inode)
 
 
 def is_special(mode: int) -> bool:
@@ -265,11 +266,10 @@ def absolute(path: str) -> str:
 
 def refuse_overlap(sources: Sequence[Source], destination: Destination, landings: Sequence[Landing]) -> None:
     """No source may hold the destination or be it; compared by inode, so that no link or bind mount hides it."""
-    above = [(one.st_dev, one.st_ino) for one in states_above(destination.path)]
+    above = inodes_above(destination.path)
     for source in sources:
-        state = os.stat(source.path) if source.is_directory else os.lstat(source.path)
-        if source.is_directory and (state.st_dev, state.st_ino) in above:
-            same = destination.exists and os.path.samestat(state, os.stat(destination.path))
+        if source.is_directory and source.inode in above:
+            same = destination.exists and source.inode == above[0]
             what = "are the same directory" if same else "the destination lies in the source, which would never end"
             raise UsageError(f"{source.given} and {destination.given}: {what}; give another destination")
     for landing in landings:
@@ -283,12 +283,13 @@ def refuse_overlap(sources: Sequence[Source], destination: Destination, landings
                     raise UsageError(f"{os.path.join(landing.source, name)}: is the destination itself")
 
 
-def states_above(path: str) -> Iterator[os.stat_result]:
-    """Of a path, if it exists, and of all the directories above it."""
-    path = os.path.realpath(path)
+def inodes_above(path: str) -> list[tuple[int, int]]:
+    """Of a path, if it exists, and of all the directories above it: (st_dev, st_ino)."""
+    path, found = os.path.realpath(path), []
     while True:
         with contextlib.suppress(OSError):  # what cannot be looked at is no source, which could be
-            yield os.stat(path)
+            state = os.stat(path)
+            found.append((state.st_dev, state.st_ino))
         if path == os.path.dirname(path):
-            return
+            return found
         path = os.path.dirname(path)

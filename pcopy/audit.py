@@ -146,7 +146,7 @@ class Auditor:
         try:
             return self.reader.digest(handle, self.new, self.stop)[0]
         finally:
-            os.close(handle)
+            fs.close_read(handle)
 
     def check(self, top: int, path: str, digest: str) -> int:
         """The bytes of a file that has this checksum. Raises OSError if it has another, Stopped."""
@@ -156,7 +156,7 @@ class Auditor:
                 raise OSError("is no regular file")
             found, size = self.reader.digest(handle, self.new, self.stop)
         finally:
-            os.close(handle)
+            fs.close_read(handle)
         if found != digest:
             raise OSError("differs from the manifest")
         return size

@@ -125,7 +125,7 @@ class Directories:
             state = os.fstat(source)
             destination, mode = self.open_copy(name or ".", parent.destination, unit.fresh)
         except OSError as error:
-            os.close(source)
+            fs.close_read(source)
             raise self.error_of_copy(unit, error) from None
         pair = Pair(unit.tree, unit.path, source, destination, parent.depth + bool(unit.path), readable=True, mode=mode)
         if unit.path and unit.fresh and not unit.again and destination != ABSENT:  # what it got when made, its entries will get
@@ -181,7 +181,7 @@ class Directories:
             fs.set_mode(fs.held(handle), mode | ALL_OF_OWNER)
             return mode
         finally:
-            os.close(handle)
+            fs.close_read(handle)
 
     def refuse_loop(self, unit: Scan, source: int, state: os.stat_result) -> None:
         """Where links are followed, a directory can lie below itself, or in the destination."""
@@ -206,7 +206,7 @@ class Directories:
             try:
                 self.sort(replace(pair, source=source), listing, unit)
             finally:
-                os.close(source)
+                fs.close_read(source)
         if self.selection:
             listing.hide(self.selection.within(unit.path))
         return listing
@@ -375,7 +375,7 @@ class Directories:
                 self.refuse_loop(unit._replace(path=join(unit.path, name)), source, state)
             fs.list_directory(source)
         finally:
-            os.close(source)
+            fs.close_read(source)
 
     def take_away(self, unit: Scan) -> Finish | None:
         """The source of a directory that this run made cannot be read: it must not look like an empty one.
@@ -405,7 +405,7 @@ class Directories:
         try:
             fs.remove_directory(os.path.basename(self.job.trees[unit.tree].destination), above)
         finally:
-            os.close(above)
+            fs.close_read(above)
 
     def remove_directory(self, name: str, parent: int) -> bool:
         """Remove a directory. False if it is not empty; so one that something is mounted on is never looked into (rmdir(2))."""
@@ -436,7 +436,7 @@ class Directories:
                 fs.refuse_to_remove("is a source of this run, or an earlier copy: move it out of the destination")
             runs.leave_to_another_run([runs.is_marked(handle, runs.AT_WORK)])
         except OSError:
-            os.close(handle)
+            fs.close_read(handle)
             raise
         return handle
 

@@ -296,7 +296,7 @@ class Copier:
                 fs.set_times(handle, wanted, wanted)
             return os.fstat(handle).st_mtime_ns
         finally:
-            os.close(handle)
+            fs.close_read(handle)
             fs.remove_if_there(name, pair.destination)
 
     def refresh(self, pair: Pair, name: str, target: str, state: os.stat_result, copy: os.stat_result) -> Result | None:
@@ -326,7 +326,7 @@ class Copier:
                         raise OSError(errno.EBUSY, SWAPPED)
                     self.metadata.update(fs.held(source), fs.held(handle), state, copy)
                 finally:
-                    os.close(handle)
+                    fs.close_read(handle)
             finally:
                 fs.close_read(source)
             if written != CLOSED:
@@ -391,7 +391,7 @@ class Copier:
                 self.metadata.dress(fs.held(source), fs.held(made), state, pair)
             finally:
                 fs.close_read(source)
-                os.close(made)
+                fs.close_read(made)
         except BaseException:
             abandon(CLOSED, place, pair.destination)
             raise
@@ -562,7 +562,7 @@ class Copier:
             mine = stat.S_ISREG(state.st_mode) and state.st_uid == self.user and stat.S_IMODE(state.st_mode) == NEW
             if mine and state.st_nlink == 1 and state.st_size == source.st_size and (there := written(handle, state.st_size)):
                 return handle, tuple(there)
-            os.close(handle)
+            fs.close_read(handle)
         return self.create_temporary(place, directory), ()
 
     def begin(
@@ -608,7 +608,7 @@ class Copier:
                 if self.options.fsync:
                     fs.sync(handle)
             except BaseException:
-                os.close(handle)
+                fs.close_read(handle)
                 raise
             fs.close_written(handle)
             if over and not self.gives_way(large.target, pair.destination):
@@ -650,7 +650,7 @@ def open_temporary(large: Large, pair: Pair) -> int:
     handle = fs.open_to_write(made.name, pair.destination)
     state = os.fstat(handle)
     if (state.st_dev, state.st_ino) != made.inode or state.st_uid not in made.owners:
-        os.close(handle)
+        fs.close_read(handle)
         raise OSError(errno.EBUSY, "somebody put another file in the place of its temporary one: run the same line again")
     return handle
 

@@ -138,11 +138,11 @@ def open_deep(path: str, directory: int) -> int:
     try:
         while len(path) >= SHORT and (cut := path.rfind("/", 1, SHORT)) > 0:
             below = pass_through(path[:cut], above, follow=True)
-            os.close(above)
+            close_read(above)
             above, path = below, path[cut + 1 :]
         return open_to_read(path, above, follow=True)
     finally:
-        os.close(above)
+        close_read(above)
 
 
 def open_top(path: str, inode: tuple[int, int]) -> int:
@@ -150,7 +150,7 @@ def open_top(path: str, inode: tuple[int, int]) -> int:
     handle = os.open(path, PASS)
     state = os.fstat(handle)
     if (state.st_dev, state.st_ino) != inode:
-        os.close(handle)
+        close_read(handle)
         raise OSError(errno.ESTALE, "replaced by another directory during the run", path)
     return handle
 
@@ -169,9 +169,9 @@ def is_dead(path: str) -> bool:
     try:
         directory = os.open(path, DIRECTORY)
         try:
-            os.close(create_unnamed(directory))
+            close_read(create_unnamed(directory))
         finally:
-            os.close(directory)
+            close_read(directory)
     except OSError as error:
         return error.errno in DEAD
     return False
@@ -185,11 +185,11 @@ def upwards(directory: int) -> Iterator[int]:
             yield handle
             below, handle = handle, os.open("..", PASS, dir_fd=handle)
             at_root = os.path.samestat(os.fstat(below), os.fstat(handle))
-            os.close(below)
+            close_read(below)
             if at_root:
                 return
     finally:
-        os.close(handle)
+        close_read(handle)
 
 
 def inodes_above(directory: int) -> Iterator[tuple[int, int]]:
@@ -263,7 +263,7 @@ def has_hole(name: str, directory: int, size: int) -> bool:
         forget(handle, 0, 0)
         return os.lseek(handle, 0, os.SEEK_HOLE) < size
     finally:
-        os.close(handle)
+        close_read(handle)
 
 
 def has_unwritten(handle: int, size: int) -> bool:
@@ -310,7 +310,7 @@ def kind_of(path: str) -> str:
         try:
             mount = mount_of(handle)
         finally:
-            os.close(handle)
+            close_read(handle)
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
             return next(line.partition(" - ")[2].split()[0] for line in lines if line.split()[0] == mount)
     except (OSError, StopIteration):
@@ -475,7 +475,7 @@ def remove_directory(name: str, parent: int, pretend: bool = False) -> None:
         if os.listdir(handle):
             raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
     finally:
-        os.close(handle)
+        close_read(handle)
 
 
 def refuse_to_remove(reason: str) -> None:

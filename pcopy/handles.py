@@ -48,7 +48,7 @@ class Pair:
             try:
                 self.names = frozenset(fs.list_directory(directory))
             finally:
-                os.close(directory)
+                fs.close_read(directory)
             self.asides = tuple(name for name in self.names if name.startswith(".pcopy-"))
         return self.names
 

@@ -156,7 +156,7 @@ def write(spool: Spool, path: str, but: str | None, umask: int, lasting: bool) -
         if lasting:
             fs.sync(directory)
     finally:
-        os.close(directory)
+        fs.close_read(directory)
 
 
 def write_lines(spool: Spool, place: str, directory: int, own: bytes | None, umask: int, lasting: bool) -> None:

@@ -21,6 +21,7 @@ class Source(NamedTuple):
     path: str  # absolute
     is_directory: bool
     is_special: bool = False
+    inode: tuple[int, int] = (0, 0)  # st_dev and st_ino
 
     @property
     def name(self) -> str:

@@ -55,7 +55,7 @@ def prepare(
             runs.lock(handle, exclusive=False)
     elif not fresh:
         handle = os.open(top, fs.PASS)
-        stack.callback(os.close, handle)
+        stack.callback(fs.close_read, handle)
     trees: list[Tree] = []
     sources: list[str] = []  # where each landed below the destination
     units: list[Unit] = []
@@ -129,12 +129,12 @@ def claim(name: str, top: str, handle: int, options: Options, stack: contextlib.
         if reason:
             raise fs.CopyError(errno.EWOULDBLOCK, reason, os.path.normpath(os.path.join(top, name)))
     except OSError:
-        os.close(place)
+        fs.close_read(place)
         raise
     if stack:
-        stack.callback(os.close, place)
+        stack.callback(fs.close_read, place)
     else:
-        os.close(place)
+        fs.close_read(place)
 
 
 def open_to_mark(name: str, top: int, state: os.stat_result) -> int:
@@ -152,7 +152,7 @@ def open_to_mark(name: str, top: int, state: os.stat_result) -> int:
         finally:
             fs.set_mode(fs.held(closed), mode)
     finally:
-        os.close(closed)
+        fs.close_read(closed)
 
 
 def make_landing(name: str, top: int | None, source: str, options: Options, token: str) -> bool | None:
@@ -201,7 +201,7 @@ def make_lasting(top: int, path: str) -> None:
         try:
             fs.sync(above)
         finally:
-            os.close(above)
+            fs.close_read(above)
 
 
 def tree_of(landing: Landing, below: str | None, top: int | None) -> Tree:
@@ -263,7 +263,7 @@ def locked(top: str, exclusive: bool, report: Report) -> Iterator[tuple[int, boo
             report.warnings.append(f"{top}: cannot be locked ({error.strerror}): see to it that no other run copies into it")
         yield handle, alone
     finally:
-        os.close(handle)
+        fs.close_read(handle)
 
 
 def lock_with_others(handle: int, top: str, exclusive: bool) -> None:

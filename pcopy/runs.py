@@ -153,7 +153,7 @@ def marks(directory: int, what: int, start: int = 0, stop: int | None = None) ->
             try:
                 yield is_marked(readable, what)
             finally:
-                os.close(readable)
+                fs.close_read(readable)
 
 
 def stay_out_of_deletion(directory: int) -> None:

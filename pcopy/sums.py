@@ -47,7 +47,7 @@ def check(work: Account, unit: Check) -> None:
                 work.stack.append(unit.part(done))
                 break
     finally:
-        os.close(top)
+        fs.close_read(top)
 
 
 def check_line(work: Account, unit: Check, number: int, line: bytes, top: int) -> bool:

@@ -1146,9 +1146,19 @@ def test_a_source_that_cannot_be_closed_is_copied_all_the_same(faults: Faults, t
     source = make_tree(tmp_path / "src", {**many(40), "extra": Dir({"e": b"1"})})
     make_tree(tmp_path / "dst", {"extra": Dir({"gone": b"2"})})
     time.sleep(SHORTLY / 1e9 + 0.1)  # what was changed just now is copied by another way
-    done = faults.run("-j", jobs, "--delete", source, tmp_path / "dst", rules=[("close", errno.EREMOTEIO, EACH, "/src/")])
+    done = faults.run("-j", jobs, "--delete", source, tmp_path / "dst", rules=[("close", errno.EREMOTEIO, EACH, "/src")])
     assert done.returncode == 0, done.stderr
     assert differences(source, tmp_path / "dst") == []
+
+
+@JOBS
+def test_directories_that_cannot_be_closed_are_copied_all_the_same(faults: Faults, tmp_path: Path, jobs: int) -> None:
+    source = make_tree(tmp_path / "src", {"a": Dir({"b": Dir({})}), "c": Dir({})})
+    for _ in range(2):
+        rules = [("close", errno.EREMOTEIO, EACH, needle) for needle in ("/src", "/dst")]
+        done = faults.run("-j", jobs, "--delete", "--fsync", source, tmp_path / "dst", rules=rules)
+        assert done.returncode == 0, done.stderr
+        assert differences(source, tmp_path / "dst", extra=True) == []
 
 
 # ---- two runs at once, and runs that are killed ---------------------------------------------------------------------
