@@ -39,10 +39,12 @@ NOATIME = getattr(os, "O_NOATIME", 0)
 
 # Their times come from the clock of this machine.
 LOCAL = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "bcachefs", "zfs", "tmpfs", "ramfs"})
-# What is closed there is as safe as it will be: in memory, or with another machine. Others write it to a disk when they like.
-OFF_DISK = frozenset({
-    "tmpfs", "ramfs", "nfs", "nfs4", "cifs", "smb3", "ceph", "lustre", "gpfs", "beegfs", "afs", "9p", "virtiofs", "fuse",
+# Another machine or process keeps the files, and each call is a question to it.
+ELSEWHERE = frozenset({
+    "nfs", "nfs4", "cifs", "smb3", "ceph", "lustre", "gpfs", "beegfs", "afs", "9p", "virtiofs", "fuse",
 })  # fmt: skip
+# What is closed there is as safe as it will be: in memory, or elsewhere. Others write it to a disk when they like.
+OFF_DISK = ELSEWHERE | {"tmpfs", "ramfs"}
 # Each block of a file that was not written shows as a hole. Elsewhere what surrounds the bytes that were written can be shown
 # as data too: on tmpfs a page of 2 MiB, on ZFS a record of up to 16.
 EXACT = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs"})
@@ -243,6 +245,7 @@ def wait_for_writes(handle: int) -> None:
     A write sets the times of a file before it changes the first byte: half of it can be there while no time changes any more.
     It has the inode locked from before until it ends (generic_file_write_iter() in mm/filemap.c), and to seek for data takes
     that lock (shmem_file_llseek(), ext4_llseek(), find_desired_extent() of btrfs). On xfs every read does.
+    Nothing of that holds where somebody else keeps the file.
     """
     if hasattr(os, "SEEK_DATA"):
         with contextlib.suppress(OSError):
@@ -320,6 +323,11 @@ def kind_of(path: str) -> str:
 def is_on_disk(kind: str) -> bool:
     """Whether a power cut can take from a file what was written to it, and leave its length and times."""
     return kind.partition(".")[0] not in OFF_DISK
+
+
+def is_elsewhere(kind: str) -> bool:
+    """Whether each call is a question to another machine or process."""
+    return kind.partition(".")[0] in ELSEWHERE
 
 
 # ---- what Python lacks ----------------------------------------------------------------------------------------------

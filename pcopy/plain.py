@@ -54,12 +54,13 @@ class Plain:
             self.works and options.overwrite is Overwrite.CHANGED and not options.checksum and not options.dereference
         )
 
-    def copy(self, pair: Pair, names: Sequence[str], deadline: float, tree: Tree) -> tuple[int, int]:
+    def copy(self, pair: Pair, names: Sequence[str], deadline: float, tree: Tree, settles: bool) -> tuple[int, int]:
         """Copy files until one is not plain, or until the deadline. Returns how many were copied, and their bytes.
 
         To see whether a source changed while it was read takes two looks at it, before and after. One will do, after, if
         its change time is older than the copying, by this machine's clock, and reading left the access time alone. That the
-        next file is like the last one is a guess: where it is wrong, entry.py does the file again.
+        next file is like the last one is a guess: where it is wrong, entry.py does the file again. ``settles``: a write under
+        way can be waited for.
         """
         done = total = 0
         contents, links, xattrs, mask, times = self.contents, self.links, self.xattrs, self.mask, self.times
@@ -78,11 +79,12 @@ class Plain:
                 before = None if self.quick else os.fstat(source)
                 if before and (not self.is_plain(before) or before.st_ctime_ns >= time.time_ns() - SHORTLY):
                     break
-                try:
-                    if os.lseek(source, 0, fs.SEEK_DATA):  # waits, see fs.wait_for_writes
-                        break
-                except OSError:  # nothing but a hole, or nobody can tell
-                    pass
+                if settles:
+                    try:
+                        if os.lseek(source, 0, fs.SEEK_DATA):  # waits, see fs.wait_for_writes
+                            break
+                    except OSError:  # nothing but a hole, or nobody can tell
+                        pass
                 made = True  # before it is: a signal can end this slice when open has returned and nothing is noted yet
                 try:
                     handle = os.open(name, fs.CREATE, 0o600, dir_fd=pair.destination)

@@ -210,7 +210,7 @@ def tree_of(landing: Landing, below: str | None, top: int | None) -> Tree:
     state = None if top is None else fs.look_if_there(below or ".", top)
     if state and stat.S_ISDIR(state.st_mode):  # else a dry run
         inode = (state.st_dev, state.st_ino)
-    kind = fs.kind_of(landing.destination) if inode else ""
+    kind, kind_of_source = fs.kind_of(landing.destination) if inode else "", fs.kind_of(landing.source)
     return Tree(
         landing.source,
         landing.destination,
@@ -219,7 +219,8 @@ def tree_of(landing: Landing, below: str | None, top: int | None) -> Tree:
         depth=1 if below else 0,
         on_disk=fs.is_on_disk(kind),
         exact=kind in fs.EXACT,
-        one_clock=kind in fs.LOCAL and fs.kind_of(landing.source) in fs.LOCAL,
+        one_clock=kind in fs.LOCAL and kind_of_source in fs.LOCAL,
+        settles=not fs.is_elsewhere(kind_of_source),
     )
 
 

@@ -226,14 +226,14 @@ class Slice(Account):
         names, deadline, plain = unit.names, self.deadline, self.copier.plain
         if unit.again and pair.destination != ABSENT:
             pair.note_names()
-        done, begun, compared = 0, False, None
+        tree, done, begun, compared = self.job.trees[unit.tree], 0, False, None
         usual = unit.regular and not unit.again and not unit.partial
         plainly = usual and unit.fresh
         known = usual and not unit.fresh and plain.compares and pair.destination != ABSENT
         while done < len(names):
             if plainly and plain.works and unit.first_of is None and not pair.earlier:
                 some = names[done : done + 1] if self.singly else names[done:]
-                count, size = plain.copy(pair, some, deadline, self.job.trees[unit.tree])
+                count, size = plain.copy(pair, some, deadline, tree, tree.settles or unit.device != tree.source_inode[0])
                 self.note_files(unit, some[:count], size)
                 if self.pace:
                     self.pace.pay(size)
@@ -243,13 +243,13 @@ class Slice(Account):
                 if count and self.singly:
                     continue
             elif plainly and plain.links_earlier and pair.earlier:
-                count = plain.link(pair, names[done:], deadline, self.job.trees[unit.tree])
+                count = plain.link(pair, names[done:], deadline, tree)
                 self.note_linked(unit, names[done : done + count])
                 done += count
                 if done == len(names) or (count and time.monotonic() >= deadline):
                     break
             elif known:
-                count = plain.unchanged(pair, names[done:], deadline, self.job.trees[unit.tree])
+                count = plain.unchanged(pair, names[done:], deadline, tree)
                 self.note_unchanged(unit, names[done : done + count])
                 done += count
                 if done == len(names) or (count and time.monotonic() >= deadline):

@@ -21,6 +21,7 @@ import pytest
 import pcopy
 from pcopy import filesystem as fs
 from pcopy import runs
+from pcopy.metadata import SHORTLY
 from pcopy.options import Options
 from pcopy.report import warnings
 from pcopy.work import Attributes, Entries, Failure, Finish, Job, Outcome, Scan, Tree, Unit
@@ -77,6 +78,28 @@ def test_a_new_file_is_made_alone_and_closed_and_its_times_come_last(tmp_path: P
     assert order == sorted(order)
     assert [calls.count(name) for name in ("fchown", "fchmod", "utimensat")] == [1, 1, 1]
     assert calls[-2:] == ["utimensat", "close"]
+
+
+@pytest.mark.parametrize("kind", ["nfs4", "fuse.sshfs", "ext4", "tmpfs", "overlay", ""])
+def test_only_a_source_that_this_machine_keeps_is_asked_for_writes_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """A question for each file is what takes long where somebody else keeps it, and the answer means nothing."""
+    source = make_tree(tmp_path / "src", {"d": Dir({str(number): File(b"text", mtime_ns=WHEN) for number in range(30)})})
+    time.sleep(SHORTLY / 1e9 + 0.1)  # what was changed just now is copied by another way
+    asked: list[int] = []
+    seek = os.lseek
+
+    def spied(handle: int, position: int, how: int) -> int:
+        asked.append(how)
+        return seek(handle, position, how)
+
+    monkeypatch.setattr(os, "lseek", spied)
+    monkeypatch.setattr(fs, "kind_of", lambda path: kind)
+    assert pcopy.copy(source, tmp_path / "dst", jobs=1).ok
+    assert asked.count(os.SEEK_DATA) == (0 if fs.is_elsewhere(kind) else 30)
+    assert fs.is_elsewhere(kind) == (kind in ("nfs4", "fuse.sshfs"))
+    assert read_tree(tmp_path / "dst") == read_tree(source)
 
 
 def test_what_is_no_file_is_never_opened(tmp_path: Path) -> None:
