@@ -675,6 +675,37 @@ def test_a_large_file_that_meets_an_error_at_its_end_is_copied_once_more(
     assert differences(source, copy, extra=True) == []
 
 
+UNOPENED = """
+import os, sys, pcopy.cli
+first, count = int(sys.argv[1]), 0
+def hook(event, arguments):
+    global count
+    if event == "open" and arguments[0] == "d":
+        count += 1
+        if first <= count < first + 2:
+            raise OSError(5, "Input/output error")
+sys.addaudithook(hook)
+pcopy.cli.main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+def test_a_directory_of_a_large_file_that_cannot_be_opened_for_a_moment(tmp_path: Path, retries: int) -> None:
+    """Whatever it was to be opened for: at the end too, when the file is to get its name."""
+    source = make_tree(tmp_path / "src", {"d": Dir({"big": b"x" * LARGE})})
+    copied = []
+    for first in range(1, 9):
+        copy = tmp_path / str(first)
+        words = [sys.executable, "-c", UNOPENED, str(first), "-q", "-j", "1", "--retries", str(retries), str(source), str(copy)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+        copied.append(done.returncode == 0)
+        assert (done.returncode, "Input/output error" in done.stderr) in [(0, False), (1, True)], done.stderr
+        assert list(copy.rglob(".pcopy-*")) == []
+        assert (differences(source, copy) == []) == copied[-1]
+        shutil.rmtree(copy)
+    assert all(copied) if retries else False in copied
+
+
 FAILING = """
 import os, sys, pcopy.cli
 left, place = int(sys.argv[1]), sys.argv[2]
