@@ -35,6 +35,7 @@ from pcopy.work import (
     Sums,
     Unit,
     Verify,
+    changed_group,
     directory_group,
     join,
     large_group,
@@ -42,8 +43,8 @@ from pcopy.work import (
 
 # Told only to those who want to hear of all: what does not change.
 QUIET = frozenset({"unchanged", "directory", "hidden"})
-Listed = Scan | Entries | Link | Finish
-Retried = Listed | Span | Verify | Sums | Check | Remove | Clear
+Listed = Scan | Entries | Link | Finish | Span | Verify | Seal
+Retried = Scan | Entries | Link | Finish | Span | Verify | Sums | Check | Remove | Clear
 SOON = 2.0  # seconds
 DOUBTFUL = (
     "{path}{more}: the source lacks it, and it may be a part of a file that a killed worker was copying: "
@@ -208,7 +209,7 @@ class Account:
             return
         outcome = self.outcome
         gone = failure.errno == errno.ENOENT and self.is_gone(unit)
-        if gone and isinstance(unit, (Scan, Entries, Link, Finish)) and self.is_unmounted(unit):
+        if gone and isinstance(unit, (Scan, Entries, Link, Finish, Span, Verify, Seal)) and self.is_unmounted(unit):
             gone, failure = False, failure._replace(errno=errno.ESTALE, reason=UNMOUNTED)
         self.spoil(unit)
         if not gone:
@@ -228,9 +229,15 @@ class Account:
                     self.fail(failure if whole else failure._replace(path=self.full(unit.tree, unit.path, name)))
             if isinstance(unit, Scan) and unit.fresh and failure.errno:
                 self.take_away(unit)
+        elif isinstance(unit, (Span, Verify)) and gone:
+            outcome.ruined.add(changed_group(unit.large))
+            outcome.large_done += unit.stop - unit.start if isinstance(unit, Span) else 0
         elif isinstance(unit, (Span, Verify)):
             outcome.ruined.add(large_group(unit.large))
             outcome.broken.setdefault(large_group(unit.large), failure)
+        elif isinstance(unit, Seal) and gone:
+            outcome.tally.vanished += 1
+            self.event("vanished", unit, unit.large.name)
         elif isinstance(unit, Seal):
             self.fail(failure)
         elif isinstance(unit, (Remove, Clear)):
@@ -267,7 +274,8 @@ class Account:
 
     def device_of(self, unit: Listed) -> int:
         """That of the directory in which the entries of a unit were listed."""
-        return unit.device or self.job.trees[unit.tree].source_inode[0]
+        device = unit.large.device if isinstance(unit, (Span, Verify, Seal)) else unit.device
+        return device or self.job.trees[unit.tree].source_inode[0]
 
     def take_away(self, unit: Scan) -> None:
         """An empty directory must not stand for one that could not be read."""

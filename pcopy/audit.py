@@ -115,7 +115,9 @@ class Auditor:
 
         None if the source is not what it was: there is nothing to compare with.
         """
-        source = fs.open_to_read(large.name, pair.source, self.follow)
+        source = open_source(large, pair, self.follow)
+        if source is None:
+            return None
         try:
             copy = fs.open_to_read(large.temporary.name, pair.destination)
             try:
@@ -188,3 +190,15 @@ def is_changed(before: os.stat_result, after: os.stat_result) -> bool:
 
 def version_of(state: os.stat_result) -> Version:
     return Version((state.st_dev, state.st_ino), state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+
+
+def open_source(large: Large, pair: Pair, follow: bool) -> int | None:
+    """The source of a large file; None if it is gone, or not what it was: another may be on the way to it for a while."""
+    try:
+        source = fs.open_to_read(large.name, pair.source, follow)
+    except FileNotFoundError:
+        return None
+    if version_of(os.fstat(source)) == large.version:
+        return source
+    fs.close_read(source)
+    return None

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from pcopy import filesystem as fs
 from pcopy import runs
-from pcopy.audit import Auditor, is_changed, version_of
+from pcopy.audit import Auditor, is_changed, open_source, version_of
 from pcopy.contents import Contents, has_holes, lacks_data, written
 from pcopy.directory import APPEARED
 from pcopy.handles import ABSENT, Pair
@@ -175,10 +175,11 @@ class Copier:
         if copy is None or not stat.S_ISREG(copy.st_mode) or copy.st_nlink > 1:
             return False
         mode = stat.S_IMODE(copy.st_mode)
-        as_made = not mode & ~NEW and copy.st_uid == self.user  # the umask may have narrowed it
-        return as_made or (
-            state is not None and mode == state.st_mode & self.plain.mask and copy.st_uid in (self.user, state.st_uid)
-        )
+        as_made = not mode & ~NEW  # the umask may have narrowed it
+        if state is None:
+            return as_made and self.user in (0, copy.st_uid)
+        wanted = state.st_mode & self.plain.mask  # the owner comes first, then what an ACL makes of the mode, then the mode
+        return copy.st_uid in (self.user, state.st_uid) and (as_made or mode in (wanted, wanted & 0o777))
 
     # ---- deciding ----
 
@@ -589,11 +590,11 @@ class Copier:
             raise OSError(errno.EEXIST, APPEARED)
         if over and not self.would_give_way(large.target, pair.destination):
             raise Blocked
-        source = fs.open_to_read(large.name, pair.source, self.follow)
+        source = open_source(large, pair, self.follow)
+        if source is None:
+            raise SourceChanged
         try:
             state = os.fstat(source)
-            if version_of(state) != large.version:
-                raise SourceChanged
             try:
                 handle = open_temporary(large, pair)
             except FileNotFoundError:

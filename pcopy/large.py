@@ -8,13 +8,12 @@ Seal waits for all of them: attributes, then the name; or, if one has failed, no
 from __future__ import annotations
 
 import errno
-import os
 import time
 from collections.abc import Iterable, Iterator
 
 from pcopy import filesystem as fs
 from pcopy.account import Account
-from pcopy.audit import version_of
+from pcopy.audit import open_source
 from pcopy.contents import BLOCK
 from pcopy.entry import IN_ITS_PLACE, TRIES, Blocked, Fate, SourceChanged, changed, open_temporary
 from pcopy.work import Clear, Entries, Large, Seal, Span, Unit, Verify, changed_group, join, large_group
@@ -56,9 +55,8 @@ def copy(work: Account, unit: Span) -> None:
     pair = work.handles.pair(large.tree, large.path)
     work.outcome.current = join(large.path, large.name)
     work.copier.contents.begin()
-    source = fs.open_to_read(large.name, pair.source, work.job.options.dereference)
-    if version_of(os.fstat(source)) != large.version:  # another directory or link may be on the way to it for a while
-        fs.close_read(source)
+    source = open_source(large, pair, work.job.options.dereference)
+    if source is None:
         work.outcome.ruined.add(changed_group(large))
         work.outcome.large_done += unit.stop - position
         return

@@ -850,6 +850,33 @@ def test_directories_that_vanish_are_counted_and_leave_nothing(tmp_path: Path, j
     assert [name for name in copied if not os.listdir(tmp_path / "dst" / name)] == []
 
 
+@JOBS
+@pytest.mark.parametrize("verify", [False, True])
+@pytest.mark.parametrize("what", ["d/big", "d"])
+def test_a_large_file_that_vanishes_while_it_is_copied_fails_nothing(
+    tmp_path: Path, jobs: int, what: str, verify: bool
+) -> None:
+    source = make_tree(tmp_path / "src", {"d": Dir({"big": b"x" * LARGE}), "stays": b"text"})
+
+    class Beside(pcopy.Observer):
+        """Takes it away as soon as it is under way."""
+
+        def __init__(self) -> None:
+            self.done = False
+
+        def progress(self, progress: pcopy.Progress) -> None:
+            if not self.done and list((tmp_path / "dst/d").glob(".pcopy-*")):
+                self.done = True
+                shutil.rmtree(source / what) if what == "d" else (source / what).unlink()
+
+    observer = Beside()
+    report = pcopy.copy(source, tmp_path / "dst", jobs=jobs, verify=verify, bwlimit="30M", observer=observer)
+    assert observer.done
+    assert report.ok, report.errors
+    assert (report.files, report.vanished, report.failed) == (1, 1, 0)
+    assert sorted((tmp_path / "dst").rglob("*")) == [tmp_path / "dst/d", tmp_path / "dst/stays"]
+
+
 class Taker(pcopy.Observer):
     """Runs a command as soon as a directory has been read."""
 
