@@ -265,7 +265,7 @@ def absolute(path: str) -> str:
 
 
 def refuse_overlap(sources: Sequence[Source], destination: Destination, landings: Sequence[Landing]) -> None:
-    """No source may hold the destination or be it; compared by inode, so that no link or bind mount hides it."""
+    """No source may hold the destination or be it; by inode, so that no link or bind mount of either hides it."""
     above = inodes_above(destination.path)
     for source in sources:
         if source.is_directory and source.inode in above:

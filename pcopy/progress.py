@@ -76,7 +76,8 @@ class Lines(Observer):
         self.write(f"pcopy: {failure_line(failure)}")
 
     def write(self, line: str) -> None:
-        print(line, file=self.stream, flush=True)
+        self.stream.write(f"{line}\n")  # in one piece: others may write to the same stream
+        self.stream.flush()
 
     def close(self) -> None:
         """Leave the terminal as it was."""

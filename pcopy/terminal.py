@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import signal
@@ -48,12 +49,25 @@ def open_closed_streams() -> None:
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
 
 
+class Whole(io.FileIO):
+    """Writes all that it is given, as a buffer would: a signal, or a stop (SIGSTOP), can end a call early (signal(7))."""
+
+    def write(self, data: Any) -> int:
+        left = memoryview(data)
+        while left:
+            count = super().write(left)
+            if count is None:
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            left = left[count:]
+        return len(data)
+
+
 def unbuffer_stderr() -> None:
     """What cannot be written (a closed pipe, a full disk) is to be lost, and not to wait in a buffer.
 
     Whatever starts a process empties the buffers first, and would fail by that (multiprocessing.popen_fork).
     """
-    raw = io.FileIO(sys.stderr.fileno(), "w", closefd=False)
+    raw = Whole(sys.stderr.fileno(), "w", closefd=False)
     sys.stderr = io.TextIOWrapper(raw, sys.stderr.encoding, sys.stderr.errors, write_through=True)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -391,6 +393,53 @@ def test_a_stderr_that_takes_nothing_is_no_trouble(
     report = json.loads(done.stdout)
     assert (done.returncode, report["errors"], report["jobs"]) == (0, [], jobs)
     assert read_tree(tmp_path / "dst") == read_tree(source)
+
+
+@pytest.mark.parametrize("bars", ["--progress", "--no-progress"])
+def test_no_line_is_lost_to_a_slow_reader_when_the_run_is_stopped_and_goes_on(tmp_path: Path, bars: str) -> None:
+    """A call that writes can end early then; with bars many lines are one call."""
+    (tmp_path / "src").mkdir()
+    names = [f"file-{number:05d}" for number in range(5000)]
+    for name in names:
+        (tmp_path / "src" / name).touch()
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    words = [sys.executable, "-m", "pcopy", "-j", "1", "-v", bars, "src", "dst"]
+    process = subprocess.Popen(words, cwd=tmp_path, stderr=writer)
+    os.close(writer)
+    said, pauses = bytearray(), 0
+    while text := os.read(reader, 3000):
+        said += text
+        if pauses < 20 and process.poll() is None:
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(0.005)
+            process.send_signal(signal.SIGCONT)
+            pauses += 1
+    os.close(reader)
+    assert (process.wait(), pauses) == (0, 20)
+    assert sorted(set(re.findall("file-[0-9]{5}", said.decode()))) == names
+
+
+def test_each_line_is_written_in_one_piece(tmp_path: Path) -> None:
+    """So the lines of several runs into one stream stay lines. A socket of this kind keeps what was written apart."""
+    (tmp_path / "src").mkdir()
+    for number in range(100):
+        (tmp_path / "src" / str(number)).touch()
+    reader, writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pcopy", "-j", "1", "-v", "src", "src/x/no", "dst"], cwd=tmp_path, stderr=writer.fileno()
+    )
+    refused = reader.recv(1 << 16)
+    assert process.wait() == 2
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pcopy", "-j", "1", "-v", "src", "dst"], cwd=tmp_path, stderr=writer.fileno()
+    )
+    writer.close()
+    pieces = [refused, *iter(lambda: reader.recv(1 << 16), b"")]
+    reader.close()
+    assert process.wait() == 0
+    assert len(pieces) == 103
+    assert [piece for piece in pieces if piece.count(b"\n") != 1 or not piece.endswith(b"\n")] == []
 
 
 @pytest.mark.parametrize("closed", ["1>&-", "2>&-", "1>&- 2>&-", "0<&- 1>&- 2>&-"])
