@@ -18,6 +18,7 @@ from pcopy.pace import Pace
 from pcopy.stop import of_this_process
 from pcopy.work import (
     Attributes,
+    Begun,
     Check,
     Clear,
     Entries,
@@ -43,8 +44,8 @@ from pcopy.work import (
 
 # Told only to those who want to hear of all: what does not change.
 QUIET = frozenset({"unchanged", "directory", "hidden"})
-Listed = Scan | Entries | Link | Finish | Span | Verify | Seal
-Retried = Scan | Entries | Link | Finish | Span | Verify | Sums | Check | Remove | Clear
+Listed = Begun | Finish | Span | Verify | Seal
+Retried = Begun | Finish | Span | Verify | Sums | Check | Remove | Clear
 SOON = 2.0  # seconds
 DOUBTFUL = (
     "{path}{more}: the source lacks it, and it may be a part of a file that a killed worker was copying: "
@@ -85,10 +86,10 @@ class Account:
             self.outcome.failures.append(failure)
             self.outcome.leftover.append(unit._replace(discard=True))
             return self.outcome
-        self.fail_unit(unit._replace(again=True) if isinstance(unit, (Scan, Entries, Link)) else unit, failure)
+        self.fail_unit(unit._replace(again=True) if isinstance(unit, Begun) else unit, failure)
         return self.outcome
 
-    def take_back(self, units: Iterable[Scan | Entries | Link]) -> None:
+    def take_back(self, units: Iterable[Begun]) -> None:
         """Take away what workers that were killed had begun of these units and did not finish.
 
         How far they had come nobody knows: what is not found soon, the next run clears.
@@ -138,7 +139,7 @@ class Account:
         """Whether it is a file of the run itself in its copy."""
         return (unit.tree, join(unit.path, name)) in self.job.spared
 
-    def pair_to_clear(self, unit: Scan | Entries | Link) -> Pair:
+    def pair_to_clear(self, unit: Begun) -> Pair:
         """The handles of a directory, whose source may be gone by now."""
         try:
             return self.handles.pair(unit.tree, unit.path)
@@ -209,12 +210,12 @@ class Account:
             return
         outcome = self.outcome
         gone = failure.errno == errno.ENOENT and self.is_gone(unit)
-        if gone and isinstance(unit, (Scan, Entries, Link, Finish, Span, Verify, Seal)) and self.is_unmounted(unit):
+        if gone and isinstance(unit, Listed) and self.is_unmounted(unit):
             gone, failure = False, failure._replace(errno=errno.ESTALE, reason=UNMOUNTED)
         self.spoil(unit)
         if not gone:
             self.keep_all(unit)
-        if isinstance(unit, (Scan, Entries, Link)):
+        if isinstance(unit, Begun):
             # A directory that was there is not searched for what was begun in it for each error: it can be large.
             if unit.again and (unit.fresh or not isinstance(unit, Scan) or failure.errno in (None, errno.ENOENT, errno.ESTALE)):
                 self.take_back([unit])
@@ -372,7 +373,7 @@ def given_up(job: Job, unit: Unit, reason: str) -> Outcome:
         return Account(job, handles).give_up(unit, reason)
 
 
-def take_back(job: Job, units: Iterable[Scan | Entries | Link]) -> Outcome:
+def take_back(job: Job, units: Iterable[Begun]) -> Outcome:
     """The run stops: see :meth:`Account.take_back`."""
     with Handles(job) as handles:
         account = Account(job, handles)

@@ -25,6 +25,7 @@ from pcopy.options import Overwrite
 from pcopy.pace import Throttle
 from pcopy.result import Observer, Progress, Report, Stop
 from pcopy.work import (
+    Begun,
     Check,
     Clear,
     Entries,
@@ -78,9 +79,6 @@ DEATHS = 3
 STARTS = 8  # executors in a row that cannot be started, until the run is given up
 FOREVER = threading.TIMEOUT_MAX
 WORKER_DIED = "a worker process was killed from outside; others did its work again"
-
-
-Begun = Scan | Entries | Link
 
 
 class Portion(NamedTuple):
@@ -441,7 +439,7 @@ class Coordinator:
         self.warn_of_death()
         alone = len(slices) == 1 and len(slices[0]) == 1
         for unit in [unit for units in slices for unit in units]:
-            unit = unit._replace(again=True) if isinstance(unit, (Scan, Entries, Link)) else unit
+            unit = unit._replace(again=True) if isinstance(unit, Begun) else unit
             self.deaths[unit] += alone
             if self.deaths[unit] >= DEATHS:
                 self.give_up(unit, "the worker process that copied it died each time")
@@ -504,7 +502,7 @@ def wind_up(coordinator: Coordinator) -> None:
 
 def is_begun(unit: Unit) -> TypeGuard[Begun]:
     """Whether a worker that was killed may have begun a unit."""
-    return isinstance(unit, (Scan, Entries, Link)) and unit.again
+    return isinstance(unit, Begun) and unit.again
 
 
 def searches(unit: Unit | Shared) -> bool:

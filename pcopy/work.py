@@ -415,6 +415,8 @@ class Clear(NamedTuple):
         return directory_group(self.tree, self.path) if self.emptied else None
 
 
+# Those that remember that a worker which was killed may have begun them.
+Begun = Scan | Entries | Link
 Unit = Scan | Entries | Span | Verify | Seal | Link | Sums | Check | Finish | Remove | Clear
 
 
