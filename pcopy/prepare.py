@@ -210,7 +210,8 @@ def tree_of(landing: Landing, below: str | None, top: int | None) -> Tree:
     state = None if top is None else fs.look_if_there(below or ".", top)
     if state and stat.S_ISDIR(state.st_mode):  # else a dry run
         inode = (state.st_dev, state.st_ino)
-    kind, kind_of_source = fs.kind_of(landing.destination) if inode else "", fs.kind_of(landing.source)
+    kind = fs.kind_of(landing.destination) if inode else ""
+    kind_of_source = fs.kind_of(landing.source)
     return Tree(
         landing.source,
         landing.destination,
