@@ -220,16 +220,17 @@ class Directories:
     def sort_entries(self, pair: Pair, listing: Listing) -> None:
         follow = self.options.dereference
         directories, regular, other = listing.directories, listing.regular, listing.other
-        for entry in fs.read_directory(pair.source):
-            try:
-                if entry.is_file(follow_symlinks=follow):
-                    regular.append(entry.name)
-                elif entry.is_dir(follow_symlinks=follow):
-                    directories.append((entry.name, True))
-                else:
+        for some in fs.read_directory(pair.source):
+            for entry in some:
+                try:
+                    if entry.is_file(follow_symlinks=follow):
+                        regular.append(entry.name)
+                    elif entry.is_dir(follow_symlinks=follow):
+                        directories.append((entry.name, True))
+                    else:
+                        other.append(entry.name)
+                except OSError:  # of an unknown type, and it cannot be looked at: whoever copies it will say why
                     other.append(entry.name)
-            except OSError:  # of an unknown type, and it cannot be looked at: whoever copies it will say why
-                other.append(entry.name)
 
     def sort_listed(self, pair: Pair, listing: Listing, only: Iterable[str]) -> None:
         """As :meth:`sort_entries`, of what a list names. It implies the directories above what it names."""
@@ -262,9 +263,9 @@ class Directories:
         if unit.again and not self.options.dry_run:  # by a worker that was killed
             runs.clear_own(listing.there, pair.destination, self.job.token)
         in_full = unit.only is None
-        if self.job.locked and not self.options.dry_run:
+        if self.job.locked and not self.options.dry_run and runs.may_be_stale(listing.there):
             names = (*listing.regular, *listing.other, *(name for name, _ in listing.directories))
-            keep = {name for name in names if name.startswith(".pcopy-")}
+            keep = set(runs.may_be_stale(names))
             listing.partial = runs.clear_stale(
                 listing.there, keep, pair.depth, pair.destination, self.job.token, listing.regular
             )
@@ -299,7 +300,7 @@ class Directories:
         All but what its source has, what this run and others write, and what would not be copied if the source had it.
         """
         extra = [one for one in there.items() if one[0] not in found]
-        if [name for name in there if name.startswith(".pcopy-")]:
+        if runs.may_be_stale(there):
             extra = [(name, is_dir) for name, is_dir in extra if is_dir or not runs.is_temporary(name)]
         if self.job.spared:
             tree = max(pair.tree, ~pair.tree)

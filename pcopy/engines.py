@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, wait
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pcopy.stop import of_this_process
+from pcopy.stop import Process, of_this_process
 
 if TYPE_CHECKING:
     from concurrent.futures import ProcessPoolExecutor
@@ -264,7 +264,17 @@ def begin_worker() -> None:
     signal.signal(signal.SIGTERM, terminate)
     signal.signal(HURRY, hurry)
     end_with_parent()
+    forget_working_directory()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+
+
+def forget_working_directory() -> None:
+    """From now on it may be any: no module is to be taken from there, as those of an empty or relative path would be."""
+    try:
+        sys.path[:] = [os.path.abspath(path) for path in sys.path]
+    except OSError:  # it was removed
+        sys.path[:] = [path for path in sys.path if os.path.isabs(path)]
+    Process.roams = True
 
 
 def guarded(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

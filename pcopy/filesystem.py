@@ -61,6 +61,7 @@ NOREPLACE, EXCHANGE = 1, 2  # linux/fs.h: RENAME_NOREPLACE, RENAME_EXCHANGE
 UNABLE = frozenset({errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENODATA})
 # This one attribute is too large for the file system (setxattr(2); ext4 says ENOSPC: a value has to fit into one block).
 TOO_LARGE = frozenset({errno.E2BIG, errno.ERANGE, errno.ENOSPC})
+SOME = 1000  # entries of a directory, read at a time
 SHORT = 1000  # characters of a path that any call takes, four bytes each (PATH_MAX)
 LARGEST_ATTRIBUTE = 64 << 10  # bytes (XATTR_SIZE_MAX, xattr(7))
 # Nothing else can be written to the destination either.
@@ -228,15 +229,16 @@ def pass_through(name: str, parent: int, follow: bool = False) -> int:
     return os.open(name, PASS if follow else PASS | NOFOLLOW, dir_fd=parent)
 
 
-def read_directory(handle: int) -> Iterator[os.DirEntry[str]]:
-    """The entries of an open directory; the handle stays open. What fails on the way fails in here."""
+def read_directory(handle: int) -> Iterator[list[os.DirEntry[str]]]:
+    """The entries of an open directory, some at a time; the handle stays open. What fails on the way fails in here."""
     with os.scandir(handle) as entries:
-        yield from entries
+        while some := list(islice(entries, SOME)):
+            yield some
 
 
 def list_directory(handle: int) -> dict[str, bool]:
     """The names in an open directory, and whether each is a directory."""
-    return {entry.name: entry.is_dir(follow_symlinks=False) for entry in read_directory(handle)}
+    return {entry.name: entry.is_dir(follow_symlinks=False) for some in read_directory(handle) for entry in some}
 
 
 def wait_for_writes(handle: int) -> None:
@@ -492,8 +494,10 @@ def refuse_to_remove(reason: str) -> None:
 
 def close_read(handle: int) -> None:
     """An error says nothing about what was only read: that is all there."""
-    with contextlib.suppress(OSError):
+    try:  # noqa: SIM105 - for each directory twice, and suppress() takes longer than the call
         os.close(handle)
+    except OSError:
+        pass
 
 
 def close_written(handle: int) -> None:
@@ -613,12 +617,15 @@ def read_attribute(target: Target, name: str) -> bytes | None:
         raise
 
 
-def has_attributes(name: str, directory: int, follow: bool = False) -> bool:
-    """Whether an entry has extended attributes, or cannot be asked."""
-    try:
-        return XATTRS and bool(os.listxattr(f"/proc/self/fd/{directory}/{name}", follow_symlinks=follow))
-    except OSError:
-        return True
+def way_to(directory: int, roams: bool = False) -> str:
+    """What to put before a name in an open directory for calls that take no directory handle; it holds until the next call.
+
+    If this process may go there, nothing: the kernel then finds the name three times as fast as by way of /proc.
+    """
+    if roams:
+        os.fchdir(directory)
+        return ""
+    return f"/proc/self/fd/{directory}/"
 
 
 def attributes_by_name(name: str, directory: int, follow: bool = False) -> dict[str, bytes]:

@@ -53,8 +53,9 @@ class Pair:
         return self.names
 
     def close(self) -> None:
-        close(self.source)
-        close(self.destination)
+        for handle in (self.source, self.destination):
+            if handle != ABSENT:
+                fs.close_read(handle)
 
 
 class Handles:

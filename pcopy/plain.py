@@ -21,12 +21,14 @@ from pcopy.contents import Contents
 from pcopy.handles import Pair
 from pcopy.metadata import EARLIEST, LATEST, SHORTLY, Metadata
 from pcopy.options import Options, Overwrite, When
+from pcopy.stop import Process
 from pcopy.work import Tree
 
 CLOSED = -1
 # Bytes copied before a file's length is looked at: more would cost more where it is found to be a large file after all,
 # less one call more for files of medium size.
 FIRST = 1 << 20
+CREATE, SEEK_DATA = fs.CREATE, fs.SEEK_DATA
 
 
 class Plain:
@@ -37,7 +39,7 @@ class Plain:
         self.read = fs.READ | fs.NOATIME | (0 if options.dereference else fs.NOFOLLOW)
         self.mask = 0o7777 if "mode" in options.preserve else 0o777 & ~metadata.umask
         self.links = "links" in options.preserve
-        self.xattrs, self.times = "xattr" in options.preserve, "times" in options.preserve
+        self.xattrs, self.times = "xattr" in options.preserve and fs.XATTRS, "times" in options.preserve
         self.follow = options.dereference
         self.quick, self.guesses = False, True
         self.compares = options.overwrite in (Overwrite.CHANGED, Overwrite.OLDER) and not (options.limited or options.checksum)
@@ -64,53 +66,62 @@ class Plain:
         """
         done = total = 0
         contents, links, xattrs, mask, times = self.contents, self.links, self.xattrs, self.mask, self.times
-        started = time.time_ns() - SHORTLY if tree.one_clock else 0
+        above, below, top, read, large = pair.source, pair.destination, tree.source_inode[0], self.read, self.large
+        open_, fstat, lseek, close, monotonic, time_ns = os.open, os.fstat, os.lseek, os.close, time.monotonic, time.time_ns
+        chmod, utime, attributes_of = os.chmod, os.utime, fs.attributes_of
+        first = os.copy_file_range if contents.ranges else contents.first
+        now = time_ns()
+        started = now - SHORTLY if tree.one_clock else 0
         for name in names:
-            if done and time.monotonic() >= deadline:
+            if done and monotonic() >= deadline:
                 break
             try:
-                source = os.open(name, self.read, dir_fd=pair.source)
+                source = open_(name, read, dir_fd=above)
             except Exception as error:
                 if isinstance(error, PermissionError) and error.errno == errno.EPERM:  # not ours to read without a trace
                     self.read, self.quick = self.read & ~fs.NOATIME, False
                 break
             handle, made = CLOSED, False
             try:
-                before = None if self.quick else os.fstat(source)
-                if before and (not self.is_plain(before) or before.st_ctime_ns >= time.time_ns() - SHORTLY):
+                before = None if self.quick else fstat(source)
+                if before and (not self.is_plain(before) or before.st_ctime_ns >= time_ns() - SHORTLY):
                     break
                 if settles:
                     try:
-                        if os.lseek(source, 0, fs.SEEK_DATA):  # waits, see fs.wait_for_writes
+                        if lseek(source, 0, SEEK_DATA):  # waits, see fs.wait_for_writes
                             break
                     except OSError:  # nothing but a hole, or nobody can tell
                         pass
                 made = True  # before it is: a signal can end this slice when open has returned and nothing is noted yet
                 try:
-                    handle = os.open(name, fs.CREATE, 0o600, dir_fd=pair.destination)
+                    handle = open_(name, CREATE, 0o600, dir_fd=below)
                 except OSError:
                     made = False
                     break
-                copied = contents.first(source, handle, FIRST)
-                state = os.fstat(source)
-                size = state.st_size
+                try:
+                    copied = first(source, handle, FIRST)
+                except OSError as error:
+                    contents.refused(error, ranges=True)
+                    first, copied = contents.first, 0
+                state = fstat(source)
+                mode, _, device, nlink, uid, gid, size, _, _, _ = state
                 if before is None:
                     if (
                         state.st_ctime_ns >= started
-                        or time.time_ns() < started + SHORTLY  # the clock was set back
-                        or state.st_mode & 0o170000 != 0o100000  # S_IFREG; is_plain, but a call less
-                        or (links and state.st_nlink > 1)
-                        or size > self.large
+                        or time_ns() < now  # the clock was set back
+                        or mode & 0o170000 != 0o100000  # S_IFREG; is_plain, but a call less
+                        or (nlink > 1 and links)
+                        or size > large
                         or not EARLIEST <= state.st_mtime_ns <= LATEST
                         or state.st_blocks * 512 < size
-                        or state.st_dev != tree.source_inode[0]
+                        or device != top
                     ):
                         self.quick = False
                         break
                     before = state
                 if copied < size or not size:
                     copied += contents.stream(source, handle, (size or FIRST) - copied)
-                    state = os.fstat(source)
+                    state = fstat(source)
                 if copied != size:
                     break
                 if before is not state and (
@@ -121,27 +132,27 @@ class Plain:
                     break
                 if pair.owner is None:
                     self.metadata.learn(handle, pair)
-                if (before.st_uid, before.st_gid) != pair.owner or pair.inherits or (xattrs and fs.attributes_of(source)):
+                if (uid, gid) != pair.owner or pair.inherits or (xattrs and attributes_of(source)):
                     self.metadata.dress(source, handle, before, pair)
                 else:
-                    os.chmod(handle, before.st_mode & mask)
+                    chmod(handle, mode & mask)
                     if times:
-                        os.utime(handle, ns=(before.st_atime_ns, before.st_mtime_ns))
+                        utime(handle, ns=(before.st_atime_ns, before.st_mtime_ns))
                 written, handle = handle, CLOSED  # it is closed even if close reports an error (close(2))
-                os.close(written)
+                close(written)
                 made = False
-                if not self.quick and self.guesses and self.read & fs.NOATIME:
-                    self.quick = before.st_ctime_ns < started and before.st_dev == tree.source_inode[0]
+                if not self.quick and self.guesses and read & fs.NOATIME:
+                    self.quick = before.st_ctime_ns < started and device == top
             except Exception:
                 self.works = not made  # in the rest of this slice: what is refused for one file is refused for the next
                 break
             finally:
                 try:  # noqa: SIM105 - suppress() takes longer than the call
-                    os.close(source)
+                    close(source)
                 except OSError:  # of what was only read, it says nothing
                     pass
                 if made:
-                    abandon(handle, name, pair.destination)
+                    abandon(handle, name, below)
             done += 1
             total += size
         return done, total
@@ -158,13 +169,19 @@ class Plain:
 
     def link(self, pair: Pair, names: Sequence[str], deadline: float, tree: Tree) -> int:
         """Make hard links to an earlier copy of files that are what they were then. Returns how many there were."""
-        done, earlier = 0, pair.earlier[0].destination
+        done, above, earlier = 0, pair.source, pair.earlier[0].destination
+        links, xattrs, on_disk = self.links, self.xattrs, tree.on_disk
+        stat, monotonic = os.stat, time.monotonic
+        far = fs.way_to(earlier)
+        try:
+            near = fs.way_to(above, Process.roams)
+        except OSError:
+            return 0
         for name in names:
-            if done and time.monotonic() >= deadline:
+            if done and monotonic() >= deadline:
                 break
             try:
-                state = os.stat(name, dir_fd=pair.source, follow_symlinks=False)
-                copy = os.stat(name, dir_fd=earlier, follow_symlinks=False)
+                state, copy = stat(name, dir_fd=above, follow_symlinks=False), stat(name, dir_fd=earlier, follow_symlinks=False)
                 if (
                     state.st_mtime_ns != copy.st_mtime_ns
                     or state.st_size != copy.st_size
@@ -172,9 +189,10 @@ class Plain:
                     or state.st_mode & 0o170000 != 0o100000  # S_IFREG
                     or state.st_uid != copy.st_uid
                     or state.st_gid != copy.st_gid
-                    or (self.links and state.st_nlink > 1)
-                    or (self.xattrs and (fs.has_attributes(name, pair.source) or fs.has_attributes(name, earlier)))
-                    or (tree.on_disk and state.st_size and fs.has_hole(name, earlier, state.st_size))
+                    or (links and state.st_nlink > 1)
+                    or (xattrs and os.listxattr(near + name, follow_symlinks=False))
+                    or (xattrs and os.listxattr(far + name, follow_symlinks=False))
+                    or (on_disk and state.st_size and fs.has_hole(name, earlier, state.st_size))
                 ):
                     break
                 os.link(name, name, src_dir_fd=earlier, dst_dir_fd=pair.destination, follow_symlinks=False)
@@ -190,15 +208,19 @@ class Plain:
         times by the same clock. What has attributes may have been copied by a tool that leaves them out, and what was changed
         shortly before may have been changed while it was copied: entry.py looks at these in full.
         """
-        done = 0
+        done, above, below = 0, pair.source, pair.destination
         links, xattrs, follow, on_disk = self.links, self.xattrs, self.follow, tree.on_disk
-        devices = (tree.source_inode[0], tree.destination_inode[0] if tree.one_clock and tree.destination_inode else None)
+        device, other = tree.source_inode[0], tree.destination_inode[0] if tree.one_clock and tree.destination_inode else None
+        stat, monotonic = os.stat, time.monotonic
+        try:
+            near = fs.way_to(above, Process.roams) if xattrs else ""
+        except OSError:
+            return 0
         for name in names:
-            if done and time.monotonic() >= deadline:
+            if done and monotonic() >= deadline:
                 break
             try:
-                state = os.stat(name, dir_fd=pair.source, follow_symlinks=follow)
-                copy = os.stat(name, dir_fd=pair.destination, follow_symlinks=False)
+                state, copy = stat(name, dir_fd=above, follow_symlinks=follow), stat(name, dir_fd=below, follow_symlinks=False)
                 if (
                     state.st_mtime_ns != copy.st_mtime_ns
                     or state.st_size != copy.st_size
@@ -212,11 +234,12 @@ class Plain:
                         xattrs
                         and (
                             state.st_ctime_ns + SHORTLY >= copy.st_ctime_ns
-                            or (state.st_dev, copy.st_dev) != devices
-                            or fs.has_attributes(name, pair.source, follow)
+                            or state.st_dev != device
+                            or copy.st_dev != other
+                            or os.listxattr(near + name, follow_symlinks=follow)
                         )
                     )
-                    or (on_disk and state.st_size and fs.has_hole(name, pair.destination, state.st_size))
+                    or (on_disk and state.st_size and fs.has_hole(name, below, state.st_size))
                 ):
                     break
             except OSError:

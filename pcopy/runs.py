@@ -48,6 +48,11 @@ def same_version(one: str, other: str) -> bool:
     return bool(left and right and left[4] and left[4] == right[4])
 
 
+def may_be_stale(there: Iterable[str]) -> list[str]:
+    """Of the names in a directory, those that look like temporary ones."""
+    return [name for name in there if name.startswith(".pcopy-")]
+
+
 def clear_stale(
     there: dict[str, bool], keep: Container[str], depth: int, directory: int, token: str, names: Iterable[str] = ()
 ) -> dict[str, str]:
@@ -62,7 +67,7 @@ def clear_stale(
     """
     alive: dict[int, bool] = {depth: False}
     unfinished: dict[str, str] = {}  # what is known of it is the digest of its name
-    for name in [name for name in there if name.startswith(".pcopy-") and name not in keep]:
+    for name in [name for name in may_be_stale(there) if name not in keep]:
         match = TEMPORARY.match(name)
         if match and match[1] != token:
             up = int(match[2])

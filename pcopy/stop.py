@@ -1,4 +1,4 @@
-"""How a run is asked to stop, in whatever process a slice of it runs."""
+"""What a process that runs slices knows of itself: whether the run is to stop, and whether the process is ours alone."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ class Stop:
 
     def __reduce__(self) -> tuple[object, tuple[()]]:
         return of_this_process, ()
+
+
+class Process:
+    """This one. ``roams``: it is a worker, so that its working directory may be where it works."""
+
+    roams = False
 
 
 HERE = Stop()

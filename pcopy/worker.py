@@ -163,7 +163,8 @@ class Slice(Account):
         outcome.tally.skipped += len(listing.skipped) + len(listing.hidden)
         outcome.listed += found - len(listing.directories)
         outcome.current = path
-        self.tell_directory(unit, listing)
+        if self.tells:
+            self.tell_directory(unit, listing)
         for failure in listing.failures:
             self.fail(self.destination_gone(tree, failure.errno) or failure._replace(path=self.full(tree, failure.path)))
         share = unit.share / max(1, found + (DIRECTORY_WEIGHT - 1) * len(listing.directories))
@@ -184,7 +185,7 @@ class Slice(Account):
         for names, regular in ((listing.other, False), (listing.regular, True)):
             new = [name for name in names if name not in listing.there] if listing.there else names
             if len(new) < len(names):
-                there = [name for name in names if name in listing.there]
+                there = [name for name in names if name in listing.there] if new else names
                 self.push_names(unit, there, False, regular, share, listing.device)
             if new:
                 self.push_names(unit, new, True, regular, share, listing.device)

@@ -1014,7 +1014,7 @@ def test_a_large_file_whose_directory_goes_before_it_gets_its_name_leaves_none(t
 @pytest.mark.parametrize(
     ("event", "place"),
     [
-        ('os.mkdir("DST/d/big"); open("DST/d/big/p", "w").write("precious")', "d/big/p"),
+        ('os.makedirs("DST/d/big", exist_ok=True); open("DST/d/big/p", "w").write("precious")', "d/big/p"),
         ('open("DST/d/big", "w").write("precious")', "d/big"),
         ('os.path.exists("DST/d/big") or (open("DST/d/big", "w").write("precious"), os.utime("SRC/d/big"))', "d/big"),
     ],
