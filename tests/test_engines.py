@@ -28,6 +28,7 @@ import pcopy
 import pcopy.engines
 from pcopy.coordinator import WORKER_DIED, Coordinator
 from pcopy.engines import Engine, Pool, Serial
+from pcopy.metadata import SHORTLY
 from pcopy.work import Job, Outcome
 from pcopy.worker import run
 from tests.comparer import differences
@@ -263,6 +264,38 @@ def test_a_copy_is_equal_and_nothing_is_said(
     assert len(seen) > 1 if jobs > 1 else not seen
     assert not workers()
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("place", ["there", "removed"])
+def test_workers_take_no_module_from_where_they_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, place: str
+) -> None:
+    """They go into directories of the source, and what is called like a module there is none."""
+    if place == "removed":
+        (tmp_path / "cwd").mkdir()
+        monkeypatch.chdir(tmp_path / "cwd")
+        (tmp_path / "cwd").rmdir()
+        if method != "fork":
+            pytest.skip("Python itself starts no process there")
+    monkeypatch.setattr(sys, "path", ["", "relative", *sys.path])
+    with Pool(1, method).open() as executor:
+        paths = executor.submit(eval, "__import__('sys').path").result(HANG)
+    assert paths
+    assert [path for path in paths if not os.path.isabs(path)] == []
+
+
+def test_workers_find_attributes_that_a_copy_lacks(tmp_path: Path, jobs: int) -> None:
+    """In directories of which they come to one after the other, of files that another tool copied without."""
+    entries = {f"d{number}": Dir(dict.fromkeys("abc", b"text")) for number in range(9)}
+    source, dst = make_tree(tmp_path / "src", entries), tmp_path / "dst"
+    os.setxattr(source / "d7/b", "user.a", b"1")
+    time.sleep(SHORTLY / 1e9 + 0.1)  # a source that was changed long before its copy
+    assert pcopy.copy(source, dst, jobs=jobs).ok
+    os.removexattr(dst / "d7/b", "user.a")
+    report = pcopy.copy(source, dst, jobs=jobs)
+    assert (report.ok, report.unchanged, report.files) == (True, 27, 0)
+    assert os.getxattr(dst / "d7/b", "user.a") == b"1"
 
 
 # ---- killed workers ----
