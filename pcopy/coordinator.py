@@ -416,11 +416,19 @@ class Coordinator:
         return unit.after in self.ruined or bool(self.job.options.dereference and self.report.failed)
 
     def split(self, idle: int) -> None:
-        """Make more units of the largest there are, so that nobody stands idle."""
-        units = list(self.frontier)
-        self.frontier.clear()
-        for unit in units:
-            self.frontier.extend(self.parts(unit, 2 * idle))
+        """Make more units of the largest there are, so that nobody stands idle.
+
+        Of a large file only if there is not something else for each: the kernel lets one at a time write to a file
+        (generic_file_write_iter() in mm/filemap.c, and much the same on xfs and ext4), and who waits spins.
+        """
+        for shared in (False, True):
+            units = list(self.frontier)
+            if shared and len(units) >= idle:
+                break
+            self.frontier.clear()
+            for unit in units:
+                fits = isinstance(unit, (Span, Verify)) == shared
+                self.frontier.extend(self.parts(unit, 2 * idle) if fits else [unit])
 
     def parts(self, unit: Unit, count: int) -> list[Unit]:
         parts = divide(unit, count)

@@ -405,6 +405,22 @@ def test_a_seal_waits_for_all_spans_of_its_file() -> None:
     assert take(coordinator, 0) == [finish("d")]
 
 
+@pytest.mark.parametrize(
+    ("others", "shared_out"),
+    [((), True), (("one",), False), (("one", "two", "three"), False)],
+    ids=["alone", "and another", "and others"],
+)
+def test_a_large_file_is_shared_out_if_there_is_nothing_else_to_do(others: tuple[str, ...], shared_out: bool) -> None:
+    """Two that write to one file wait for each other."""
+    file = large()
+    units: list[Unit] = [Seal(file), Span(file, 0, file.size)]
+    coordinator = a_coordinator(2, [entries("", *others), *units] if others else units)
+    first, second = take(coordinator, 0), take(coordinator, 1)
+    assert [type(unit) for unit in first] == [Span]
+    assert isinstance(second[-1], Span) == shared_out
+    assert (first == [Span(file, 0, file.size)]) != shared_out
+
+
 def test_a_file_of_which_a_span_failed_is_not_sealed_but_taken_away() -> None:
     coordinator, file, slices = spans_in_flight(2)
     failure = Failure("d/big", "read", 5, "Input/output error")
