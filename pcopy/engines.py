@@ -269,12 +269,25 @@ def begin_worker() -> None:
 
 
 def forget_working_directory() -> None:
-    """From now on it may be any: no module is to be taken from there, as those of an empty or relative path would be."""
-    try:
-        sys.path[:] = [os.path.abspath(path) for path in sys.path]
-    except OSError:  # it was removed
-        sys.path[:] = [path for path in sys.path if os.path.isabs(path)]
+    """From now on it may be any, one of the source too: no module is taken from there, and no core dumped there (core(5))."""
+    import resource
+
+    sys.path[:] = [path for path in map(anchored, sys.path) if path is not None]
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     Process.roams = True
+
+
+def anchored(path: str) -> str | None:
+    """What an entry of sys.path means in this directory; None if that is nothing."""
+    if not isinstance(path, str) or os.path.isabs(path):  # Python passes over what is no string
+        return path
+    if os.path.isdir(path or "."):
+        with contextlib.suppress(OSError):  # the working directory was removed
+            return os.path.abspath(path)
+        return None
+    import pkgutil
+
+    return path if pkgutil.get_importer(path) else None  # a hook takes it, and may not take it for a path
 
 
 def guarded(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

@@ -20,6 +20,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -272,17 +273,38 @@ def test_workers_take_no_module_from_where_they_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, place: str
 ) -> None:
     """They go into directories of the source, and what is called like a module there is none."""
+    name = f"{place}-{method}"  # Python remembers what it found
+    (tmp_path / "cwd" / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "cwd")
     if place == "removed":
-        (tmp_path / "cwd").mkdir()
-        monkeypatch.chdir(tmp_path / "cwd")
-        (tmp_path / "cwd").rmdir()
+        shutil.rmtree(tmp_path / "cwd")
         if method != "fork":
             pytest.skip("Python itself starts no process there")
-    monkeypatch.setattr(sys, "path", ["", "relative", *sys.path])
+    monkeypatch.setattr(sys, "path", ["", name, "nothing", None, *sys.path])
     with Pool(1, method).open() as executor:
         paths = executor.submit(eval, "__import__('sys').path").result(HANG)
-    assert paths
+    if (place, method) == ("there", "fork"):  # others begin where multiprocessing was imported
+        assert paths[:2] == [str(tmp_path / "cwd"), str(tmp_path / "cwd" / name)]
     assert [path for path in paths if not os.path.isabs(path)] == []
+
+
+def test_workers_know_a_path_that_only_a_hook_understands(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hook(path: str) -> object:
+        if path != "scheme://somewhere":
+            raise ImportError
+        return SimpleNamespace(find_spec=lambda name, target=None: None)
+
+    monkeypatch.setattr(sys, "path_hooks", [hook, *sys.path_hooks])
+    monkeypatch.setattr(sys, "path", ["scheme://somewhere", *sys.path])
+    with Pool(1, "fork").open() as executor:
+        assert executor.submit(eval, "__import__('sys').path[0]").result(HANG) == "scheme://somewhere"
+
+
+def test_workers_dump_no_core_where_they_work() -> None:
+    """There a file of the source may be called core."""
+    limits = "__import__('resource').getrlimit(__import__('resource').RLIMIT_CORE)[0]"
+    with Pool(1, "fork").open() as executor:
+        assert executor.submit(eval, limits).result(HANG) == 0
 
 
 def test_workers_find_attributes_that_a_copy_lacks(tmp_path: Path, jobs: int) -> None:
