@@ -8,6 +8,7 @@ import os
 import stat
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from pcopy import filesystem as fs
 from pcopy import runs
@@ -220,17 +221,16 @@ class Directories:
     def sort_entries(self, pair: Pair, listing: Listing) -> None:
         follow = self.options.dereference
         directories, regular, other = listing.directories, listing.regular, listing.other
-        for some in fs.read_directory(pair.source):
-            for entry in some:
-                try:
-                    if entry.is_file(follow_symlinks=follow):
-                        regular.append(entry.name)
-                    elif entry.is_dir(follow_symlinks=follow):
-                        directories.append((entry.name, True))
-                    else:
-                        other.append(entry.name)
-                except OSError:  # of an unknown type, and it cannot be looked at: whoever copies it will say why
+        for entry in chain.from_iterable(fs.read_directory(pair.source)):
+            try:
+                if entry.is_file(follow_symlinks=follow):
+                    regular.append(entry.name)
+                elif entry.is_dir(follow_symlinks=follow):
+                    directories.append((entry.name, True))
+                else:
                     other.append(entry.name)
+            except OSError:  # of an unknown type, and it cannot be looked at: whoever copies it will say why
+                other.append(entry.name)
 
     def sort_listed(self, pair: Pair, listing: Listing, only: Iterable[str]) -> None:
         """As :meth:`sort_entries`, of what a list names. It implies the directories above what it names."""

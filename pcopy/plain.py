@@ -172,9 +172,8 @@ class Plain:
         done, above, earlier = 0, pair.source, pair.earlier[0].destination
         links, xattrs, on_disk = self.links, self.xattrs, tree.on_disk
         stat, monotonic = os.stat, time.monotonic
-        far = fs.way_to(earlier)
         try:
-            near = fs.way_to(above, Process.roams)
+            near, far = (fs.way_to(above, Process.roams), fs.by_name("", earlier)) if xattrs else ("", "")
         except OSError:
             return 0
         for name in names:
