@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import sys
 import threading
@@ -270,8 +271,6 @@ def begin_worker() -> None:
 
 def forget_working_directory() -> None:
     """From now on it may be any, one of the source too: no module is taken from there, and no core dumped there (core(5))."""
-    import resource
-
     sys.path[:] = [path for path in map(anchored, sys.path) if path is not None]
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     Process.roams = True
@@ -281,13 +280,20 @@ def anchored(path: str) -> str | None:
     """What an entry of sys.path means in this directory; None if that is nothing."""
     if not isinstance(path, str) or os.path.isabs(path):  # Python passes over what is no string
         return path
-    if os.path.isdir(path or "."):
+    if os.path.exists(path or "."):
         with contextlib.suppress(OSError):  # the working directory was removed
             return os.path.abspath(path)
         return None
-    import pkgutil
+    return path if any(takes(hook, path) for hook in sys.path_hooks) else None  # maybe for something else than a path
 
-    return path if pkgutil.get_importer(path) else None  # a hook takes it, and may not take it for a path
+
+def takes(hook: Callable[[str], object], path: str) -> bool:
+    """Whether a path hook knows what to do with an entry of sys.path."""
+    try:
+        hook(path)
+        return True
+    except ImportError:
+        return False
 
 
 def guarded(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

@@ -307,6 +307,24 @@ def test_workers_dump_no_core_where_they_work() -> None:
         assert executor.submit(eval, limits).result(HANG) == 0
 
 
+def test_a_worker_starts_where_no_module_can_be_read_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a program that gave up the rights it was started with."""
+
+    class Closed:
+        @staticmethod
+        def find_spec(name: str, *_: object) -> None:
+            if name not in sys.builtin_module_names:
+                raise ImportError(name)
+
+    with Pool(1, "fork").open() as executor:  # this process has what it needs
+        assert executor.submit(operator.add, 1, 2).result(HANG) == 3
+    monkeypatch.delitem(sys.modules, "pkgutil", raising=False)
+    monkeypatch.setattr(sys, "path", ["nothing", *sys.path])
+    monkeypatch.setattr(sys, "meta_path", [Closed, *sys.meta_path])
+    with Pool(1, "fork").open() as executor:
+        assert executor.submit(operator.add, 1, 2).result(HANG) == 3
+
+
 def test_workers_find_attributes_that_a_copy_lacks(tmp_path: Path, jobs: int) -> None:
     """In directories of which they come to one after the other, of files that another tool copied without."""
     entries = {f"d{number}": Dir(dict.fromkeys("abc", b"text")) for number in range(9)}
