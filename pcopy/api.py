@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 from pcopy import filesystem as fs
 from pcopy.asked import (
     HashName,
+    Jobs,
     OverwriteName,
     Path,
     WhenName,
@@ -45,7 +46,7 @@ from pcopy.asked import (
 from pcopy.coordinator import Coordinator, begin, wind_up
 from pcopy.errors import UsageError
 from pcopy.manifest import Spool, check_place, within, write
-from pcopy.options import ALL_ATTRIBUTES, METHODS, Hash, Options, Overwrite, When
+from pcopy.options import ALL_ATTRIBUTES, AUTO, METHODS, Hash, Options, Overwrite, When
 from pcopy.paths import Landing, land
 from pcopy.prepare import make_lasting, prepare
 from pcopy.result import Observer, Report, Stop
@@ -60,7 +61,7 @@ def copy(
     sources: Path | Iterable[Path],
     destination: Path,
     *,
-    jobs: int | None = None,
+    jobs: Jobs | None = None,
     overwrite: Overwrite | OverwriteName = "changed",
     checksum: bool = False,
     preserve: str | Iterable[str] = ALL_ATTRIBUTES,
@@ -95,7 +96,8 @@ def copy(
     One source directory: ``destination`` becomes a copy of it, and a second run brings it up to date. One source file:
     ``destination`` is its new name, or the directory that it goes into. Several sources go into ``destination``.
 
-    :param jobs: worker processes; by default as many as this process may use processors; 1 copies in this process
+    :param jobs: worker processes; 1 copies in this process; ``auto``, the default, begins with as many as this process may use
+        processors, and takes more, up to 64, where they wait for the storage
     :param overwrite: what to do with a file that is there: ``changed`` replaces it if size or modification time differ
     :param checksum: ``changed`` means that contents differ, which takes reading both; times are brought up to date
     :param preserve: ``all``, or among ``mode``, ``owner``, ``times``, ``links``, ``xattr`` (ACLs with it)
@@ -137,6 +139,7 @@ def copy(
     observer = check_observer(observer)
     options = Options(
         jobs=check_jobs(jobs),
+        adapts=jobs in (None, AUTO) and may_start_processes(),
         overwrite=check_choice("overwrite", Overwrite, overwrite),
         checksum=checksum,
         preserve=check_preserve(preserve),

@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 
 from pcopy.errors import UsageError
 from pcopy.manifest import hasher
-from pcopy.options import Hash, Options, Overwrite, When, attributes_from
+from pcopy.options import AUTO, Hash, Options, Overwrite, When, attributes_from
 from pcopy.paths import Destination, Landing, Source
 from pcopy.result import Observer, Several
 from pcopy.select import selection
@@ -20,6 +20,7 @@ from pcopy.values import relative_paths
 
 Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 OverwriteName = Literal["changed", "always", "older", "never"]
+Jobs = int | Literal["auto"]
 HashName = Literal["sha256", "blake3"]
 WhenName = Literal["auto", "always", "never"]
 Choice = TypeVar("Choice", Overwrite, When, Hash)
@@ -38,11 +39,14 @@ def processors() -> int:
         return os.cpu_count() or 1
 
 
-def check_jobs(jobs: int | None) -> int:
-    if jobs is None:
-        return processors()
+def check_jobs(jobs: int | str | None) -> int:
+    """The number of workers, or what to begin with."""
+    return processors() if jobs in (None, AUTO) else check_number(jobs, f", or {AUTO!r}")
+
+
+def check_number(jobs: object, otherwise: str = "") -> int:
     if not isinstance(jobs, int) or isinstance(jobs, bool) or not 1 <= jobs <= 1024:
-        raise UsageError(f"jobs {jobs!r}: must be a number from 1 to 1024")
+        raise UsageError(f"jobs {jobs!r}: must be a number from 1 to 1024{otherwise}")
     return jobs
 
 

@@ -53,7 +53,8 @@ destination unusable, another run holds it); 129, 130, 143 interrupted."""
 @click.command(cls=Command, epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.argument("paths", nargs=-1, metavar="SOURCE... DESTINATION", shell_complete=some_file)
 @click.option("-j", "--jobs", cls=Option, group=HOW, type=JobList(),
-              help="Worker processes; 1 copies in this process.  [default: the processors that this process may use]")
+              help="Worker processes; 1 copies in this process; 'auto' begins with the processors that it may use, and takes "
+                   "more where they wait for the storage.  [default: auto]")
 @click.option("--overwrite", cls=Option, group=WHAT, type=choice(Overwrite), default="changed", show_default=True,
               help="What to do with a file that is there; 'changed': its size or modification time differs.")
 @click.option("-c", "--checksum", cls=Option, group=WHAT, is_flag=True,

@@ -9,7 +9,7 @@ import click
 
 from pcopy import __version__
 from pcopy.errors import ExitStatus, UsageError
-from pcopy.options import ALL_ATTRIBUTES, Hash, Overwrite, When, attributes_from
+from pcopy.options import ALL_ATTRIBUTES, AUTO, Hash, Overwrite, When, attributes_from
 from pcopy.terminal import emit, leave, open_closed_streams, say, unbuffer_stderr
 
 if TYPE_CHECKING:
@@ -80,17 +80,19 @@ class Option(click.Option):
 
 
 class JobList(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions
-    """One number, or several for --compare."""
+    """One number, "auto", or several numbers for --compare."""
 
     name = "N"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int | str, ...]:
         if isinstance(value, tuple):
             return value
+        if value == AUTO:
+            return (AUTO,)
         try:
             jobs = tuple(int(word) for word in value.split(","))
         except ValueError:
-            self.fail(f"{value!r} is not a number", param, ctx)
+            self.fail(f"{value!r} is neither a number nor {AUTO!r}", param, ctx)
         if not all(1 <= count <= 1024 for count in jobs):
             self.fail(f"{value}: must be from 1 to 1024", param, ctx)
         return jobs

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from pcopy.asked import Path, absolute, check_jobs, processors, text_of
+from pcopy.asked import Path, absolute, check_number, processors, text_of
 from pcopy.errors import ExitStatus, UsageError
 
 # Ratios nearer to 1 are taken for noise, as are those of which not all rounds agree on the side.
@@ -214,7 +214,7 @@ def check_pools(jobs: int | Iterable[int] | None) -> list[int]:
     """The numbers of processes to try beside the single one."""
     if jobs is None:
         jobs = (max(2, processors()), 2 * max(2, processors()))
-    return sorted({check_jobs(count) for count in (jobs if isinstance(jobs, Iterable) else [jobs])} - {1})
+    return sorted({check_number(count) for count in (jobs if isinstance(jobs, Iterable) else [jobs])} - {1})
 
 
 def pcopy_with(jobs: int, options: Sequence[str]) -> Contender:

@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from typing import NamedTuple, TypeGuard
 
 from pcopy.account import given_up, take_back
+from pcopy.crew import Crew
 from pcopy.manifest import Spool
 from pcopy.options import Overwrite
 from pcopy.pace import Throttle
@@ -125,11 +126,26 @@ class Coordinator:
         self.progress = Progress()
         limit = job.options.bwlimit
         self.throttle = Throttle(limit, self.jobs) if limit and not job.options.dry_run else None
+        adapts = job.options.adapts and not self.throttle  # under which workers sleep, and wait for nothing
+        self.crew = Crew(self.jobs) if adapts else None
 
     @property
     def stopped(self) -> bool:
         """Nothing more is to be handed out."""
         return self.report.stopped or bool(self.stop.signal)
+
+    @property
+    def outgrown(self) -> bool:
+        """Whether the executor is to be closed, and one of more workers opened."""
+        return bool(self.crew and self.crew.outgrown)
+
+    def opened(self) -> None:
+        """An executor of as many workers as there are jobs is open."""
+        self.starts = 0
+        if self.crew:
+            self.report.jobs = max(self.report.jobs, self.jobs)
+            self.report.engine = "pool" if self.report.jobs > 1 else "serial"
+            self.crew.open(time.monotonic())
 
     # ---- taking in ----
 
@@ -184,6 +200,9 @@ class Coordinator:
             self.throttle.paid += outcome.paid
         if not outcome.large_done:
             self.small_seconds += outcome.seconds
+        if self.crew:
+            self.crew.note(outcome, time.monotonic())
+            self.jobs = self.crew.jobs
         self.tell(outcome)
 
     def counted(self, outcome: Outcome) -> list[Unit]:
@@ -309,7 +328,7 @@ class Coordinator:
         return portion and self.granted(portion)
 
     def next_portion(self, running: int) -> Portion | None:
-        if self.stopped or (running >= self.jobs and not self.can_queue(running)):
+        if self.stopped or self.outgrown or (running >= self.jobs and not self.can_queue(running)):
             return None
         if running and (self.suspects or self.trial):
             return None  # a unit that may kill its worker must be alone in flight for that to be seen
@@ -465,6 +484,9 @@ class Coordinator:
     def not_started(self, reason: str) -> None:
         """No worker came up: nothing was tried, so no unit is to blame."""
         self.starts += 1
+        if self.crew:
+            self.crew.refused()
+            self.jobs = self.crew.jobs
         if self.starts >= STARTS:
             reason = f"workers cannot be started: {reason}; run with -j 1"
             failure = Failure(self.job.trees[0].destination, "copy", None, reason, fatal=True)

@@ -19,12 +19,11 @@ BROKEN = (BrokenExecutor, OSError, EOFError)
 
 def drive(coordinator: Coordinator) -> None:
     """Do what is left to do on as many executors, one after the other, as it takes."""
-    engine = engine_for(coordinator.jobs, coordinator.job.options.start_method)
     died = False
     while coordinator.has_work:
         try:
-            with engine.open() as executor:
-                coordinator.starts = 0
+            with engine_for(coordinator.jobs, coordinator.job.options.start_method).open() as executor:
+                coordinator.opened()
                 if died:  # and others did not
                     coordinator.warn_of_death()
                 work_off(coordinator, executor)
@@ -35,7 +34,7 @@ def drive(coordinator: Coordinator) -> None:
 
 
 def work_off(coordinator: Coordinator, executor: Executor) -> None:
-    """Submit slices and take their outcomes in, until nothing is left or the executor breaks."""
+    """Submit slices and take their outcomes in, until nothing is left, the executor breaks or is to be another."""
     running: dict[Future[Outcome], list[Unit]] = {}
     try:
         while True:

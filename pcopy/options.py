@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 METHODS = ("fork", "forkserver", "spawn")  # of starting processes (multiprocessing.set_start_method)
 ALL_ATTRIBUTES = frozenset({"mode", "owner", "times", "links", "xattr"})
@@ -39,6 +40,9 @@ class When(str, enum.Enum):
     NEVER = "never"
 
 
+AUTO: Final = "auto"  # jobs: a run finds the number by itself
+
+
 class Hash(str, enum.Enum):
     """Whose checksums a manifest holds: each has a common tool that checks them."""
 
@@ -50,13 +54,15 @@ class Hash(str, enum.Enum):
 class Options:
     """Every choice of a run.
 
-    ``preserve`` is a subset of :data:`ALL_ATTRIBUTES`; ``filters`` are lines as in a gitignore file; sizes are in bytes,
-    ``newer_than`` is in nanoseconds since the epoch; ``sums``: outcomes carry the checksums of all files in the copy;
-    ``bwlimit`` is in bytes a second over all workers; ``events`` makes outcomes name every entry that changes, ``verbose`` all;
-    ``start_method`` is multiprocessing's, ``None`` for the best that is safe here.
+    ``adapts``: ``jobs`` is what the run begins with, and it finds a better number by itself. ``preserve`` is a subset of
+    :data:`ALL_ATTRIBUTES`; ``filters`` are lines as in a gitignore file; sizes are in bytes, ``newer_than`` is in nanoseconds
+    since the epoch; ``sums``: outcomes carry the checksums of all files in the copy; ``bwlimit`` is in bytes a second over all
+    workers; ``events`` makes outcomes name every entry that changes, ``verbose`` all; ``start_method`` is multiprocessing's,
+    ``None`` for the best that is safe here.
     """
 
     jobs: int = 1
+    adapts: bool = False
     overwrite: Overwrite = Overwrite.CHANGED
     checksum: bool = False
     preserve: frozenset[str] = ALL_ATTRIBUTES

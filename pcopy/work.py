@@ -533,6 +533,8 @@ class Outcome:
     large_open: int = 0  # files begun, less those that came to an end
     current: str = ""
     seconds: float = 0.0
+    computed: float = 0.0  # seconds of a processor, and the next: without one, of no use for it; if the options ask for them
+    waited: float = 0.0
     paid: int = 0  # bytes copied, if there is a limit on them
     undeleted: int = 0  # entries of those that the slice might have deleted, if there is a limit on them
 

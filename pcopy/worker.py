@@ -24,6 +24,7 @@ from pcopy import large as largefile
 from pcopy import removal, sums
 from pcopy.account import Account, unforeseen
 from pcopy.audit import Unfinished
+from pcopy.crew import Effort
 from pcopy.directory import Listing
 from pcopy.entry import IN_ITS_PLACE, Fate, Result
 from pcopy.handles import ABSENT, Handles, Pair
@@ -66,6 +67,7 @@ def run(
     ``deletes``: entries that may be deleted before they are counted against the limit.
     """
     started = time.monotonic()
+    effort = Effort() if job.options.adapts else None
     with Handles(job) as handles:
         work = Slice(job, handles, started + seconds, ahead, Pace(rate) if rate else None)
         work.deletes = deletes
@@ -82,6 +84,8 @@ def run(
         work.outcome.paid = work.pace.paid
     work.outcome.undeleted = work.deletes
     work.outcome.seconds = time.monotonic() - started
+    if effort:
+        effort.into(work.outcome)
     return work.outcome
 
 
@@ -214,7 +218,7 @@ class Slice(Account):
         If other workers are there, the coordinator is to know of it before it is begun: should this one be killed, nobody else
         could tell what it had begun from what was there.
         """
-        if tell and self.job.options.jobs > 1:
+        if tell and (self.job.options.jobs > 1 or self.job.options.adapts):
             self.hand_back(unit)
         else:
             self.stack.append(unit)

@@ -19,7 +19,7 @@ HOUSE = Path(pcopy.__file__).parent
 FLOORS = (
     ("errors", "options", "stop"),
     ("work", "paths", "select", "values", "engines", "pace"),  # engines know no units: work stands beside them
-    ("result", "filesystem", "lists"),
+    ("result", "filesystem", "lists", "crew"),
     ("handles", "contents", "runs"),
     ("metadata", "reading", "manifest"),
     ("directory", "plain", "audit"),

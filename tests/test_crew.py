@@ -1,0 +1,317 @@
+"""-j auto: as many workers as keep the processors busy, on storage as it may be."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import pcopy as library
+from pcopy import engines
+from pcopy.asked import processors
+from pcopy.crew import BASE, BYTES, MOST, Crew, Effort, queued
+from pcopy.options import Options
+from pcopy.work import Job, Outcome, Scan, Tally, Tree
+from pcopy.worker import run
+from tests.conftest import Run
+from tests.trees import Dir, make_tree, read_tree
+
+SLICE = 0.1
+
+
+@dataclass
+class Storage:
+    """What an entry takes, in seconds, and how many entries a second there can be for so many workers."""
+
+    computes: float
+    waits: float
+    most: Callable[[int], float] = lambda jobs: float("inf")
+    processors: int = 2
+
+    def rate(self, jobs: int) -> float:
+        return min(jobs / (self.computes + self.waits), self.processors / self.computes, self.most(jobs))
+
+    def slice(self, jobs: int, seconds: float = SLICE) -> Outcome:
+        """What one of so many workers does in a slice."""
+        entries = seconds * self.rate(jobs) / jobs
+        busy = self.rate(jobs) * self.computes > 0.999 * self.processors
+        waits = entries * self.waits if busy else seconds - entries * self.computes  # else for a processor
+        tally = Tally(bytes=round(entries * BYTES))
+        return Outcome(tally, computed=entries * self.computes, waited=waits, seconds=seconds)
+
+
+class Simulated:
+    """A run on such storage: how many workers there are, and those of each pool that was opened."""
+
+    def __init__(self, storage: Storage, processors: int = 2) -> None:
+        self.opened: list[int] = []
+        self.crew, self.now = Crew(processors), 0.0
+        storage.processors = processors
+        self.crew.note(storage.slice(1, 0.01), self.now)
+        self.go(storage, 0)
+
+    def go(self, storage: Storage, seconds: float) -> int:
+        if not self.opened:
+            self.open()
+        end = self.now + seconds
+        while self.now < end:
+            if self.crew.outgrown:
+                self.open()
+            self.now += SLICE
+            jobs = self.crew.jobs
+            for _ in range(jobs):
+                self.crew.note(storage.slice(jobs), self.now)
+        return self.crew.jobs
+
+    def open(self) -> None:
+        self.crew.open(self.now)
+        self.opened.append(self.crew.jobs)
+
+
+MEMORY, STORE, FAR = Storage(20e-6, 0), Storage(0.5e-3, 4.5e-3), Storage(0.5e-3, 0.2)
+
+
+@pytest.mark.parametrize("count", [1, 2, 16, 100])
+def test_where_nothing_waits_there_are_as_many_as_processors(count: int) -> None:
+    run = Simulated(Storage(20e-6, 0.05e-6), count)
+    assert run.go(Storage(20e-6, 0.05e-6), 60) == count
+    assert run.opened == [count]
+
+
+def test_where_they_wait_there_are_as_many_as_keep_the_processors_busy() -> None:
+    """20 of them; the first slice may think of more, but not of more than twice as many."""
+    run = Simulated(STORE)
+    assert 20 <= run.go(STORE, 20) <= 40
+    assert len(run.opened) == 1
+    assert Simulated(FAR).opened == [MOST]
+
+
+def test_a_pool_that_turns_out_too_small_is_opened_again() -> None:
+    run = Simulated(MEMORY)
+    assert run.opened == [2]
+    assert 15 <= run.go(STORE, 3) <= 40
+    assert len(run.opened) == 2
+
+
+def test_a_pool_that_turns_out_too_large_is_used_in_part() -> None:
+    run = Simulated(STORE)
+    assert run.go(MEMORY, 3) == 2
+    assert len(run.opened) == 1
+
+
+@pytest.mark.parametrize("most", [lambda jobs: 400 / jobs**0.5, lambda jobs: 300 if jobs <= 4 else 200])
+def test_where_more_get_in_each_others_way_there_are_fewer(most: Callable[[int], float]) -> None:
+    """Such as on a disk that seeks: all wait, and the more of them, the less is done."""
+    disk = Storage(0.1e-3, 5e-3, most)
+    run = Simulated(disk)
+    assert run.opened[0] > 20
+    assert run.go(disk, 10 * BASE) <= 4
+    assert run.opened == run.opened[:1]
+
+
+def test_fewer_that_are_not_faster_are_given_up_at_once() -> None:
+    """So it costs next to nothing to try."""
+    run = Simulated(STORE)
+    full, seen = run.crew.jobs, []
+    for _ in range(600):
+        seen.append(run.go(STORE, SLICE))
+    assert set(seen) == {full, full // 2}
+    assert seen.count(full // 2) < 20
+
+
+def test_so_many_that_cannot_be_started_are_not_tried_again() -> None:
+    run = Simulated(STORE)
+    run.crew.refused()
+    run.crew.open(run.now)
+    assert run.go(STORE, 100) == 2
+
+
+def test_a_slice_counts_its_computing_and_its_waiting() -> None:
+    effort, outcome = Effort(), Outcome()
+    end = time.thread_time() + 0.05
+    while time.thread_time() < end:
+        pass
+    time.sleep(0.2)
+    effort.into(outcome)
+    assert outcome.computed >= 0.05
+    assert outcome.waited >= 0.15
+
+
+@contextlib.contextmanager
+def busy() -> Iterator[None]:
+    """Others have work for all processors, three times over."""
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3 * (os.cpu_count() or 1))]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def test_waiting_for_a_processor_is_no_waiting_for_the_storage() -> None:
+    if not os.path.exists("/proc/thread-self/schedstat"):
+        pytest.skip("this kernel does not tell")
+    with busy():
+        effort, outcome, before = Effort(), Outcome(), queued()
+        end = time.thread_time() + 0.3
+        while time.thread_time() < end:
+            pass
+        effort.into(outcome)
+        waited_for_it = queued() - before
+    assert waited_for_it > 0.1
+    assert outcome.waited < waited_for_it / 4
+
+
+# ---- real copies ----------------------------------------------------------------------------------------------------
+
+
+def some_tree(top: Path, directories: int = 40) -> Path:
+    return make_tree(
+        top, {f"d{number}": Dir({f"f{other}": b"text" * other for other in range(25)}) for number in range(directories)}
+    )
+
+
+def test_a_copy_by_itself_finds_how_many_it_takes(tmp_path: Path, pcopy: Run) -> None:
+    source = some_tree(tmp_path / "src")
+    done = pcopy("-j", "auto", "--json", "src", "dst")
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["files"]) == (0, 1000)
+    assert processors() <= report["jobs"] <= MOST
+    assert read_tree(tmp_path / "dst") == read_tree(source)
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_a_pool_that_is_outgrown_makes_room_for_a_larger_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int
+) -> None:
+    """Nothing is lost in between, and nothing is done twice."""
+    source = some_tree(tmp_path / "src", 200)
+    opened: list[int] = []
+    real = engines.engine_for
+
+    def noted(jobs: int, start_method: str | None) -> engines.Engine:
+        opened.append(jobs)
+        return real(jobs, start_method)
+
+    monkeypatch.setattr("pcopy.drive.engine_for", noted)
+    monkeypatch.setattr("pcopy.api.check_jobs", lambda jobs: first)
+    monkeypatch.setattr("pcopy.crew.Crew.wanted", property(lambda self: {0: first, first: 3 * first}.get(self.capacity, 7)))
+    report = library.copy(source, tmp_path / "dst", jobs="auto", bwlimit=None)
+    assert report.ok, report.errors
+    assert opened == [first, 3 * first, 7][: len(opened)]
+    assert len(opened) > 1
+    assert (report.jobs, report.engine) == (opened[-1], "pool")
+    assert (report.files, report.directories) == (5000, 201)
+    assert read_tree(tmp_path / "dst") == read_tree(source)
+
+
+def test_storage_that_waits_gets_more_workers(tmp_path: Path) -> None:
+    """The contents of each file take 20 ms, as from a store elsewhere."""
+    if not shutil.which("strace"):
+        pytest.skip("needs strace")
+    source, log = some_tree(tmp_path / "src"), tmp_path / "strace"
+    slow = [
+        "strace",
+        "-f",
+        "-qq",
+        "-o",
+        str(log),
+        "-e",
+        "trace=copy_file_range",
+        "-e",
+        "inject=copy_file_range:delay_enter=20000",
+    ]
+    words = [sys.executable, "-m", "pcopy", "-j", "auto", "--json", str(source), str(tmp_path / "dst")]
+    done = subprocess.run([*slow, *words], capture_output=True, text=True, timeout=100, check=False)
+    if not log.exists() or not log.stat().st_size:
+        pytest.skip("strace may not trace here")
+    report = json.loads(done.stdout)
+    assert (report["exit_status"], report["files"]) == (0, 1000)
+    assert report["jobs"] > 2 * processors()
+    assert read_tree(tmp_path / "dst") == read_tree(source)
+
+
+def test_a_limit_on_bytes_leaves_it_at_the_processors(tmp_path: Path) -> None:
+    """Its workers sleep, and do not wait for the storage."""
+    source = make_tree(tmp_path / "src", {f"f{number}": b"x" * 100_000 for number in range(20)})
+    report = library.copy(source, tmp_path / "dst", jobs="auto", bwlimit="4M")
+    assert (report.ok, report.jobs) == (True, processors())
+
+
+def test_who_may_start_no_processes_copies_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much it waits."""
+    monkeypatch.setattr("pcopy.crew.Crew.wanted", property(lambda self: 5))
+    some_tree(tmp_path / "src")
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        jobs, files = pool.apply(copied_in_a_daemon, (str(tmp_path / "src"), str(tmp_path / "dst")))
+    assert (jobs, files) == (1, 1000)
+
+
+@pytest.mark.parametrize(("options", "done"), [(Options(jobs=1), 3), (Options(jobs=1, adapts=True), 0)])
+def test_one_worker_that_may_not_stay_alone_begins_nothing_new_unknown_to_others(
+    tmp_path: Path, options: Options, done: int
+) -> None:
+    """If it is killed, they have to know what it may have begun."""
+    make_tree(tmp_path / "src", {f"f{number}": b"1" for number in range(3)})
+    make_tree(tmp_path / "dst", {})
+    inodes = [(state.st_dev, state.st_ino) for state in ((tmp_path / name).stat() for name in ("src", "dst"))]
+    tree = Tree(str(tmp_path / "src"), str(tmp_path / "dst"), inodes[0], inodes[1])
+    outcome = run(Job(options, (tree,), "0123abcd", 0o022), [Scan(0, "", False, 1.0)], 60.0)
+    assert outcome.tally.files == done
+
+
+def copied_in_a_daemon(source: str, destination: str) -> tuple[int, int]:
+    report = library.copy(source, destination, jobs="auto")
+    return report.jobs, report.files
+
+
+def test_workers_that_cannot_be_started_are_fewer_the_next_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = some_tree(tmp_path / "src", 200)
+    real = engines.engine_for
+    asked: list[int] = []
+
+    class Refusing:
+        def open(self) -> contextlib.AbstractContextManager[Executor]:
+            raise engines.NotStarted("Resource temporarily unavailable")
+
+    def few(jobs: int, start_method: str | None) -> engines.Engine:
+        asked.append(jobs)
+        return Refusing() if jobs > processors() else real(jobs, start_method)
+
+    monkeypatch.setattr("pcopy.drive.engine_for", few)
+    monkeypatch.setattr("pcopy.crew.Crew.wanted", property(lambda self: 50))
+    report = library.copy(source, tmp_path / "dst", jobs="auto")
+    assert report.ok, report.errors
+    assert asked == [50, processors()]
+    assert read_tree(tmp_path / "dst") == read_tree(source)
+
+
+@pytest.mark.parametrize("wrong", ["fast", "auto,2", "AUTO", ""])
+def test_what_is_neither_a_number_nor_auto_is_refused(tmp_path: Path, pcopy: Run, wrong: str) -> None:
+    make_tree(tmp_path / "src", {})
+    done = pcopy("-j", wrong, "src", "dst")
+    assert done.returncode == 2
+    assert f"{wrong!r} is neither a number nor 'auto'" in done.stderr
+    with pytest.raises(library.UsageError, match="must be a number from 1 to 1024, or 'auto'"):
+        library.copy(tmp_path / "src", tmp_path / "dst", jobs="fast")  # type: ignore[arg-type]
+    assert not (tmp_path / "dst").exists()
+
+
+def test_a_comparison_is_of_numbers(tmp_path: Path, pcopy: Run) -> None:
+    make_tree(tmp_path / "src", {"f": b"1"})
+    done = pcopy("--compare", "-j", "auto", "src")
+    assert done.returncode == 2
+    assert "jobs 'auto': must be a number from 1 to 1024" in done.stderr
+    assert "Traceback" not in done.stderr
