@@ -15,7 +15,7 @@ import time
 
 from pcopy.work import Outcome
 
-# More would find room on very distant storage only, and each takes 10 ms to start and some megabytes.
+# More would find room on very distant storage only, and each takes 10 ms to start and 4 MB of memory.
 MOST = 64
 # A pool is opened again only for so many times as many workers: that takes as long as a slice.
 WORTH = 2
