@@ -4,27 +4,32 @@
 
 A worker that waits for the storage leaves its processor to another. So there are to be as many as keep the processors busy:
 two of them, where one second in ten goes into computing, are kept so by twenty. Where it is the storage that has no more to
-give, more workers only wait longer, or make a disk's heads move. That shows in how much is done in a second; so now and then
-half as many are tried, and if they are faster, it is left at that.
+give, more workers only wait longer, or make a disk's heads move. That shows in how much is computed in a second, whatever the
+files are like; so now and then half as many are tried, and if they get on faster, it is left at that for a while.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 
 from pcopy.work import Outcome
 
-# More would find room on very distant storage only, and each takes 10 ms to start and 4 MB of memory.
+# More would find room on very distant storage only, and each takes 10 ms to start, by fork, and 4 MB of memory.
 MOST = 64
-# A pool is opened again only for so many times as many workers: that takes as long as a slice.
+# Handles that the limit has to allow for each: it gets two of every worker that was started before it, and opens some.
+HANDLES = 16
+# How many times as many workers are worth another pool, which takes as long as a slice; or as few, that they are left idle.
 WORTH = 2
 # Seconds: of a look at how fast it goes; of one with half as many; until the slices of the number before are out of the way;
-# until something that did not help is tried again.
+# until something that did not help is tried again, at first.
 BASE, TRIAL, SETTLING, HOLD = 5.0, 0.3, 0.1, 30.0
 SLICES = 2  # of each worker, at least, in one look
-# Bytes that count as much as an entry.
-BYTES = 64 << 10
+FASTER = 1.1  # times as much, to be no chance
+# Seconds of each worker by which it is known how much they wait; and of a slice that was held up by something else: SIGSTOP,
+# say, or a server that started again.
+MEMORY, STALLED = 2.0, 1.0
 
 
 class Effort:
@@ -54,10 +59,13 @@ class Crew:
 
     def __init__(self, processors: int) -> None:
         self.processors = self.jobs = processors
+        limit = os.sysconf("SC_OPEN_MAX")  # -1: none
+        self.most = max(processors, MOST if limit < 0 else min(MOST, limit // HANDLES))
         self.capacity = 0  # workers of the open pool; none is open yet
         self.computed = self.waited = 0.0
         self.full: tuple[int, float] | None = None  # what half as many are compared with: jobs, and their rate
-        self.held = 0.0  # until when no other number is tried
+        self.grows = self.shrinks = 0.0  # until when no larger number is tried, or no smaller one
+        self.hold = HOLD
         self.restart(0.0)
 
     def restart(self, since: float) -> None:
@@ -68,7 +76,7 @@ class Crew:
     def wanted(self) -> int:
         """As many as keep the processors busy."""
         waits = self.waited / self.computed if self.computed else 0.0
-        return min(max(MOST, self.processors), round(self.processors * (1 + waits)))
+        return min(self.most, round(self.processors * (1 + waits)))
 
     @property
     def outgrown(self) -> bool:
@@ -81,45 +89,52 @@ class Crew:
         self.restart(now + SETTLING)
 
     def refused(self) -> None:
-        """So many workers could not be started: no more than there have to be, from now on."""
-        self.jobs, self.held = self.processors, float("inf")
+        """So many workers could not be started."""
+        self.jobs = self.most = max(self.processors, self.jobs // 2)
+        self.full = None
 
     def note(self, outcome: Outcome, now: float) -> None:
         """Take in what a slice did."""
-        self.computed += outcome.computed
-        self.waited += outcome.waited
+        if outcome.seconds > STALLED:
+            return
+        kept = max(0.0, 1 - outcome.seconds / (MEMORY * self.jobs))
+        self.computed = self.computed * kept + outcome.computed
+        self.waited = self.waited * kept + outcome.waited
         if not self.capacity:
             self.waited += outcome.waited  # once more: what is done for the first time takes longer to compute
             self.jobs = self.wanted
         elif now >= self.since and not self.outgrown:
             self.slices += 1
-            self.done += outcome.tally.found + outcome.tally.accounted + outcome.tally.bytes / BYTES
+            self.done += outcome.computed
             self.decide(now)
 
     def decide(self, now: float) -> None:
         took, wanted = now - self.since, self.wanted
+        worth = wanted if wanted > WORTH * self.capacity else min(wanted, self.capacity)
         if self.slices < SLICES * self.jobs:
             return
         if self.full:
             if took >= TRIAL:
-                self.judge(self.done / took, now)
-        elif (wanted > WORTH * self.capacity and now >= self.held) or wanted * WORTH < self.jobs:
+                self.judge(*self.full, self.done / took, now)
+        elif wanted * WORTH < self.jobs:
             self.change(wanted, now)
-        elif took >= BASE and now >= self.held and self.jobs > self.processors:
+        elif worth > FASTER * self.jobs and now >= self.grows:
+            self.change(worth, now)
+        elif took >= BASE and now >= self.shrinks and self.jobs > self.processors:
             self.full = self.jobs, self.done / took
             self.change(max(self.processors, self.jobs // 2), now)
 
-    def judge(self, rate: float, now: float) -> None:
-        """Are half as many faster? Then it is left at them, and fewer may do. If not, nothing else is tried for a while."""
-        jobs, before = self.full or (self.jobs, 0.0)
+    def judge(self, jobs: int, before: float, rate: float, now: float) -> None:
+        """Do half as many get on faster? Then it is left at them, and fewer may do; each time for longer."""
         self.full = None
-        if rate <= before:
-            self.held = now + HOLD
-            self.change(jobs, now)
+        if rate > FASTER * before:
+            self.hold *= 2
+            self.grows = now + self.hold
+            self.restart(now)
         else:
-            self.change(self.jobs, now)
+            self.shrinks = now + HOLD
+            self.change(jobs, now)
 
     def change(self, jobs: int, now: float) -> None:
         self.jobs = jobs
-        self.computed, self.waited = self.computed / 2, self.waited / 2  # what was long ago counts less and less
         self.restart(now + SETTLING)

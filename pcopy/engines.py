@@ -121,6 +121,7 @@ def close(executor: Executor) -> None:
     ProcessPoolExecutor.shutdown would wait for it for ever.
     """
     processes, thread = workers_of(executor), thread_of(executor)
+    feeder: threading.Thread | None = getattr(getattr(executor, "_call_queue", None), "_thread", None)
     executor.shutdown(wait=False)
     if thread and thread.is_alive():
         thread.join(GRACE)
@@ -129,13 +130,19 @@ def close(executor: Executor) -> None:
     if thread and thread.is_alive():
         thread.join()
     numbers = [process.pid for process in processes]
+    threads = [known.native_id for known in (thread, feeder) if known]
     for process in processes:
         process.join()
         with contextlib.suppress(ValueError):  # a program that ignores SIGCHLD is never told of their end
             process.close()  # and with it the pipe that ends a worker whose forkserver was killed, see end_with_parent
     end = time.monotonic() + GRACE
-    while any(number and exists(number) for number in numbers) and time.monotonic() < end:
+    while time.monotonic() < end and (any(number and exists(number) for number in numbers) or any(map(is_thread, threads))):
         time.sleep(0.001)
+
+
+def is_thread(number: int | None) -> bool:
+    """Whether there still is a thread of this process: for a moment after it was joined, :func:`count_threads` counts it."""
+    return os.path.exists(f"/proc/self/task/{number}")
 
 
 def exists(process: int) -> bool:

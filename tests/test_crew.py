@@ -6,6 +6,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -20,9 +21,9 @@ import pytest
 import pcopy as library
 from pcopy import engines
 from pcopy.asked import processors
-from pcopy.crew import BASE, BYTES, MOST, Crew, Effort, queued
+from pcopy.crew import BASE, MOST, Crew, Effort, queued
 from pcopy.options import Options
-from pcopy.work import Job, Outcome, Scan, Tally, Tree
+from pcopy.work import Job, Outcome, Scan, Tree
 from pcopy.worker import run
 from tests.conftest import Run
 from tests.trees import Dir, make_tree, read_tree
@@ -47,8 +48,7 @@ class Storage:
         entries = seconds * self.rate(jobs) / jobs
         busy = self.rate(jobs) * self.computes > 0.999 * self.processors
         waits = entries * self.waits if busy else seconds - entries * self.computes  # else for a processor
-        tally = Tally(bytes=round(entries * BYTES))
-        return Outcome(tally, computed=entries * self.computes, waited=waits, seconds=seconds)
+        return Outcome(computed=entries * self.computes, waited=waits, seconds=seconds)
 
 
 class Simulated:
@@ -104,13 +104,30 @@ def test_a_pool_that_turns_out_too_small_is_opened_again() -> None:
     assert len(run.opened) == 2
 
 
-def test_a_pool_that_turns_out_too_large_is_used_in_part() -> None:
+def test_a_pool_that_turns_out_too_large_is_used_in_part_until_it_is_not() -> None:
     run = Simulated(STORE)
-    assert run.go(MEMORY, 3) == 2
+    assert run.go(MEMORY, 20) == 2
+    assert run.go(STORE, 20) >= 20
     assert len(run.opened) == 1
 
 
-@pytest.mark.parametrize("most", [lambda jobs: 400 / jobs**0.5, lambda jobs: 300 if jobs <= 4 else 200])
+def test_what_the_files_are_like_does_not_matter() -> None:
+    """They may be large here and small there, so that more is done in a second by fewer: that is no merit of theirs."""
+    run, sizes = Simulated(STORE), random.Random(1)
+    for _ in range(100):
+        size = sizes.lognormvariate(0, 0.8)
+        run.go(Storage(STORE.computes * size, STORE.waits * size), 3)
+    assert run.go(STORE, 1) >= 20
+
+
+def test_what_held_up_a_slice_and_was_not_the_storage_counts_for_nothing() -> None:
+    """It was stopped, say, and went on later."""
+    run = Simulated(MEMORY)
+    run.crew.note(Outcome(computed=0.1, waited=60.0, seconds=60.1), run.now)
+    assert run.go(MEMORY, 5) == 2
+
+
+@pytest.mark.parametrize("most", [lambda jobs: 400 / jobs**0.5, lambda jobs: 400 / jobs**0.3])
 def test_where_more_get_in_each_others_way_there_are_fewer(most: Callable[[int], float]) -> None:
     """Such as on a disk that seeks: all wait, and the more of them, the less is done."""
     disk = Storage(0.1e-3, 5e-3, most)
@@ -132,9 +149,18 @@ def test_fewer_that_are_not_faster_are_given_up_at_once() -> None:
 
 def test_so_many_that_cannot_be_started_are_not_tried_again() -> None:
     run = Simulated(STORE)
+    full = run.crew.jobs
+    while run.go(STORE, SLICE) == full:  # until fewer are tried
+        pass
     run.crew.refused()
-    run.crew.open(run.now)
-    assert run.go(STORE, 100) == 2
+    few = run.crew.jobs
+    assert few == full // 4
+    run.open()
+    seen = [run.go(STORE, SLICE) for _ in range(1000)]
+    assert max(seen) == few
+    for _ in range(10):
+        run.crew.refused()
+    assert run.crew.jobs == 2
 
 
 def test_a_slice_counts_its_computing_and_its_waiting() -> None:
@@ -243,6 +269,33 @@ def test_storage_that_waits_gets_more_workers(tmp_path: Path) -> None:
     assert read_tree(tmp_path / "dst") == read_tree(source)
 
 
+def test_there_are_no_more_than_there_are_handles_for(tmp_path: Path) -> None:
+    """Each has two of every worker that was started before it, and needs some for what it copies."""
+    if not shutil.which("strace"):
+        pytest.skip("needs strace")
+    source, log = some_tree(tmp_path / "src"), tmp_path / "strace"
+    slow = [
+        "strace",
+        "-f",
+        "-qq",
+        "-o",
+        str(log),
+        "-e",
+        "trace=copy_file_range",
+        "-e",
+        "inject=copy_file_range:delay_enter=20000",
+    ]
+    words = [sys.executable, "-m", "pcopy", "--json", str(source), str(tmp_path / "dst")]
+    few = ["sh", "-c", 'ulimit -n 70; exec "$@"', "sh"]
+    done = subprocess.run([*few, *slow, *words], capture_output=True, text=True, timeout=100, check=False)
+    if not log.exists() or not log.stat().st_size:
+        pytest.skip("strace may not trace here")
+    report = json.loads(done.stdout)
+    assert (report["exit_status"], report["files"]) == (0, 1000), report["errors"][:3]
+    assert report["jobs"] == max(processors(), 4)
+    assert read_tree(tmp_path / "dst") == read_tree(source)
+
+
 def test_a_limit_on_bytes_leaves_it_at_the_processors(tmp_path: Path) -> None:
     """Its workers sleep, and do not wait for the storage."""
     source = make_tree(tmp_path / "src", {f"f{number}": b"x" * 100_000 for number in range(20)})
@@ -294,7 +347,8 @@ def test_workers_that_cannot_be_started_are_fewer_the_next_time(tmp_path: Path, 
     monkeypatch.setattr("pcopy.crew.Crew.wanted", property(lambda self: 50))
     report = library.copy(source, tmp_path / "dst", jobs="auto")
     assert report.ok, report.errors
-    assert asked == [50, processors()]
+    assert asked[:4] == [50, 25, 12, 6]
+    assert asked[-1] == processors()
     assert read_tree(tmp_path / "dst") == read_tree(source)
 
 

@@ -1192,3 +1192,18 @@ def test_workers_that_are_killed_before_they_are_given_anything_are_told_of(
     assert report.ok, report.errors
     assert (bool(killed), report.warnings) == (True, [WORKER_DIED])
     assert read_tree(target) == read_tree(tree)
+
+
+def test_a_pool_that_was_closed_leaves_no_thread_that_forbids_to_fork() -> None:
+    """One that was joined is still counted for a moment; the next pool would be started by the slower forkserver."""
+    words = """
+import os
+from pcopy.engines import engine_for, safest_method
+if __name__ == "__main__":
+    for jobs in range(60):
+        with engine_for(2 + jobs % 6, None).open() as executor:
+            executor.submit(os.getpid).result()
+        assert safest_method() == "fork"
+"""
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
