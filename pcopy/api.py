@@ -6,7 +6,6 @@ import contextlib
 import datetime
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -39,6 +38,7 @@ from pcopy.asked import (
     listed,
     look_at_destination,
     look_at_sources,
+    may_start_processes,
     only_listed,
     refuse_overlap,
     text_of,
@@ -46,7 +46,7 @@ from pcopy.asked import (
 from pcopy.coordinator import Coordinator, begin, wind_up
 from pcopy.errors import UsageError
 from pcopy.manifest import Spool, check_place, within, write
-from pcopy.options import ALL_ATTRIBUTES, AUTO, METHODS, Hash, Options, Overwrite, When
+from pcopy.options import ALL_ATTRIBUTES, METHODS, Hash, Options, Overwrite, When
 from pcopy.paths import Landing, land
 from pcopy.prepare import make_lasting, prepare
 from pcopy.result import Observer, Report, Stop
@@ -137,9 +137,10 @@ def copy(
     alone, whatever ``jobs`` says, and a warning in the report says so.
     """
     observer = check_observer(observer)
+    number, adapts = check_jobs(jobs)
     options = Options(
-        jobs=check_jobs(jobs),
-        adapts=jobs in (None, AUTO) and may_start_processes(),
+        jobs=number,
+        adapts=adapts,
         overwrite=check_choice("overwrite", Overwrite, overwrite),
         checksum=checksum,
         preserve=check_preserve(preserve),
@@ -291,12 +292,6 @@ def new_report(options: Options) -> Report:
     jobs = options.jobs if may_start_processes() else 1
     warnings = [ALONE] if jobs < options.jobs else []
     return Report(jobs=jobs, engine="serial" if jobs == 1 else "pool", dry_run=options.dry_run, warnings=warnings)
-
-
-def may_start_processes() -> bool:
-    """A daemonic process may not (multiprocessing.Process.daemon); the workers of multiprocessing.Pool are."""
-    multiprocessing = sys.modules.get("multiprocessing")  # without which it is not: not imported only to ask
-    return not (multiprocessing and multiprocessing.current_process().daemon)
 
 
 def too_much(request: Request, report: Report, stop: Stop) -> tuple[Failure | None, int]:

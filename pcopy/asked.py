@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import stat
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, TypeVar
 
@@ -39,9 +40,17 @@ def processors() -> int:
         return os.cpu_count() or 1
 
 
-def check_jobs(jobs: int | str | None) -> int:
-    """The number of workers, or what to begin with."""
-    return processors() if jobs in (None, AUTO) else check_number(jobs, f", or {AUTO!r}")
+def may_start_processes() -> bool:
+    """A daemonic process may not (multiprocessing.Process.daemon); the workers of multiprocessing.Pool are."""
+    multiprocessing = sys.modules.get("multiprocessing")  # without which it is not: not imported only to ask
+    return not (multiprocessing and multiprocessing.current_process().daemon)
+
+
+def check_jobs(jobs: int | str | None) -> tuple[int, bool]:
+    """The number of workers, and whether a run only begins with it and finds a better one by itself."""
+    if jobs in (None, AUTO):
+        return processors(), may_start_processes()
+    return check_number(jobs, f", or {AUTO!r}"), False
 
 
 def check_number(jobs: object, otherwise: str = "") -> int:

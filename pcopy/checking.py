@@ -6,12 +6,12 @@ import os
 import time
 from typing import Literal
 
-from pcopy.api import coordinate, may_start_processes, new_report, note, stopped_by_ctrl_c
+from pcopy.api import coordinate, new_report, note, stopped_by_ctrl_c
 from pcopy.asked import HashName, Jobs, Path, check_count, check_hash, check_jobs, check_kind
 from pcopy.coordinator import Coordinator
 from pcopy.errors import UsageError
 from pcopy.manifest import portions
-from pcopy.options import AUTO, METHODS, Hash, Options
+from pcopy.options import METHODS, Hash, Options
 from pcopy.prepare import current_umask
 from pcopy.result import Observer, Report, Stop
 from pcopy.work import Check, Failure, Job, Tree
@@ -38,9 +38,10 @@ def check(
 
     The other parameters are those of :func:`pcopy.copy`.
     """
+    number, adapts = check_jobs(jobs)
     options = Options(
-        jobs=check_jobs(jobs),
-        adapts=jobs in (None, AUTO) and may_start_processes(),
+        jobs=number,
+        adapts=adapts,
         sums=check_hash(hash),
         retries=check_count("retries", retries),
         verbose=verbose,

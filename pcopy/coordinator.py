@@ -96,7 +96,7 @@ class Coordinator:
     """Decides what is done next. It starts nothing and waits for nothing, so its decisions can be tested alone."""
 
     def __init__(self, job: Job, report: Report, observer: Observer, stop: Stop, spool: Spool | None = None) -> None:
-        self.job, self.report, self.jobs = job, report, report.jobs
+        self.job, self.report = job, report
         self.by_handle = job  # to clean up in a destination that is not where it was any more
         self.observer, self.stop = observer, stop
         self.spool = spool  # where checksums go
@@ -125,9 +125,14 @@ class Coordinator:
         self.small_seconds = 0.0  # that slices without large files took
         self.progress = Progress()
         limit = job.options.bwlimit
-        self.throttle = Throttle(limit, self.jobs) if limit and not job.options.dry_run else None
+        self.throttle = Throttle(limit, report.jobs) if limit and not job.options.dry_run else None
         adapts = job.options.adapts and not self.throttle  # under which workers sleep, and wait for nothing
-        self.crew = Crew(self.jobs) if adapts else None
+        self.crew = Crew(report.jobs) if adapts else None
+
+    @property
+    def jobs(self) -> int:
+        """How many slices run at a time."""
+        return self.crew.jobs if self.crew else self.report.jobs
 
     @property
     def stopped(self) -> bool:
@@ -202,7 +207,6 @@ class Coordinator:
             self.small_seconds += outcome.seconds
         if self.crew:
             self.crew.note(outcome, time.monotonic())
-            self.jobs = self.crew.jobs
         self.tell(outcome)
 
     def counted(self, outcome: Outcome) -> list[Unit]:
@@ -486,7 +490,6 @@ class Coordinator:
         self.starts += 1
         if self.crew:
             self.crew.refused()
-            self.jobs = self.crew.jobs
         if self.starts >= STARTS:
             reason = f"workers cannot be started: {reason}; run with -j 1"
             failure = Failure(self.job.trees[0].destination, "copy", None, reason, fatal=True)

@@ -11,9 +11,9 @@ files are like; so now and then half as many are tried, and if they get on faste
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 
+from pcopy import filesystem as fs
 from pcopy.work import Outcome
 
 # More would find room on very distant storage only, and each takes 10 ms to start, by fork, and 4 MB of memory.
@@ -40,11 +40,11 @@ class Effort:
     """
 
     def __init__(self) -> None:
-        self.began, self.computed, self.queued = time.monotonic(), time.thread_time(), queued()
+        self.computed, self.queued = time.thread_time(), queued()
 
     def into(self, outcome: Outcome) -> None:
         outcome.computed = time.thread_time() - self.computed
-        outcome.waited = max(0.0, time.monotonic() - self.began - outcome.computed - (queued() - self.queued))
+        outcome.waited = max(0.0, outcome.seconds - outcome.computed - (queued() - self.queued))
 
 
 def queued() -> float:
@@ -59,8 +59,7 @@ class Crew:
 
     def __init__(self, processors: int) -> None:
         self.processors = self.jobs = processors
-        limit = os.sysconf("SC_OPEN_MAX")  # -1: none
-        self.most = max(processors, MOST if limit < 0 else min(MOST, limit // HANDLES))
+        self.most = max(processors, fs.as_many_as_handles_allow(MOST, HANDLES))
         self.capacity = 0  # workers of the open pool; none is open yet
         self.computed = self.waited = 0.0
         self.full: tuple[int, float] | None = None  # what half as many are compared with: jobs, and their rate

@@ -492,6 +492,12 @@ def refuse_to_remove(reason: str) -> None:
     raise OSError(errno.EBUSY, reason)
 
 
+def as_many_as_handles_allow(most: int, each: int) -> int:
+    """How many of something there can be for which the limit on open handles has to allow so many each."""
+    limit = os.sysconf("SC_OPEN_MAX")  # -1: none
+    return most if limit < 0 else min(most, limit // each)
+
+
 def close_read(handle: int) -> None:
     """An error says nothing about what was only read: that is all there."""
     try:  # noqa: SIM105 - for each directory twice, and suppress() takes longer than the call

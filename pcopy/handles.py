@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 
@@ -70,8 +69,7 @@ class Handles:
         self.dry_run = job.options.dry_run
         self.pairs: OrderedDict[tuple[int, str], Pair] = OrderedDict()
         self.used: set[tuple[int, str]] = set()
-        limit = os.sysconf("SC_OPEN_MAX")  # -1: none
-        self.kept = KEPT if limit < 0 else max(2, min(KEPT, limit // SHARE))
+        self.kept = max(2, fs.as_many_as_handles_allow(KEPT, SHARE))
 
     def __enter__(self) -> Handles:
         return self

@@ -165,11 +165,12 @@ def test_so_many_that_cannot_be_started_are_not_tried_again() -> None:
 
 
 def test_a_slice_counts_its_computing_and_its_waiting() -> None:
-    effort, outcome = Effort(), Outcome()
+    began, effort = time.monotonic(), Effort()
     end = time.thread_time() + 0.05
     while time.thread_time() < end:
         pass
     time.sleep(0.2)
+    outcome = Outcome(seconds=time.monotonic() - began)
     effort.into(outcome)
     assert outcome.computed >= 0.05
     assert outcome.waited >= 0.15
@@ -191,10 +192,11 @@ def test_waiting_for_a_processor_is_no_waiting_for_the_storage() -> None:
     if not os.path.exists("/proc/thread-self/schedstat"):
         pytest.skip("this kernel does not tell")
     with busy():
-        effort, outcome, before = Effort(), Outcome(), queued()
+        began, effort, before = time.monotonic(), Effort(), queued()
         end = time.thread_time() + 0.3
         while time.thread_time() < end:
             pass
+        outcome = Outcome(seconds=time.monotonic() - began)
         effort.into(outcome)
         waited_for_it = queued() - before
     assert waited_for_it > 0.1
@@ -233,7 +235,7 @@ def test_a_pool_that_is_outgrown_makes_room_for_a_larger_one(
         return real(jobs, start_method)
 
     monkeypatch.setattr("pcopy.drive.engine_for", noted)
-    monkeypatch.setattr("pcopy.api.check_jobs", lambda jobs: first)
+    monkeypatch.setattr("pcopy.api.check_jobs", lambda jobs: (first, True))
     monkeypatch.setattr("pcopy.crew.Crew.wanted", property(lambda self: {0: first, first: 3 * first}.get(self.capacity, 7)))
     report = library.copy(source, tmp_path / "dst", jobs="auto", bwlimit=None)
     assert report.ok, report.errors

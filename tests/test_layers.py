@@ -19,8 +19,8 @@ HOUSE = Path(pcopy.__file__).parent
 FLOORS = (
     ("errors", "options", "stop"),
     ("work", "paths", "select", "values", "engines", "pace"),  # engines know no units: work stands beside them
-    ("result", "filesystem", "lists", "crew"),
-    ("handles", "contents", "runs"),
+    ("result", "filesystem", "lists"),
+    ("handles", "contents", "runs", "crew"),
     ("metadata", "reading", "manifest"),
     ("directory", "plain", "audit"),
     ("entry",),
