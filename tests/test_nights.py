@@ -92,7 +92,7 @@ class Owner:
 
     def leaf(self) -> bytes:
         """A directory, made anew if need be, of which nobody would miss much."""
-        few = [path for path in self.walk() if is_directory(path) and sum(len(names) for _, *names in os.walk(path)) < 6]
+        few = [path for path in self.walk() if is_directory(path) and entries_below(path) < 6]
         return self.random.choice(few) if few else self.mkdir()
 
     def new_path(self) -> bytes:
@@ -169,6 +169,10 @@ class Owner:
 
 def is_directory(path: bytes) -> bool:
     return stat.S_ISDIR(os.lstat(path).st_mode)
+
+
+def entries_below(path: bytes) -> int:
+    return sum(len(directories) + len(others) for _, directories, others in os.walk(path))
 
 
 def is_file(path: bytes) -> bool:
