@@ -1,4 +1,4 @@
-"""Engines: context managers that yield an Executor. Everything else about processes is in here.
+"""Engines: context managers that yield an Executor. What goes on in a worker process is in child.py.
 
 serial   runs each call in place
 pool     ProcessPoolExecutor; not multiprocessing.Pool, which loses a call and waits for ever when a worker is killed
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import signal
 import sys
 import threading
@@ -18,16 +17,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, wait
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pcopy.stop import Process, of_this_process
+from pcopy.child import HURRY, STOPPING, begin_worker, guarded
 
 if TYPE_CHECKING:
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing.process import BaseProcess
 
-HURRY = signal.SIGUSR1
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, HURRY)
-# Objects between two looks for garbage: a slice makes many that live for one entry, and no cycles.
-GARBAGE = 50_000
 # Seconds for the workers of a pool to end, and of a broken one to take away what they were writing.
 GRACE = 0.5
 # Seconds after which a silent pool is looked at.
@@ -245,111 +240,3 @@ def hurry_workers(executor: Executor) -> None:
         with contextlib.suppress(OSError, ValueError):
             if process.pid and process.exitcode is None:
                 os.kill(process.pid, HURRY)
-
-
-# ---- in the worker --------------------------------------------------------------------------------------------------
-
-
-class Terminated(BaseException):
-    """SIGTERM came while a worker was in a slice."""
-
-
-class Worker:
-    """The state of this worker process, for its signal handler."""
-
-    in_slice = False
-    ending = False
-
-
-def begin_worker() -> None:
-    """Prepare a worker: it ends with the coordinator and leaves Ctrl-C to it."""
-    import gc
-
-    gc.freeze()  # what was there before the fork is not looked at, and so not copied
-    gc.set_threshold(GARBAGE)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, terminate)
-    signal.signal(HURRY, hurry)
-    end_with_parent()
-    forget_working_directory()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
-
-
-def forget_working_directory() -> None:
-    """From now on it may be any, one of the source too: no module is taken from there, and no core dumped there (core(5))."""
-    sys.path[:] = [path for path in map(anchored, sys.path) if path is not None]
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-    Process.roams = True
-
-
-def anchored(path: str) -> str | None:
-    """What an entry of sys.path means in this directory; None if that is nothing."""
-    if not isinstance(path, str) or os.path.isabs(path):  # Python passes over what is no string
-        return path
-    if os.path.exists(path or "."):
-        with contextlib.suppress(OSError):  # the working directory was removed
-            return os.path.abspath(path)
-        return None
-    return path if any(takes(hook, path) for hook in sys.path_hooks) else None  # maybe for something else than a path
-
-
-def takes(hook: Callable[[str], object], path: str) -> bool:
-    """Whether a path hook knows what to do with an entry of sys.path."""
-    try:
-        hook(path)
-        return True
-    except ImportError:
-        return False
-
-
-def guarded(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    """A call in a worker. On SIGTERM it takes away what it was writing, and the process ends."""
-    of_this_process().signal = 0  # what an earlier slice was told; the coordinator tells it again
-    try:
-        Worker.in_slice = True
-        try:
-            return fn(*args, **kwargs)
-        finally:
-            Worker.in_slice = False
-            if Worker.ending:
-                os._exit(128 + signal.SIGTERM)
-    except Terminated:  # it came between the end of the call and the line that says so
-        os._exit(128 + signal.SIGTERM)
-
-
-def hurry(number: int, _: object) -> None:
-    of_this_process().signal = number
-
-
-def terminate(*_: object) -> None:
-    """Sent by an executor that broke, and by service managers to all processes of a service at once."""
-    if not Worker.in_slice:
-        os._exit(128 + signal.SIGTERM)
-    if not Worker.ending:  # a broken executor sends it again, maybe while the first is being answered
-        Worker.ending = True
-        raise Terminated
-
-
-def end_with_parent() -> None:
-    """End when the coordinator does: it holds the other end of a pipe, which closes however it dies.
-
-    The kernel then sends SIGIO (O_ASYNC, fcntl(2); pipe_release() in fs/pipe.c), which ends a process that does not handle
-    it; on Linux SIGKILL instead, which ends a stopped one too. No thread waits for that: in a process with two, each system
-    call on a handle takes and drops a reference to it.
-    """
-    import fcntl
-    import select
-    from multiprocessing import parent_process
-
-    parent = parent_process()
-    if parent:
-        signal.signal(signal.SIGIO, signal.SIG_DFL)
-        fcntl.fcntl(parent.sentinel, fcntl.F_SETOWN, os.getpid())
-        if sys.platform == "linux":
-            fcntl.fcntl(parent.sentinel, fcntl.F_SETSIG, signal.SIGKILL)
-        fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, fcntl.fcntl(parent.sentinel, fcntl.F_GETFL) | os.O_ASYNC)
-        pipe = select.poll()  # select(2) knows no handles above 1023
-        pipe.register(parent.sentinel, select.POLLIN)
-        if pipe.poll(0):
-            os._exit(1)

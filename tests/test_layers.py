@@ -18,8 +18,8 @@ import pcopy
 HOUSE = Path(pcopy.__file__).parent
 FLOORS = (
     ("errors", "options", "stop"),
-    ("work", "paths", "select", "values", "engines", "pace"),  # engines know no units: work stands beside them
-    ("result", "filesystem", "lists"),
+    ("work", "paths", "select", "values", "child", "pace"),
+    ("result", "filesystem", "lists", "engines"),  # engines know no units
     ("handles", "contents", "runs", "crew"),
     ("metadata", "reading", "manifest"),
     ("directory", "plain", "audit"),
@@ -46,7 +46,7 @@ HOMES = {
     "tqdm": {"progress"},
     "matplotlib": {"chart"},
     "pathspec": {"select"},
-    "multiprocessing": {"engines"},
+    "multiprocessing": {"engines", "child"},
     "concurrent": {"engines", "drive"},
     "subprocess": {"comparison"},
 }
