@@ -12,10 +12,11 @@ from collections.abc import Iterable, Sequence
 from pcopy import filesystem as fs
 from pcopy import runs
 from pcopy.directory import Directories
-from pcopy.entry import EARLIER, Copier, Fate
+from pcopy.entry import EARLIER, Copier
 from pcopy.handles import Handles, Pair
 from pcopy.pace import Pace
 from pcopy.stop import of_this_process
+from pcopy.verdict import Fate
 from pcopy.work import (
     Attributes,
     Begun,
@@ -103,7 +104,8 @@ class Account:
                     stack += self.take_back_directory(unit)
                 else:
                     names = unit.names if isinstance(unit, Entries) else (unit.name,)
-                    self.copier.clear(self.pair_to_clear(unit), {unit.rename or name: name for name in names}, unit.fresh)
+                    targets = {unit.rename or name: name for name in names}
+                    self.copier.halves.clear(self.pair_to_clear(unit), targets, unit.fresh)
         if self.doubtful:
             first, more = self.doubtful[0], len(self.doubtful) - 1
             self.outcome.warnings.append(DOUBTFUL.format(path=first, more=f" (and {more:,} more)" if more else ""))
@@ -129,8 +131,8 @@ class Account:
         for name in [name for name, is_directory in there.items() if not is_directory and name not in hidden]:
             with contextlib.suppress(OSError):
                 if name in wanted and not (self.job.options.limited and self.directories.is_left_out(name, pair.source)):
-                    self.copier.clear_half(pair, name, name)
-                elif self.copier.may_be_half(name, pair.destination) and not self.is_spared(unit, name):
+                    self.copier.halves.clear_half(pair, name, name)
+                elif self.copier.halves.may_be_half(name, pair.destination) and not self.is_spared(unit, name):
                     self.doubtful.append(self.copy_path(unit.tree, unit.path, name))
         below = [name for name, is_directory in there.items() if is_directory and name not in hidden]
         return [unit._replace(path=join(unit.path, name), only=listing.only(name)) for name in below]

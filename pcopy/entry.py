@@ -11,24 +11,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import enum
 import errno
 import os
 import stat
-from collections.abc import Mapping
-from typing import NamedTuple
 
 from pcopy import filesystem as fs
 from pcopy import runs
 from pcopy.audit import Auditor, is_changed, open_source, version_of
-from pcopy.contents import Contents, has_holes, lacks_data, written
+from pcopy.contents import Contents, has_holes, written
 from pcopy.directory import APPEARED
+from pcopy.halves import Halves
 from pcopy.handles import ABSENT, Pair
-from pcopy.metadata import COARSEST, EARLIEST, GRAINS, LATEST, NEW, Metadata, grain_of
+from pcopy.metadata import NEW, Metadata
 from pcopy.options import Overwrite, When
 from pcopy.plain import CLOSED, Plain, abandon
 from pcopy.select import leaves_out
-from pcopy.work import Inode, Job, Large, Temporary, Version
+from pcopy.verdict import Fate, Judge, Result
+from pcopy.work import Job, Large, Temporary
 
 # Bytes from which a file is shared out in spans: smaller costs two renames and messages for nothing, larger keeps the
 # other workers waiting for the last file.
@@ -39,35 +38,6 @@ IN_ITS_PLACE = "a directory that is not empty is in its place: move or remove it
 FOLLOWED = "a directory that is not empty is in its place, and a link may lead into it: move or remove it"
 EARLIER = "earlier"  # why a name is a link: an earlier copy has the file
 SWAPPED = "somebody put another file in its place: run the same line again"
-FAR = 2**40 * 10**9  # nanoseconds: beyond the times that a file system with limits keeps
-
-
-class Fate(enum.Enum):
-    """What became of an entry. The values are the names of the counts in a Tally."""
-
-    FILE = "files"
-    SYMLINK = "symlinks"
-    HARDLINK = "hardlinks"
-    SPECIAL = "specials"
-    UNCHANGED = "unchanged"
-    SKIPPED = "skipped"
-    SHARED = ""  # one of several names of an inode: the coordinator decides
-    LARGE = " "  # to be shared out in spans
-    BLOCKED = "  "  # a directory is in its place that has to be removed first
-
-
-class Result(NamedTuple):
-    fate: Fate
-    size: int = 0  # bytes
-    inode: Inode | None = None
-    links: int = 1
-    version: Version | None = None
-    temporary: Temporary | None = None
-    holes: bool = False
-    updated: bool = False  # unchanged, but for attributes
-    hidden: bool = False  # skipped, by a filter
-    why: str = ""
-    there: tuple[tuple[int, int], ...] = ()  # of a large file, what need not be copied any more, from byte to byte
 
 
 class SourceChanged(Exception):
@@ -92,13 +62,13 @@ class Copier:
         self.large = LARGE
         self.auditor = Auditor(options, job.stop)
         self.plain = Plain(options, self.contents, self.metadata, LARGE)
+        self.judge = Judge(job, self.auditor, self.metadata)
+        self.halves = Halves(job, self.judge, self.plain.mask)
         self.user = os.geteuid()
         self.aside = False  # the entry at hand gets its name when it is whole
         self.over = False  # it takes the place of a directory
         self.sharing = False  # the source at hand is an earlier copy
         self.partial: str | None = None  # the temporary name of what a run that was cut left of the entry at hand
-        self.grains: dict[int, int] = {}  # st_dev: granularity of times in nanoseconds
-        self.ranges: dict[int, tuple[int, int]] = {}  # st_dev: the first time that is kept and the last, likewise
 
     def share_out(self, size: int) -> None:
         """Take files of more bytes than this for large ones, and read none to find out whether it is."""
@@ -111,7 +81,7 @@ class Copier:
         Returns the bytes of a file that was copied, which is what nearly all come to, or a Result.
         """
         if again:
-            self.clear(pair, {target: name}, new)
+            self.halves.clear(pair, {target: name}, new)
         state = fs.look_at(name, pair.source, self.follow)
         if stat.S_ISDIR(state.st_mode):
             raise OSError(errno.EISDIR, "became a directory while it was copied: run the same line again")
@@ -123,182 +93,17 @@ class Copier:
         # Something was there, or nobody knows: when this worker is killed, a half file could not be told from that.
         self.aside = self.options.whole_files_only or not new
         appeared = copy and new and self.options.overwrite is not Overwrite.NEVER
-        if copy and appeared and not (again and self.is_begun(pair, name, target, state, copy)):
+        if copy and appeared and not (again and self.halves.is_begun(pair, name, target, state, copy)):
             raise OSError(errno.EEXIST, APPEARED)
         if not copy:
             return self.make(pair, name, target, state, copy, first)
-        fate = self.fate_of(pair, name, target, state, copy)
+        fate = self.judge.fate_of(pair, name, target, state, copy)
         if fate is Fate.UNCHANGED and (result := self.refresh(pair, name, target, state, copy)):
             return result
         if fate is Fate.SKIPPED:
-            return self.skipped()
-        why = self.why(pair, name, target, state, copy, fate) if self.options.tells else ""
+            return self.judge.skipped()
+        why = self.judge.why(pair, name, target, state, copy, fate) if self.options.tells else ""
         return explained(self.make(pair, name, target, state, copy, first), why)
-
-    def clear(self, pair: Pair, targets: Mapping[str, str], new: bool) -> None:
-        """Take away what a killed worker left of entries: their temporary names, and their own if they were ``new``.
-
-        A file that is whole stays: its times say so. ``targets``: the names in the source by those in the destination.
-        """
-        if pair.destination == ABSENT or self.options.dry_run:
-            return
-        names = pair.note_names()
-        for target, name in targets.items():
-            ours = runs.temporary_name(self.token, pair.depth, target)
-            for place in (ours, *(one for one in pair.asides if one.startswith(ours))):
-                fs.remove_aside(place, pair.destination)
-            if new and target in names:
-                with contextlib.suppress(OSError):
-                    self.clear_half(pair, name, target)
-
-    def clear_half(self, pair: Pair, name: str, target: str) -> None:
-        """Take away a file that is not whole, where nothing was before this run and nobody else has made one since."""
-        if self.options.whole_files_only:
-            return
-        state = None
-        with contextlib.suppress(OSError):
-            state = fs.look_at(name, pair.source, self.follow)
-        if not self.may_be_half(target, pair.destination, state):
-            return
-        copy = fs.look_at(target, pair.destination)
-        if not (state and stat.S_ISREG(state.st_mode) and self.same(pair, name, target, state, copy)):
-            fs.remove_if_there(target, pair.destination)
-
-    def is_begun(self, pair: Pair, name: str, target: str, state: os.stat_result, copy: os.stat_result) -> bool:
-        """Whether a killed worker had made an entry where nothing was: what is not whole was cleared, all else is another's."""
-        same_kind = stat.S_IFMT(state.st_mode) == stat.S_IFMT(copy.st_mode)
-        return same_kind and pair.spells(target) and self.same(pair, name, target, state, copy)
-
-    def may_be_half(self, target: str, directory: int, state: os.stat_result | None = None) -> bool:
-        """Whether a file has the mode, owner and name alone that one has which was begun. ``state``: of its source, if any."""
-        copy = fs.look_if_there(target, directory)
-        if copy is None or not stat.S_ISREG(copy.st_mode) or copy.st_nlink > 1:
-            return False
-        mode = stat.S_IMODE(copy.st_mode)
-        as_made = not mode & ~NEW  # the umask may have narrowed it
-        if state is None:
-            return as_made and self.user in (0, copy.st_uid)
-        wanted = state.st_mode & self.plain.mask  # the owner comes first, then what an ACL makes of the mode, then the mode
-        return copy.st_uid in (self.user, state.st_uid) and (as_made or mode in (wanted, wanted & 0o777))
-
-    # ---- deciding ----
-
-    def fate_of(self, pair: Pair, name: str, target: str, state: os.stat_result, copy: os.stat_result) -> Fate | None:
-        """What to do about an entry that is there: leave it (unchanged, skipped) or replace it (None)."""
-        overwrite = self.options.overwrite
-        if overwrite is Overwrite.NEVER:
-            return Fate.SKIPPED
-        if stat.S_IFMT(state.st_mode) != stat.S_IFMT(copy.st_mode):
-            return None
-        if overwrite is Overwrite.ALWAYS and not os.path.samestat(state, copy):
-            return None
-        if self.options.checksum and stat.S_ISREG(state.st_mode) and not os.path.samestat(state, copy):
-            same = state.st_size == copy.st_size and self.auditor.equal(pair, name, target)
-        else:
-            same = self.same(pair, name, target, state, copy)
-        if same:
-            return Fate.UNCHANGED
-        if overwrite is Overwrite.OLDER and copy.st_mtime_ns >= state.st_mtime_ns:
-            lost = stat.S_ISREG(state.st_mode) and (copy.st_size, copy.st_mtime_ns) == (state.st_size, state.st_mtime_ns)
-            return None if lost else Fate.SKIPPED  # of the same age, and its contents did not reach the disk
-        return None
-
-    def skipped(self) -> Result:
-        return Result(Fate.SKIPPED, why="is there" if self.options.overwrite is Overwrite.NEVER else "is not older")
-
-    def why(self, pair: Pair, name: str, target: str, state: os.stat_result, copy: os.stat_result, fate: Fate | None) -> str:
-        """In a word, why an entry that is there is replaced. Looks at nothing that deciding has not looked at."""
-        regular = stat.S_ISREG(state.st_mode)
-        if stat.S_IFMT(state.st_mode) != stat.S_IFMT(copy.st_mode):
-            return "kind"
-        if fate is Fate.UNCHANGED:  # and yet to be replaced, see refresh
-            return ", ".join(self.metadata.differences(pair, name, target, state, copy))
-        if regular and state.st_size != copy.st_size:
-            return "size"
-        if regular and not self.same_time(pair, state.st_mtime_ns, copy):
-            return "time"
-        if self.options.overwrite is Overwrite.ALWAYS and self.same(pair, name, target, state, copy):
-            return "always"
-        return "contents"
-
-    def same(self, pair: Pair, name: str, target: str, state: os.stat_result, copy: os.stat_result) -> bool:
-        """Whether the contents of two entries of one kind count as equal."""
-        if os.path.samestat(state, copy):
-            return True
-        if stat.S_ISREG(state.st_mode):
-            if state.st_size != copy.st_size or not self.same_time(pair, state.st_mtime_ns, copy):
-                return False
-            return self.is_whole(pair, name, target, state.st_size)
-        if stat.S_ISLNK(state.st_mode):
-            return fs.read_link(name, pair.source) == fs.read_link(target, pair.destination)
-        return state.st_rdev == copy.st_rdev
-
-    def is_whole(self, pair: Pair, name: str, target: str, size: int) -> bool:
-        """Whether a copy of the right length and time has its contents, as far as its holes tell: a power cut can take them."""
-        if not size or not self.trees[max(pair.tree, ~pair.tree)].on_disk:
-            return True
-        try:
-            if not fs.has_hole(target, pair.destination, size):
-                return True
-        except PermissionError:  # its mode is that of the source: to read it takes more rights than to read that
-            return True
-        source = fs.open_to_read(name, pair.source, self.follow)
-        try:
-            copy = fs.open_to_read(target, pair.destination)
-            try:
-                return not lacks_data(source, copy, size)
-            finally:
-                fs.close_read(copy)
-        finally:
-            fs.close_read(source)
-
-    def same_time(self, pair: Pair, mtime_ns: int, copy: os.stat_result) -> bool:
-        """Equal as far as the destination keeps times: its granularity is measured when two nearly agree, its range when one
-        is beyond what every file system keeps.
-        """
-        if mtime_ns == copy.st_mtime_ns:
-            return True
-        if not EARLIEST <= mtime_ns <= LATEST:
-            first, last = self.range_at(pair, copy)
-            mtime_ns = min(max(mtime_ns, first), last)
-        if abs(mtime_ns - copy.st_mtime_ns) >= COARSEST:
-            return False
-        if self.options.dry_run:
-            grain = grain_of(copy)
-        else:
-            if copy.st_dev not in self.grains:
-                self.grains[copy.st_dev] = self.measure_grain(pair)
-            grain = self.grains[copy.st_dev]
-        return mtime_ns // grain * grain == copy.st_mtime_ns
-
-    def range_at(self, pair: Pair, copy: os.stat_result) -> tuple[int, int]:
-        """The first and the last time that a file system keeps. In a dry run a guess: the copy's may be one of them."""
-        if self.options.dry_run:
-            return min(copy.st_mtime_ns, EARLIEST), max(copy.st_mtime_ns, LATEST)
-        if copy.st_dev not in self.ranges:
-            self.ranges[copy.st_dev] = (self.kept(pair, -FAR), self.kept(pair, FAR))
-        return self.ranges[copy.st_dev]
-
-    def measure_grain(self, pair: Pair) -> int:
-        """Set a time that no coarse file system can keep, and see what it keeps of it."""
-        wanted = 1_000_000_001_123_456_789
-        kept = self.kept(pair, wanted)
-        return next((grain for grain in GRAINS if wanted // grain * grain == kept), 1)
-
-    def kept(self, pair: Pair, wanted: int) -> int:
-        """What the destination keeps of a time. A worker that is killed here leaves nothing, if files can be without a name."""
-        name = runs.temporary_name(self.token, pair.depth, f"time/{os.getpid()}")  # several workers may ask at once
-        try:
-            handle = fs.create_unnamed(pair.destination)
-        except OSError:
-            handle = self.create_temporary(name, pair.destination)
-        try:
-            with contextlib.suppress(OSError):  # refused: it keeps the time of its making, which is no other's
-                fs.set_times(handle, wanted, wanted)
-            return os.fstat(handle).st_mtime_ns
-        finally:
-            fs.close_read(handle)
-            fs.remove_if_there(name, pair.destination)
 
     def refresh(self, pair: Pair, name: str, target: str, state: os.stat_result, copy: os.stat_result) -> Result | None:
         """Bring the attributes of an unchanged entry up to date. None if it has to be copied anew for that.
@@ -309,7 +114,7 @@ class Copier:
             return Result(Fate.UNCHANGED)
         why = list(self.metadata.differences(pair, name, target, state, copy))
         if self.options.checksum and self.metadata.keep_times and stat.S_ISREG(state.st_mode):
-            why += [] if self.same_time(pair, state.st_mtime_ns, copy) else ["times"]
+            why += [] if self.judge.same_time(pair, state.st_mtime_ns, copy) else ["times"]
         if not why:
             return Result(Fate.UNCHANGED)
         if copy.st_nlink > 1 and not stat.S_ISDIR(copy.st_mode):
@@ -448,9 +253,9 @@ class Copier:
             if copy and stat.S_ISREG(copy.st_mode) and state.st_size == copy.st_size:
                 mine = self.metadata.unprivileged and copy.st_uid == self.user  # what a copy of another's file would be too
                 if (
-                    self.same_time(pair, state.st_mtime_ns, copy)
+                    self.judge.same_time(pair, state.st_mtime_ns, copy)
                     and not any(self.metadata.differences(one, name, target, state, copy, owner=not mine))
-                    and self.is_whole(one, name, target, state.st_size)
+                    and self.judge.is_whole(one, name, target, state.st_size)
                     and not (self.options.checksum and not self.auditor.equal(one, name, target))
                 ):
                     return one
@@ -509,7 +314,7 @@ class Copier:
             if size > self.large:
                 handle, there = self.open_large(place, pair, state)
             else:
-                handle = (fs.create if place == target else self.create_temporary)(place, pair.destination)
+                handle = (fs.create if place == target else runs.create_temporary)(place, pair.destination)
             if size <= self.large:
                 size = self.contents.whole(source, handle, state)
             elif not self.contents.try_clone(source, handle):
@@ -533,13 +338,6 @@ class Copier:
             raise
         return size
 
-    def create_temporary(self, name: str, directory: int) -> int:
-        try:
-            return fs.create(name, directory)
-        except FileExistsError:  # ours, of a worker that was killed
-            fs.remove(name, directory)
-            return fs.create(name, directory)
-
     # ---- large files ----
 
     def open_large(self, place: str, pair: Pair, source: os.stat_result) -> tuple[int, tuple[tuple[int, int], ...]]:
@@ -552,7 +350,7 @@ class Copier:
         place_of = os.fstat(directory)
         exact = tree.exact and tree.destination_inode and place_of.st_dev == tree.destination_inode[0]  # no mount below it
         if not exact or place_of.st_uid not in (0, self.user, source.st_uid) or stat.S_IMODE(place_of.st_mode) & 0o022:
-            return self.create_temporary(place, directory), ()
+            return runs.create_temporary(place, directory), ()
         if self.partial and not self.options.checksum and runs.same_version(self.partial, place):
             with contextlib.suppress(OSError):
                 fs.rename(self.partial, place, directory)
@@ -564,7 +362,7 @@ class Copier:
             if mine and state.st_nlink == 1 and state.st_size == source.st_size and (there := written(handle, state.st_size)):
                 return handle, tuple(there)
             fs.close_read(handle)
-        return self.create_temporary(place, directory), ()
+        return runs.create_temporary(place, directory), ()
 
     def begin(
         self, handle: int, place: str, state: os.stat_result, replaces: bool, there: tuple[tuple[int, int], ...]

@@ -15,7 +15,8 @@ from pcopy import filesystem as fs
 from pcopy.account import Account
 from pcopy.audit import open_source
 from pcopy.contents import BLOCK
-from pcopy.entry import IN_ITS_PLACE, TRIES, Blocked, Fate, SourceChanged, changed, open_temporary
+from pcopy.entry import IN_ITS_PLACE, TRIES, Blocked, SourceChanged, changed, open_temporary
+from pcopy.verdict import Fate
 from pcopy.work import Clear, Entries, Large, Seal, Span, Unit, Verify, changed_group, join, large_group
 
 # Bytes of a large file copied between two looks at the clock: the first so small that slow storage does not keep a

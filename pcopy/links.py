@@ -13,9 +13,10 @@ from dataclasses import replace
 
 from pcopy import filesystem as fs
 from pcopy.directory import APPEARED
-from pcopy.entry import CANNOT_LINK, Copier, Fate, Result
+from pcopy.entry import CANNOT_LINK, Copier
 from pcopy.handles import ABSENT, Pair
 from pcopy.options import Overwrite
+from pcopy.verdict import Fate, Result
 from pcopy.work import Link
 
 
@@ -29,7 +30,7 @@ class Linker:
         """Make one more name of an inode. None if it has to be copied instead."""
         target = unit.rename or unit.name
         if unit.again:
-            self.copier.clear(pair, {target: unit.name}, unit.fresh)
+            self.copier.halves.clear(pair, {target: unit.name}, unit.fresh)
         state = fs.look_at(unit.name, pair.source, self.copier.follow)
         copy = None if pair.destination == ABSENT else fs.look_if_there(target, pair.destination)
         made = None if first.destination == ABSENT else fs.look_if_there(unit.first.name, first.destination)
@@ -41,7 +42,7 @@ class Linker:
             copy
             and unit.fresh
             and not (made and os.path.samestat(copy, made))
-            and not (unit.again and self.copier.is_begun(pair, unit.name, target, state, copy))
+            and not (unit.again and self.copier.halves.is_begun(pair, unit.name, target, state, copy))
             and self.options.overwrite is not Overwrite.NEVER
         ):
             raise OSError(errno.EEXIST, APPEARED)
@@ -72,7 +73,7 @@ class Linker:
             return False
         if stat.S_ISREG(state.st_mode) and made.st_size != state.st_size:
             return False
-        return not self.copier.metadata.keep_times or self.copier.same_time(first, state.st_mtime_ns, made)
+        return not self.copier.metadata.keep_times or self.copier.judge.same_time(first, state.st_mtime_ns, made)
 
     def as_it_will_be(
         self, pair: Pair, unit: Link, first: Pair, state: os.stat_result, made: os.stat_result | None
@@ -82,7 +83,7 @@ class Linker:
             return None
         both = replace(first, source=pair.source)  # the source has the same inode under both names
         names = unit.name, unit.first.name
-        if self.copier.fate_of(both, *names, state, made) is not Fate.UNCHANGED:
+        if self.copier.judge.fate_of(both, *names, state, made) is not Fate.UNCHANGED:
             return None
         return made if self.copier.refresh(both, *names, state, made) else None
 
@@ -97,9 +98,9 @@ class Linker:
         target = unit.rename or unit.name
         if self.options.checksum:  # whatever is in it: nothing is to be kept
             return Result(Fate.HARDLINK, why="links" if stat.S_IFMT(state.st_mode) == stat.S_IFMT(copy.st_mode) else "kind")
-        fate = self.copier.fate_of(pair, unit.name, target, state, copy)
+        fate = self.copier.judge.fate_of(pair, unit.name, target, state, copy)
         if fate is Fate.SKIPPED:
-            return self.copier.skipped()
+            return self.copier.judge.skipped()
         if fate is Fate.UNCHANGED:  # but a file of its own
             return Result(Fate.HARDLINK, why="links")
-        return Result(Fate.HARDLINK, why=self.copier.why(pair, unit.name, target, state, copy, fate))
+        return Result(Fate.HARDLINK, why=self.copier.judge.why(pair, unit.name, target, state, copy, fate))

@@ -36,6 +36,15 @@ def two_names(token: str, depth: int, name: str) -> tuple[str, str]:
     return temporary_name(token, depth, name), temporary_name(token, depth, name, "old")
 
 
+def create_temporary(name: str, directory: int) -> int:
+    """Make a file of a temporary name, and open it to write."""
+    try:
+        return fs.create(name, directory)
+    except FileExistsError:  # ours, of a worker that was killed
+        fs.remove(name, directory)
+        return fs.create(name, directory)
+
+
 def digest_of(text: str) -> str:
     from hashlib import blake2b
 

@@ -7,9 +7,9 @@ import time
 
 from pcopy import filesystem as fs
 from pcopy.account import Account
-from pcopy.entry import Fate
 from pcopy.manifest import BadLine, parse, record
 from pcopy.reading import Stopped
+from pcopy.verdict import Fate
 from pcopy.work import Check, Failure, Sums
 
 

@@ -26,10 +26,11 @@ from pcopy.account import Account, unforeseen
 from pcopy.audit import Unfinished
 from pcopy.crew import Effort
 from pcopy.directory import Listing
-from pcopy.entry import IN_ITS_PLACE, Fate, Result
+from pcopy.entry import IN_ITS_PLACE
 from pcopy.handles import ABSENT, Handles, Pair
 from pcopy.links import Linker
 from pcopy.pace import Pace
+from pcopy.verdict import Fate, Result
 from pcopy.work import (
     Check,
     Clear,
