@@ -21,8 +21,8 @@ from typing import NamedTuple, TypeGuard
 
 from pcopy.account import given_up, take_back
 from pcopy.crew import Crew
+from pcopy.inodes import Inodes
 from pcopy.manifest import Spool
-from pcopy.options import Overwrite
 from pcopy.pace import Throttle
 from pcopy.result import Observer, Progress, Report, Stop
 from pcopy.work import (
@@ -33,11 +33,9 @@ from pcopy.work import (
     Failure,
     Finish,
     Group,
-    Inode,
     Job,
     Link,
     Outcome,
-    Place,
     Remove,
     Scan,
     Seal,
@@ -64,12 +62,6 @@ PAGE = 64 << 10  # bytes: the largest that Linux is built for
 # Names in the frontier up to which directories are read ahead of the copying, for a total. More would know the total of
 # larger trees early, at about 100 bytes of memory a name.
 AHEAD = 100_000
-# Names of inodes that have several, up to which they are kept until all of an inode are known. More would decide the same
-# in each run of ever larger trees, at about 300 bytes of memory a name.
-KEPT = 200_000
-# First names of an inode that fail, or are to be left as they are, until each of the others is copied by itself. More would
-# take long where no name of a file with many can be read.
-FIRSTS = 8
 # Seconds an entry from which on that is worth it. Each directory is then opened twice and carried to a worker twice,
 # about 50 microseconds of processor time: nothing where an entry takes longer, a quarter more where it takes 20.
 SLOW = 200e-6
@@ -104,7 +96,7 @@ class Coordinator:
         self.holding: Counter[Group] = Counter()
         self.waiting: dict[Group, list[Unit]] = {}
         self.last: list[Finish] = []
-        self.first_names: dict[Inode, tuple[Place, int]] = {}
+        self.inodes = Inodes(job)
         self.ruined: set[Group] = set()
         self.deaths: Counter[Unit] = Counter()
         self.suspects: deque[Unit] = deque()  # held by a worker when it died
@@ -115,9 +107,6 @@ class Coordinator:
         self.scans: deque[Scan] = deque()  # apart from the frontier while scanning runs ahead
         self.unscanned = 0  # directories
         self.searching = 0  # units in which more names of known inodes may be found
-        self.gathered: dict[Inode, list[Shared]] = {}  # names of inodes of which there may be more
-        self.undecided = 0  # names in there
-        self.ruins: Counter[Group] = Counter()  # of first names
         self.names = 0  # of entries in the frontier
         self.said: set[Failure] = set()  # of directories, for each part of which it is found again
         self.deletions = 0  # entries counted against a limit, deleted or to be
@@ -241,66 +230,22 @@ class Coordinator:
     def gather(self, names: Iterable[Shared]) -> None:
         for name in names:
             self.holding.update(name.holds)
-            self.gathered.setdefault(name.inode, []).append(name)
-            self.undecided += 1
+            self.inodes.gather(name)
 
     def decide(self, names: Iterable[Shared]) -> None:
-        """Which name is copied, when all are known: so it is the same one in a dry run and in each run, however they are found.
-
-        All are known when as many came as the inode has, or when no more can come.
-        """
-        one_tree = len(self.job.trees) == 1
-        everything = not self.searching or self.undecided > KEPT
-        for inode in list(self.gathered if everything else dict.fromkeys(name.inode for name in names)):
-            group = self.gathered[inode]
-            known = self.first_names.get(inode)
-            if everything or (one_tree and len(group) >= (known[1] if known else group[0].links)):
-                del self.gathered[inode]
-                self.undecided -= len(group)
-                if not known:
-                    first = min(group, key=self.rank)
-                    group.remove(first)
-                    group.insert(0, first)
-                self.add([self.copy_or_link(name) for name in group])
-                self.release(group)
+        """Make units of the names of inodes of which all are known by now: these may have been the last."""
+        for group, units in self.inodes.decided(names, not self.searching):
+            self.add(units)
+            self.release(group)
 
     def choose_again(self, inode: Group) -> None:
         """The first name of an inode was not copied: another one is to be, if there is one that waits for it."""
         links = [unit for unit in self.waiting[inode] if isinstance(unit, Link)]
-        self.ruins[inode] += 1
-        if not links or self.ruins[inode] >= FIRSTS:
-            return
-        self.ruined.discard(inode)
-        first = min(links)
-        place = Place(first.tree, first.path, first.rename or first.name)
-        if first.inode in self.first_names:
-            self.first_names[first.inode] = (place, self.first_names[first.inode][1])
-        del self.waiting[inode]
-        others = [unit._replace(first=place) for unit in links if unit is not first]
-        names = (first.name,)
-        copied = Entries(first.tree, first.path, names, first.fresh, False, first.share, first.rename, first.inode)
-        self.add([copied._replace(again=first.again), *others])
-        self.release(links)
-
-    def rank(self, name: Shared) -> tuple[bool, int, str, str]:
-        """Who comes first is copied: rather a name that is there already, unless such names are to be kept as they are."""
-        keeps = self.job.options.overwrite in (Overwrite.NEVER, Overwrite.OLDER)
-        return (name.fresh != keeps, name.tree, name.path, name.name)
-
-    def copy_or_link(self, name: Shared) -> Unit:
-        """The first name seen of an inode is copied, the others become links to it when it is there."""
-        place = Place(name.tree, name.path, name.rename or name.name)
-        first, left = self.first_names.get(name.inode, (place, name.links))
-        self.first_names[name.inode] = (first, left - 1)
-        # Sources can overlap, and a link that is followed is a name too: then it has more names than it says.
-        if left == 1 and len(self.job.trees) == 1 and not self.job.options.dereference:
-            del self.first_names[name.inode]
-        if first == place:
-            names = (name.name,)
-            copy = Entries(name.tree, name.path, names, name.fresh, name.regular, name.share, name.rename, name.inode)
-            return copy._replace(device=name.device, again=name.again)
-        link = Link(name.tree, name.path, name.name, name.rename, name.inode, first, name.share, device=name.device)
-        return link._replace(fresh=name.fresh, again=name.again)
+        if units := self.inodes.choose_again(inode, links):
+            self.ruined.discard(inode)
+            del self.waiting[inode]
+            self.add(units)
+            self.release(links)
 
     def tell(self, outcome: Outcome) -> None:
         progress, report = self.progress, self.report

@@ -14,6 +14,7 @@ from pcopy import filesystem as fs
 from pcopy import runs
 from pcopy.handles import ABSENT, Handles, Pair, close
 from pcopy.metadata import Metadata
+from pcopy.mounts import mount_or_device
 from pcopy.options import Options, Overwrite
 from pcopy.select import Here, leaves_out, selection
 from pcopy.work import Attributes, Failure, Finish, Job, Scan, join
@@ -470,13 +471,6 @@ class Directories:
         self.metadata.finish_directory(pair, unit.attributes, unit.fresh)
         if self.options.fsync:
             fs.sync(pair.destination)
-
-
-def mount_or_device(handle: int) -> str:
-    try:
-        return fs.mount_of(handle)
-    except (OSError, StopIteration):  # no /proc
-        return str(os.fstat(handle).st_dev)
 
 
 def mode_begun(options: Options) -> int:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from pcopy import filesystem as fs
-from pcopy import runs
+from pcopy import mounts, runs
 from pcopy.directory import ALL_OF_OWNER, mode_begun
 from pcopy.options import Options, Overwrite
 from pcopy.paths import Landing
@@ -210,18 +210,18 @@ def tree_of(landing: Landing, below: str | None, top: int | None) -> Tree:
     state = None if top is None else fs.look_if_there(below or ".", top)
     if state and stat.S_ISDIR(state.st_mode):  # else a dry run
         inode = (state.st_dev, state.st_ino)
-    kind = fs.kind_of(landing.destination) if inode else ""
-    kind_of_source = fs.kind_of(landing.source)
+    kind = mounts.kind_of(landing.destination) if inode else ""
+    kind_of_source = mounts.kind_of(landing.source)
     return Tree(
         landing.source,
         landing.destination,
         (source.st_dev, source.st_ino),
         inode,
         depth=1 if below else 0,
-        on_disk=fs.is_on_disk(kind),
-        exact=kind in fs.EXACT,
-        one_clock=kind in fs.LOCAL and kind_of_source in fs.LOCAL,
-        settles=not fs.is_elsewhere(kind_of_source),
+        on_disk=mounts.is_on_disk(kind),
+        exact=kind in mounts.EXACT,
+        one_clock=kind in mounts.LOCAL and kind_of_source in mounts.LOCAL,
+        settles=not mounts.is_elsewhere(kind_of_source),
     )
 
 
@@ -233,7 +233,7 @@ def earlier_trees(paths: Sequence[str], below: str) -> Iterator[Tree]:
             state = os.stat(place) if not below else os.lstat(place)
             if stat.S_ISDIR(state.st_mode):
                 inode = (state.st_dev, state.st_ino)
-                yield Tree(place, place, inode, inode, on_disk=fs.is_on_disk(fs.kind_of(place)))
+                yield Tree(place, place, inode, inode, on_disk=mounts.is_on_disk(mounts.kind_of(place)))
 
 
 def units_of(landing: Landing, tree: int, fresh: bool, share: float, partial: dict[str, str]) -> Iterator[Unit]:

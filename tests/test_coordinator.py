@@ -124,8 +124,8 @@ def names_in(units: Sequence[Unit]) -> list[tuple[str, str]]:
 def nothing_is_held(coordinator: Coordinator) -> bool:
     """Whatever the run was, at its end no bookkeeping is left: a million files must not leave a million marks."""
     queues = (coordinator.frontier, coordinator.scans, coordinator.suspects, coordinator.last)
-    marks = (coordinator.holding, coordinator.waiting, coordinator.first_names, coordinator.unscanned)
-    names = (coordinator.gathered, coordinator.undecided, coordinator.searching)
+    marks = (coordinator.holding, coordinator.waiting, coordinator.inodes.first_names, coordinator.unscanned)
+    names = (coordinator.inodes.gathered, coordinator.inodes.undecided, coordinator.searching)
     return not any([*queues, *marks, *names])
 
 
@@ -307,9 +307,9 @@ def test_links_wait_for_a_large_first_copy_until_it_has_its_name() -> None:
 def test_the_names_of_an_inode_are_forgotten_when_all_are_seen() -> None:
     coordinator = a_coordinator(1)
     for name in ("one", "two", "three"):
-        assert not coordinator.first_names or name != "one"
+        assert not coordinator.inodes.first_names or name != "one"
         done(coordinator, [], shared=[shared(name)])
-    assert not coordinator.first_names
+    assert not coordinator.inodes.first_names
 
 
 def test_the_same_name_is_copied_in_whatever_order_they_are_found() -> None:
@@ -330,13 +330,13 @@ def test_the_same_name_is_copied_in_whatever_order_they_are_found() -> None:
 def test_a_name_that_is_there_already_comes_first_unless_it_is_to_be_kept() -> None:
     for overwrite, expected in (("changed", "b"), ("always", "b"), ("older", "a"), ("never", "a")):
         coordinator = a_coordinator(1)
-        coordinator.job = coordinator.job._replace(options=Options(overwrite=Overwrite(overwrite)))
+        coordinator.inodes.options = Options(overwrite=Overwrite(overwrite))
         done(coordinator, [], shared=[shared("a"), shared("b")._replace(fresh=False)])
         assert names_in(take(coordinator, 0)) == [("", expected)]
 
 
 def test_more_names_than_can_be_kept_are_decided_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pcopy.coordinator.KEPT", 2)
+    monkeypatch.setattr("pcopy.inodes.KEPT", 2)
     coordinator = a_coordinator(1, [scan("d")])
     take(coordinator, 0)
     done(coordinator, [], shared=[shared("c", links=9), shared("b", links=9)])

@@ -16,7 +16,7 @@ import pytest
 
 import pcopy
 import pcopy.asked
-import pcopy.filesystem
+import pcopy.mounts
 from pcopy.metadata import SHORTLY
 from pcopy.options import Options
 from pcopy.runs import temporary_name
@@ -176,7 +176,7 @@ def test_verbose_tells_that_only_attributes_were_brought_up_to_date(tmp_path: Pa
 
 
 def is_local(directory: str | Path) -> bool:
-    return pcopy.filesystem.kind_of(str(directory)) in pcopy.filesystem.LOCAL
+    return pcopy.mounts.kind_of(str(directory)) in pcopy.mounts.LOCAL
 
 
 def test_only_file_systems_of_this_machine_count_as_keeping_its_time(tmp_path: Path) -> None:

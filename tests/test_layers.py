@@ -19,8 +19,8 @@ HOUSE = Path(pcopy.__file__).parent
 FLOORS = (
     ("errors", "options", "stop"),
     ("work", "paths", "select", "values", "child", "pace"),
-    ("result", "filesystem", "lists", "engines"),  # engines know no units
-    ("handles", "contents", "runs", "crew"),
+    ("result", "filesystem", "lists", "engines", "inodes"),  # engines know no units
+    ("handles", "contents", "runs", "crew", "mounts"),
     ("metadata", "reading", "manifest"),
     ("directory", "plain", "audit"),
     ("verdict",),

@@ -20,7 +20,7 @@ import pytest
 
 import pcopy
 from pcopy import filesystem as fs
-from pcopy import runs
+from pcopy import mounts, runs
 from pcopy.metadata import SHORTLY
 from pcopy.options import Options
 from pcopy.report import warnings
@@ -95,10 +95,16 @@ def test_only_a_source_that_this_machine_keeps_is_asked_for_writes_under_way(
         return seek(handle, position, how)
 
     monkeypatch.setattr(os, "lseek", spied)
-    monkeypatch.setattr(fs, "kind_of", lambda path: kind)
+    monkeypatch.setattr(mounts, "kind_of", lambda path: kind)
     assert pcopy.copy(source, tmp_path / "dst", jobs=1).ok
-    assert asked.count(os.SEEK_DATA) == (0 if fs.is_elsewhere(kind) else 30)
-    assert [fs.is_elsewhere(one) for one in ("nfs4", "fuse.sshfs", "ext4", "overlay", "")] == [True, True, False, False, False]
+    assert asked.count(os.SEEK_DATA) == (0 if mounts.is_elsewhere(kind) else 30)
+    assert [mounts.is_elsewhere(one) for one in ("nfs4", "fuse.sshfs", "ext4", "overlay", "")] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
     assert read_tree(tmp_path / "dst") == read_tree(source)
 
 
@@ -387,7 +393,7 @@ def test_a_source_that_changes_while_it_is_read_is_copied_again(
     time.sleep(0.02)  # longer than the ticks in which the kernel keeps change times
     monkeypatch.setattr("pcopy.plain.SHORTLY", 10**10 if way == "changed just now" else 0)
     if way == "by another clock":
-        monkeypatch.setattr("pcopy.filesystem.LOCAL", frozenset())
+        monkeypatch.setattr("pcopy.mounts.LOCAL", frozenset())
     monkeypatch.setattr("pcopy.coordinator.FIRST", 60.0)  # each slice begins with two looks
     looks, read = Counter[int](), os.copy_file_range
     look = os.fstat

@@ -1,0 +1,88 @@
+"""Names of inodes that have several: which one is copied, and which become hard links to that.
+
+Shared ─▶ gather ─▶ decided, when all names of an inode are known ─▶ Entries (the first), Link (each other)
+                    choose_again, if the first was not copied     ─▶ Entries (another), Link (each that is left)
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+from pcopy.options import Overwrite
+from pcopy.work import Entries, Group, Inode, Job, Link, Place, Shared, Unit
+
+# Names of inodes that have several, up to which they are kept until all of an inode are known. More would decide the same
+# in each run of ever larger trees, at about 300 bytes of memory a name.
+KEPT = 200_000
+# First names of an inode that fail, or are to be left as they are, until each of the others is copied by itself. More would
+# take long where no name of a file with many can be read.
+FIRSTS = 8
+
+
+class Inodes:
+    """What is known of them. Decides the same in each run and in a dry run, in whatever order the names are found."""
+
+    def __init__(self, job: Job) -> None:
+        self.options = job.options
+        self.one_tree = len(job.trees) == 1
+        self.first_names: dict[Inode, tuple[Place, int]] = {}  # of an inode that was decided, and how many names it has left
+        self.gathered: dict[Inode, list[Shared]] = {}  # names of which there may be more
+        self.undecided = 0  # names in there
+        self.ruins: Counter[Group] = Counter()  # of first names
+
+    def gather(self, name: Shared) -> None:
+        self.gathered.setdefault(name.inode, []).append(name)
+        self.undecided += 1
+
+    def decided(self, names: Iterable[Shared], complete: bool) -> Iterator[tuple[list[Shared], list[Unit]]]:
+        """The names of each inode of which all are known, and the units that they become.
+
+        All are known when as many came as the inode has, with these as the last, or when no more can come: it is ``complete``.
+        """
+        everything = complete or self.undecided > KEPT
+        for inode in list(self.gathered if everything else dict.fromkeys(name.inode for name in names)):
+            group = self.gathered[inode]
+            known = self.first_names.get(inode)
+            if everything or (self.one_tree and len(group) >= (known[1] if known else group[0].links)):
+                del self.gathered[inode]
+                self.undecided -= len(group)
+                if not known:
+                    first = min(group, key=self.rank)
+                    group.remove(first)
+                    group.insert(0, first)
+                yield group, [self.copy_or_link(name) for name in group]
+
+    def choose_again(self, inode: Group, links: Sequence[Link]) -> list[Unit]:
+        """The first name of an inode was not copied: one of those that wait for it is to be. None, if that was tried enough."""
+        self.ruins[inode] += 1
+        if not links or self.ruins[inode] >= FIRSTS:
+            return []
+        first = min(links)
+        place = Place(first.tree, first.path, first.rename or first.name)
+        if first.inode in self.first_names:
+            self.first_names[first.inode] = (place, self.first_names[first.inode][1])
+        others = [unit._replace(first=place) for unit in links if unit is not first]
+        names = (first.name,)
+        copied = Entries(first.tree, first.path, names, first.fresh, False, first.share, first.rename, first.inode)
+        return [copied._replace(again=first.again), *others]
+
+    def rank(self, name: Shared) -> tuple[bool, int, str, str]:
+        """Who comes first is copied: rather a name that is there already, unless such names are to be kept as they are."""
+        keeps = self.options.overwrite in (Overwrite.NEVER, Overwrite.OLDER)
+        return (name.fresh != keeps, name.tree, name.path, name.name)
+
+    def copy_or_link(self, name: Shared) -> Unit:
+        """The first name seen of an inode is copied, the others become links to it when it is there."""
+        place = Place(name.tree, name.path, name.rename or name.name)
+        first, left = self.first_names.get(name.inode, (place, name.links))
+        self.first_names[name.inode] = (first, left - 1)
+        # Sources can overlap, and a link that is followed is a name too: then it has more names than it says.
+        if left == 1 and self.one_tree and not self.options.dereference:
+            del self.first_names[name.inode]
+        if first == place:
+            names = (name.name,)
+            copy = Entries(name.tree, name.path, names, name.fresh, name.regular, name.share, name.rename, name.inode)
+            return copy._replace(device=name.device, again=name.again)
+        link = Link(name.tree, name.path, name.name, name.rename, name.inode, first, name.share, device=name.device)
+        return link._replace(fresh=name.fresh, again=name.again)
