@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import Run
 from tests.test_engines import wait_until
 from tests.test_link_dest import state_of
@@ -299,6 +301,7 @@ def check_log(log: Path) -> None:
     assert all(events[-1] == "finished" and events.count("finished") == 1 for events in ended)
 
 
+@pytest.mark.timeout(600)
 def test_thirty_nights_of_snapshots_are_their_days_and_take_the_space_of_what_changed(tmp_path: Path, pcopy: Run) -> None:
     source, home = first_day(tmp_path), make_tree(tmp_path / "snapshots", {})
     owner, space, log = Owner(source, SEED), Space(), tmp_path / "log"

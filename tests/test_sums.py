@@ -709,13 +709,22 @@ def test_an_error_that_passes_is_tried_again(tmp_path: Path, copied: Path, monke
     assert [one.errno for one in library.check(tmp_path / "sums", copied, jobs=1, retries=0).errors] == [errno.EIO]
 
 
+def is_open(path: Path) -> bool:
+    """By whatever process."""
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(link) == str(path):
+                return True
+    return False
+
+
 @JOBS
 def test_ctrl_c_ends_the_check_of_a_large_file(tmp_path: Path, pcopy: Run, jobs: int) -> None:
     make_tree(tmp_path, {"huge": Holes(400 << 30, {0: b"x"})})
     (tmp_path / "sums").write_bytes(b"0" * 64 + b"  huge\n")
     command = [sys.executable, "-m", "pcopy", "-j", str(jobs), "--check", "sums"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    time.sleep(1.5)
+    assert wait_until(lambda: is_open(tmp_path / "huge"), 30)
     process.send_signal(signal.SIGINT)
     began = time.monotonic()
     _, err = process.communicate(timeout=60)
