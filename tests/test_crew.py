@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import os
 import random
-import shutil
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from pcopy.options import Options
 from pcopy.work import Job, Outcome, Scan, Tree
 from pcopy.worker import run
 from tests.conftest import Run
+from tests.strace import lines_of, strace
 from tests.trees import Dir, make_tree, read_tree
 
 SLICE = 0.1
@@ -248,24 +248,11 @@ def test_a_pool_that_is_outgrown_makes_room_for_a_larger_one(
 
 def copied_from_afar(tmp_path: Path, handles: int) -> dict[str, Any]:
     """The report of a copy for which the contents of each file take 20 ms, as from a store elsewhere."""
-    if not shutil.which("strace"):
-        pytest.skip("needs strace")
     source, log = some_tree(tmp_path / "src"), tmp_path / "strace"
-    slow = [
-        "strace",
-        "-f",
-        "-qq",
-        "-o",
-        str(log),
-        "-e",
-        "trace=copy_file_range",
-        "-e",
-        "inject=copy_file_range:delay_enter=20000",
-    ]
+    slow = strace("-e", "trace=copy_file_range", "-e", "inject=copy_file_range:delay_enter=20000", log=log)
     words = ["sh", "-c", f'ulimit -n {handles}; exec "$@"', "sh", *slow, sys.executable, "-m", "pcopy", "--json"]
     done = subprocess.run([*words, source, tmp_path / "dst"], capture_output=True, text=True, timeout=100, check=False)
-    if not log.exists() or not log.stat().st_size:
-        pytest.skip("strace may not trace here")
+    assert lines_of(log)
     report: dict[str, Any] = json.loads(done.stdout)
     assert (report["exit_status"], report["files"]) == (0, 1000), report["errors"][:3]
     assert read_tree(tmp_path / "dst") == read_tree(source)
@@ -279,7 +266,7 @@ def test_storage_that_waits_gets_more_workers(tmp_path: Path) -> None:
 @pytest.mark.skipif(processors() > 4, reason="as many workers as processors there are in any case")
 def test_there_are_no_more_than_there_are_handles_for(tmp_path: Path) -> None:
     """Each has two of every worker that was started before it, and needs some for what it copies."""
-    assert copied_from_afar(tmp_path, 70)["jobs"] == 4
+    assert copied_from_afar(tmp_path, 70)["jobs"] <= 4
 
 
 def test_a_limit_on_bytes_leaves_it_at_the_processors(tmp_path: Path) -> None:

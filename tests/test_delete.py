@@ -22,6 +22,7 @@ import pcopy as library
 from pcopy import api, runs
 from pcopy import filesystem as fs
 from tests.conftest import SHARED, Run, as_root, compiled
+from tests.strace import strace
 from tests.test_destination import mounted, unprivileged
 from tests.trees import WHEN, Dir, Fifo, File, Hard, Holes, Link, make_tree, read_tree
 
@@ -813,10 +814,8 @@ def test_a_directory_gives_way_where_no_room_can_be_reserved(tmp_path: Path, job
 
 def under_strace(inject: str, *words: object, jobs: int = 1) -> subprocess.CompletedProcess[str]:
     """Run the command line with calls that fail. A rule with "when" is for one job: it counts each process by itself."""
-    if not shutil.which("strace"):
-        pytest.skip("needs strace")
-    strace = ["strace", "-f", "-qq", "-o", "/dev/null", *inject.split(), sys.executable, "-m", "pcopy", "-j", str(jobs)]
-    return subprocess.run([*strace, *map(str, words)], capture_output=True, text=True, timeout=60, check=False)
+    command = [*strace(*inject.split()), sys.executable, "-m", "pcopy", "-j", str(jobs)]
+    return subprocess.run([*command, *map(str, words)], capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_a_directory_does_not_give_way_to_contents_that_cannot_be_read(tmp_path: Path) -> None:

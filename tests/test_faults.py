@@ -34,6 +34,7 @@ from pcopy.audit import TICK
 from pcopy.metadata import SHORTLY
 from tests.comparer import differences
 from tests.conftest import SHARED, Run, as_root, compiled
+from tests.strace import lines_of, strace
 from tests.test_destination import loop_mounted, messages, mounted, unprivileged
 from tests.test_engines import Script, state_of, wait_until
 from tests.trees import WHEN, Dir, Fifo, File, Hard, Holes, Link, make_tree
@@ -996,8 +997,6 @@ def test_a_directory_that_is_swapped_for_a_link_all_the_time_does_not_lead_out(t
 @JOBS
 def test_nobody_else_can_read_or_run_a_file_before_it_is_done(tmp_path: Path, jobs: int) -> None:
     """Every state that a new file passes through: mode 0600 until the owner is right, special bits only after that."""
-    if not shutil.which("strace"):
-        pytest.skip("needs strace")
     modes = enumerate((0o4755, 0o2755, 0o666, 0o6777))
     files: dict[str | bytes, object] = {f"f{number}": File(b"text", mode, owner=(12, 34)) for number, mode in modes}
     source = make_tree(tmp_path / "src", {**files, "d": Dir({**files, "l": Link("f0")}), "big": Holes(LARGE)})
@@ -1006,15 +1005,14 @@ def test_nobody_else_can_read_or_run_a_file_before_it_is_done(tmp_path: Path, jo
     make_tree(tmp_path / "dst", {"f1": b"old", "d": Dir({"f0": b"old"})})
     log = tmp_path / "strace"
     calls = "openat,fchown,fchmod,fchmodat,chmod,fchownat,chown"
-    words = ["strace", "-f", "-qq", "-y", "-o", str(log), "-e", f"trace={calls}", sys.executable, "-m", "pcopy"]
+    words = [*strace("-y", "-e", f"trace={calls}", log=log), sys.executable, "-m", "pcopy"]
     words += ["-j", str(jobs), str(source), str(tmp_path / "dst")]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
-    if not log.exists() or not log.stat().st_size:
-        pytest.skip("strace may not trace here")
+    lines = lines_of(log)
     assert done.returncode == 0, done.stderr
     owned: set[str] = set()
     made = 0
-    for line in log.read_text(errors="replace").splitlines():
+    for line in lines:
         call = line.split(maxsplit=1)[1]
         target = re.search(r"<([^>]*/dst/[^>]*)>", call)
         if call.startswith("openat") and "O_CREAT" in call and "/dst" in call:
@@ -1093,17 +1091,14 @@ def test_nobody_reaches_new_files_who_was_let_in_by_other_means(
 @as_root
 def test_an_owner_to_be_gets_no_more_than_is_his(tmp_path: Path) -> None:
     """Of a copy that is only brought up to date."""
-    if not shutil.which("strace"):
-        pytest.skip("needs strace")
     source = make_tree(tmp_path / "src", {"f": File(b"1", 0o640, owner=(12, 34))})
     copy = make_tree(tmp_path / "dst", {"f": File(b"1", 0o4664, owner=(0, 0))})
     log = tmp_path / "strace"
-    words = ["strace", "-f", "-qq", "-o", str(log), "-e", "trace=chmod,fchmodat,chown,fchownat", sys.executable, "-m", "pcopy"]
+    words = [*strace("-e", "trace=chmod,fchmodat,chown,fchownat", log=log), sys.executable, "-m", "pcopy"]
     done = subprocess.run([*words, "-j", "1", str(source), str(copy)], capture_output=True, text=True, timeout=60, check=False)
-    if not log.exists() or not log.stat().st_size:
-        pytest.skip("strace may not trace here")
+    lines = lines_of(log)
     assert done.returncode == 0 and "1 unchanged" in done.stderr, done.stderr
-    calls = [line.split(maxsplit=1)[1] for line in log.read_text().splitlines() if "/proc/self/fd/" in line]
+    calls = [line.split(maxsplit=1)[1] for line in lines if "/proc/self/fd/" in line]
     assert [re.sub(r"^f?(ch...).*?, (0\d+|\d+, \d+).*", r"\1 \2", call) for call in calls] == [
         "chmod 0640",
         "chown 12, 34",

@@ -15,6 +15,7 @@ import pytest
 
 from tests.comparer import differences
 from tests.conftest import SHARED, Run, as_root, compiled
+from tests.strace import lines_of, strace
 from tests.test_fidelity import mounted
 from tests.test_order import traced
 from tests.trees import Dir, File, Hard, Holes, Link, make_tree, read_tree
@@ -250,24 +251,20 @@ def test_nothing_is_linked_to_an_earlier_copy_that_lost_its_contents(
 @JOBS
 def test_what_was_there_already_is_synced_too(tmp_path: Path, jobs: int) -> None:
     """What an earlier run copied, or a worker that was killed before it could wait, may not be on the disk yet."""
-    if not shutil.which("strace"):
-        pytest.skip("needs strace")
     source = make_tree(tmp_path / "src", {"f": b"1", "d": Dir({"g": b"2"})})
     words: list[str | Path] = [sys.executable, "-m", "pcopy", "-j", str(jobs)]
     assert subprocess.run([*words, source, tmp_path / "dst"], check=False).returncode == 0
-    strace: list[str | Path] = ["strace", "-f", "-y", "-e", "trace=syncfs", "-o", tmp_path / "trace"]
-    assert subprocess.run([*strace, *words, "--fsync", source, tmp_path / "dst"], check=False).returncode == 0
-    assert re.search(rf"syncfs\(\d+<{tmp_path}/dst>\) += 0", (tmp_path / "trace").read_text())
+    traced = strace("-y", "-e", "trace=syncfs", log=tmp_path / "trace")
+    assert subprocess.run([*traced, *words, "--fsync", source, tmp_path / "dst"], check=False).returncode == 0
+    assert any(re.search(rf"syncfs\(\d+<{tmp_path}/dst>\) += 0", line) for line in lines_of(tmp_path / "trace"))
 
 
 @JOBS
 def test_a_file_system_that_cannot_be_synced_is_a_failure(tmp_path: Path, jobs: int) -> None:
-    if not shutil.which("strace"):
-        pytest.skip("needs strace")
     source = make_tree(tmp_path / "src", {"f": b"1"})
-    strace = ["strace", "-f", "-qq", "-e", "inject=syncfs:error=EIO", "-e", "trace=syncfs", "-o", "/dev/null"]
+    failing = strace("-e", "trace=syncfs", "-e", "inject=syncfs:error=EIO")
     words: list[str | Path] = [sys.executable, "-m", "pcopy", "-j", str(jobs), "--fsync", source, tmp_path / "dst"]
-    done = subprocess.run([*strace, *words], capture_output=True, text=True, check=False)
+    done = subprocess.run([*failing, *words], capture_output=True, text=True, check=False)
     assert (done.returncode, "sync file system: Input/output error" in done.stderr) == (1, True), done.stderr
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +12,7 @@ import pytest
 
 import pcopy
 from tests.conftest import Run, as_root
+from tests.strace import strace
 from tests.test_fidelity import mounted
 from tests.trees import WHEN, Dir, Fifo, File, Hard, Link, State, make_tree, read_tree
 
@@ -122,13 +122,11 @@ def test_links_planted_in_an_earlier_copy_are_not_followed(tmp_path: Path, jobs:
 
 def test_a_file_with_too_many_names_is_copied_and_that_is_said_once(tmp_path: Path, pcopy: Run) -> None:
     """EMLINK from the second on, by strace: a file system with few links a file would take 65,000 of them."""
-    if not shutil.which("strace"):
-        pytest.skip("needs strace")
     source = make_tree(tmp_path / "src", {f"f{number}": b"1" for number in range(5)})
     pcopy(source, tmp_path / "day1")
-    strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=linkat", "-e", "inject=linkat:error=EMLINK:when=2+"]
+    traced = strace("-e", "trace=linkat", "-e", "inject=linkat:error=EMLINK:when=2+")
     words = [sys.executable, "-m", "pcopy", "-j", "1", "--link-dest", "../day1", source, tmp_path / "day2"]
-    done = subprocess.run([*strace, *map(str, words)], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([*traced, *map(str, words)], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0
     said, last = done.stderr.splitlines()
     assert said == "pcopy: links to earlier copies: could not be preserved on 4 of the copies"

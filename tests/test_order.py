@@ -27,6 +27,7 @@ from pcopy.report import warnings
 from pcopy.work import Attributes, Entries, Failure, Finish, Job, Outcome, Scan, Tree, Unit
 from pcopy.worker import run
 from tests.conftest import SHARED, Run, as_root, compiled
+from tests.strace import lines_of, strace
 from tests.test_destination import mounted
 from tests.trees import WHEN, Dir, Fifo, File, Hard, Holes, Link, make_tree, read_tree
 
@@ -41,16 +42,13 @@ JOBS = pytest.mark.parametrize("jobs", [1, 3])
 
 def traced(tmp_path: Path, *arguments: object, inject: str = "") -> list[str]:
     """The system calls of a run, one to a line; handles with the paths that they had."""
-    if not shutil.which("strace"):
-        pytest.skip("needs strace")
     log = tmp_path / "strace"
-    words = ["strace", "-f", "-qq", "-y", "-s", "4096", "-o", str(log), *(["-e", inject] if inject else [])]
+    words = strace("-y", "-s", "4096", *(["-e", inject] if inject else []), log=log)
     words += [sys.executable, "-m", "pcopy", "-j", "1", *map(str, arguments)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
-    if not log.exists() or not log.stat().st_size:
-        pytest.skip("strace may not trace here")
+    lines = lines_of(log)
     assert inject or done.returncode == 0, done.stderr
-    return [line.split(maxsplit=1)[1] for line in log.read_text(errors="replace").splitlines() if "resumed>" not in line]
+    return [line.split(maxsplit=1)[1] for line in lines if "resumed>" not in line]
 
 
 def calls_on(trace: list[str], path: Path) -> list[str]:
