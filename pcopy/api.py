@@ -291,7 +291,7 @@ def end(report: Report, top: str, observer: Observer) -> None:
 def new_report(options: Options) -> Report:
     jobs = options.jobs if may_start_processes() else 1
     warnings = [ALONE] if jobs < options.jobs else []
-    return Report(jobs=jobs, engine="serial" if jobs == 1 else "pool", dry_run=options.dry_run, warnings=warnings)
+    return Report(jobs=jobs, dry_run=options.dry_run, warnings=warnings)
 
 
 def too_much(request: Request, report: Report, stop: Stop) -> tuple[Failure | None, int]:

@@ -138,7 +138,6 @@ class Coordinator:
         self.starts = 0
         if self.crew:
             self.report.jobs = max(self.report.jobs, self.jobs)
-            self.report.engine = "pool" if self.report.jobs > 1 else "serial"
             self.crew.open(time.monotonic())
 
     # ---- taking in ----

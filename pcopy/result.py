@@ -116,7 +116,6 @@ class Report(Tally):
 
     seconds: float = 0.0
     jobs: int = 1
-    engine: str = "serial"
     errors: list[Failure] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     lost: dict[str, int] = field(default_factory=dict)  # what could not be preserved: on how many entries
@@ -124,6 +123,11 @@ class Report(Tally):
     signal: int = 0  # that interrupted the run
     dry_run: bool = False
     checked: bool = False  # against a manifest, not copied
+
+    @property
+    def engine(self) -> str:
+        """What has done the work: ``serial``, this process alone, or a ``pool`` of others."""
+        return "serial" if self.jobs == 1 else "pool"
 
     @property
     def ok(self) -> bool:
