@@ -66,6 +66,7 @@ class Account:
         self.stack: list[Unit] = []
         self.waiting: list[Unit] = []  # for something that only the coordinator knows, or for better times
         self.open: set[Group] = set()  # groups that are held by something outside of this slice
+        self.counts = job.options.limits_deletion  # what is deleted, against a limit
         self.deletes = 0  # entries that may be deleted before the coordinator counts them
         self.verbose, self.tells = job.options.verbose, job.options.tells
         self.summing = job.options.sums is not None and not job.options.dry_run

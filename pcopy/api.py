@@ -187,8 +187,8 @@ def copy(
     observer.started([one.path for one in found], there.path, options)
     try:
         request = Request(top, landings, options, expected, listing, [*observer.files, *([listing] if listing else [])])
-        failure, spare = too_much(request, report, stop) if options.delete else (None, 0)
-        request = request._replace(spare=spare)
+        failure, to_delete = too_much(request, report, stop) if options.delete else (None, 0)
+        request = request._replace(to_delete=to_delete)
         if failure:
             if failure.fatal:
                 give_up(report, failure, observer)
@@ -206,7 +206,7 @@ def copy(
 class Request(NamedTuple):
     """What was asked for, and makes sense. ``listing``: where a manifest goes; ``files``: what a run writes besides.
 
-    ``spare``: entries that may be deleted beyond what is expected.
+    ``to_delete``: entries that are expected to be deleted, if there is a limit on that.
     """
 
     top: str
@@ -215,7 +215,7 @@ class Request(NamedTuple):
     expected: Report | None
     listing: str | None
     files: Sequence[str]
-    spare: int = 0
+    to_delete: int = 0
 
 
 def spared(trees: Sequence[Tree], files: Iterable[str]) -> frozenset[tuple[int, str]]:
@@ -227,7 +227,7 @@ def spared(trees: Sequence[Tree], files: Iterable[str]) -> frozenset[tuple[int, 
 
 def carry_out(request: Request, report: Report, observer: Observer, stop: Stop) -> None:
     """Prepare the destination and do all the work."""
-    top, landings, options, expected, listing, files, spare = request
+    top, landings, options, expected, listing, files, to_delete = request
     known = len(report.errors)
     with contextlib.ExitStack() as stack:
         try:
@@ -238,7 +238,7 @@ def carry_out(request: Request, report: Report, observer: Observer, stop: Stop) 
         spool = stack.enter_context(contextlib.closing(Spool()))
         coordinator = Coordinator(job._replace(stop=stop, spared=spared(job.trees, files)), report, observer, stop, spool)
         coordinator.by_handle = by_handle(job, top, handle)
-        coordinator.deletes = spare
+        coordinator.to_delete = to_delete
         if expected:
             coordinator.progress.expected = (expected.entries, expected.bytes)
         for failure in report.errors[known:]:  # of whole sources
@@ -298,24 +298,23 @@ def too_much(request: Request, report: Report, stop: Stop) -> tuple[Failure | No
     """Why nothing is to be deleted, and so nothing done at all. How much there is to delete tells a dry run.
 
     Not fatal if that could not be found out: then all is done but the deletion, as rsync does after an error. Also returned is
-    how many more entries the limit, if there is one, would allow.
+    how many entries are expected to be deleted at most, if there is a limit.
     """
     top, landings, options = request[:3]
     if options.max_delete is None:
         empty = next((one.source for one in landings if is_empty(one.source)), None)
         reason = "the source is empty, so that all would be deleted: is it mounted? If it is meant to be, give max-delete"
         return Failure(empty, "delete", None, reason, fatal=True) if empty else None, 0
-    spare = options.max_delete - names_below([one.destination for one in landings if not one.names], options.max_delete)
-    if spare >= 0:
-        return None, spare  # without a plan, which takes longer than to count names
+    names = names_below([one.destination for one in landings if not one.names], options.max_delete)
+    if names <= options.max_delete:
+        return None, names  # without a plan, which takes longer than to count names
     silent = replace(options, dry_run=True, verbose=False, events=False)
     plan = new_report(silent)
     carry_out(request._replace(options=silent, expected=None), plan, Observer(), stop)
     report.warnings += [warning for warning in plan.warnings if warning not in report.warnings]
-    spare = options.max_delete - plan.deleted
-    if spare >= 0:
+    if plan.deleted <= options.max_delete:
         if not plan.errors:
-            return None, spare
+            return None, plan.deleted
         reason = f"not counted, so nothing is deleted: {plan.errors[0].path}: {plan.errors[0].reason}"
         return Failure(top, "delete", None, reason), 0
     entries = "1 entry" if plan.deleted == 1 else f"{plan.deleted:,} entries"

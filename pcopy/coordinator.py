@@ -110,7 +110,7 @@ class Coordinator:
         self.names = 0  # of entries in the frontier
         self.said: set[Failure] = set()  # of directories, for each part of which it is found again
         self.deletions = 0  # entries counted against a limit, deleted or to be
-        self.deletes = 0  # entries of that limit that slices may delete before they are counted
+        self.to_delete = 0  # entries that a count before the run expects to be, less those that are
         self.small_seconds = 0.0  # that slices without large files took
         self.progress = Progress()
         limit = job.options.bwlimit
@@ -202,7 +202,7 @@ class Coordinator:
         units, limit = outcome.uncounted, self.job.options.max_delete
         self.deletions += sum(len(unit.names) if isinstance(unit, Remove) else 1 for unit in units)
         self.deletions -= outcome.undeleted
-        self.deletes += outcome.undeleted
+        self.to_delete = max(0, self.to_delete - outcome.tally.deleted)
         if limit is not None and self.deletions > limit:
             reason = f"by now more is to be deleted than max-delete allows ({limit:,}): is the source still all there?"
             outcome.failures.append(Failure(self.job.trees[0].destination, "delete", None, reason, fatal=True))
@@ -331,12 +331,15 @@ class Coordinator:
     def granted(self, portion: Portion) -> Portion:
         """With entries that it may delete before they are counted, of those that the limit has beyond what is expected.
 
-        Who dies has spent all of them, for all that is known.
+        So what is expected is never too much because somebody else has not used theirs. Who dies has spent all of them, for all
+        that is known.
         """
-        grant = min(GRANT, self.deletes // (2 * self.jobs), (self.job.options.max_delete or 0) - self.deletions)
-        self.deletes -= grant
+        if not self.job.options.limits_deletion:
+            return portion
+        spare = (self.job.options.max_delete or 0) - self.deletions - self.to_delete
+        grant = max(0, min(GRANT, spare // (2 * self.jobs)))
         self.deletions += grant
-        return portion._replace(deletes=grant) if grant else portion
+        return portion._replace(deletes=grant)
 
     def everything(self) -> Portion:
         if self.runs_ahead:

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 
 from pcopy import filesystem as fs
+from pcopy import runs
 from pcopy.work import Job
 
 # Pairs kept open at a time, at most: each takes two handles. Fewer would open the directories between a deep one and the
@@ -48,7 +49,7 @@ class Pair:
                 self.names = frozenset(fs.list_directory(directory))
             finally:
                 fs.close_read(directory)
-            self.asides = tuple(name for name in self.names if name.startswith(".pcopy-"))
+            self.asides = tuple(runs.may_be_stale(self.names))
         return self.names
 
     def close(self) -> None:

@@ -52,7 +52,7 @@ def is_free(work: Account, unit: Remove | Clear) -> bool:
 
     If not, the coordinator, who knows of all of them, gets it first.
     """
-    if unit.counted or not work.job.options.limits_deletion:
+    if unit.counted or not work.counts:
         return True
     size = len(unit.names) if isinstance(unit, Remove) else 1
     if size > work.deletes:
@@ -66,7 +66,6 @@ def is_free(work: Account, unit: Remove | Clear) -> bool:
 def remove(work: Account, unit: Remove) -> None:
     if not is_free(work, unit):
         return
-    unit = unit._replace(counted=True)
     try:
         directory = work.directories.to_remove_from(unit.tree, unit.path).destination
     except FileNotFoundError:  # a worker that was killed had come further
@@ -77,10 +76,10 @@ def remove(work: Account, unit: Remove) -> None:
         deleted(work, unit, names[:done])
         names, gone = names[done:], gone + done
         if names and gone and time.monotonic() >= work.deadline:
-            work.stack.append(unit._replace(names=names))
+            work.stack.append(unit._replace(names=names, counted=True))
             return
         if names:
-            remove_one(work, unit._replace(names=names[:1]), directory)
+            remove_one(work, unit._replace(names=names[:1], counted=True), directory)
             names = names[1:]
 
 
@@ -101,10 +100,9 @@ def clear(work: Account, unit: Clear) -> None:
         parent = work.directories.to_remove_from(unit.tree, above).destination
         handle = ABSENT if unit.emptied else work.directories.open_to_remove(name, parent)
         try:
-            limited = work.job.options.limits_deletion
-            at_once = not work.job.options.dry_run and (not limited or work.deletes > 0)
+            at_once = not work.job.options.dry_run and (not work.counts or work.deletes > 0)
             gone = (unit.emptied or at_once) and work.directories.remove_directory(name, parent)
-            if gone and limited and not unit.emptied:
+            if gone and work.counts and not unit.emptied:
                 work.deletes -= 1
         except OSError:
             close(handle)

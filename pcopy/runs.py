@@ -13,6 +13,7 @@ from itertools import islice
 
 from pcopy import filesystem as fs
 
+PREFIX = ".pcopy-"  # of temporary names
 FLOCK = "hhqqi4x"  # struct flock of fcntl(2): type, whence, start, length, process
 # Bytes of a directory that its run marks: it has locked it; it removes what the source lacks; it copies a tree into it.
 AT_WORK, DELETES, COPIES = 0, 1, 2
@@ -59,7 +60,9 @@ def same_version(one: str, other: str) -> bool:
 
 def may_be_stale(there: Iterable[str]) -> list[str]:
     """Of the names in a directory, those that look like temporary ones."""
-    return [name for name in there if name.startswith(".pcopy-")]
+    if PREFIX not in "/".join(there):  # twice for each directory, and nearly always so
+        return []
+    return [name for name in there if name.startswith(PREFIX)]
 
 
 def clear_stale(
@@ -100,13 +103,13 @@ def clear_stale(
 
 def clear_own(there: dict[str, bool], directory: int, token: str) -> None:
     """Remove what a killed worker of this run left in an open directory. ``there``: as for :func:`clear_stale`."""
-    for name in [name for name in there if name.startswith(f".pcopy-{token}-")]:
+    for name in [name for name in there if name.startswith(f"{PREFIX}{token}-")]:
         fs.remove_aside(name, directory)
         del there[name]
 
 
 def is_temporary(name: str) -> bool:
-    return name.startswith(".pcopy-") and TEMPORARY.match(name) is not None
+    return name.startswith(PREFIX) and TEMPORARY.match(name) is not None
 
 
 def lock(directory: int, exclusive: bool) -> None:

@@ -132,6 +132,21 @@ def nothing_is_held(coordinator: Coordinator) -> bool:
 # ---- order ----
 
 
+def test_what_a_limit_on_deletions_can_spare_is_granted_anew_until_more_is_deleted_than_expected() -> None:
+    coordinator = a_coordinator(1)
+    coordinator.job = coordinator.job._replace(options=Options(delete=True, max_delete=150))
+    coordinator.to_delete, grants = 100, []
+    for number in range(20):
+        coordinator.add([scan(str(number))])
+        portion = coordinator.take(0)
+        assert portion
+        grants.append(portion.deletes)
+        done(coordinator, portion.units, tally=Tally(deleted=max(0, portion.deletes - 5)), undeleted=min(5, portion.deletes))
+    assert grants[:6] == [25] * 6  # five times 20 are what was expected
+    assert grants[6] < 25
+    assert 100 < coordinator.deletions <= 150
+
+
 def test_a_directory_waits_for_deletions_that_have_to_be_counted() -> None:
     coordinator = a_coordinator(3, [scan("a")])
     coordinator.job = coordinator.job._replace(options=Options(delete=True, max_delete=2))

@@ -20,7 +20,8 @@ FLOORS = (
     ("errors", "options", "stop"),
     ("work", "paths", "select", "values", "child", "pace"),
     ("result", "filesystem", "lists", "engines", "inodes"),  # engines know no units
-    ("handles", "contents", "runs", "crew", "mounts"),
+    ("contents", "runs", "crew", "mounts"),
+    ("handles",),
     ("metadata", "reading", "manifest"),
     ("directory", "plain", "audit"),
     ("verdict",),
