@@ -1,6 +1,6 @@
-"""One entry that is not a directory: is it there already, and if not, how is it made.
+"""One entry that is not a directory: how its copy is made, if the verdict is that it is not there already.
 
-    copy ─▶ what is it, what is there ─▶ unchanged │ skipped │ make
+    copy ─▶ what is it, what is there ─▶ verdict.py ─▶ unchanged │ skipped │ make
     make ─▶ contents ─▶ did the source change? ─▶ attributes ─▶ times ─▶ rename, if it replaces something
 
 A file that replaces nothing is written under its own name; its times, set last, say that it is whole. What replaces
