@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from pcopy.options import Overwrite
-from pcopy.work import Entries, Group, Inode, Job, Link, Place, Shared, Unit
+from pcopy.work import Group, Inode, Job, Link, Place, Shared, Unit, first_copy
 
 # Names of inodes that have several, up to which they are kept until all of an inode are known. More would decide the same
 # in each run of ever larger trees, at about 300 bytes of memory a name.
@@ -54,7 +54,7 @@ class Inodes:
                 yield group, [self.copy_or_link(name) for name in group]
 
     def choose_again(self, inode: Group, links: Sequence[Link]) -> list[Unit]:
-        """The first name of an inode was not copied: one of those that wait for it is to be. None, if that was tried enough."""
+        """The first name of an inode was not copied: one of those that wait is to be; nothing, if that was tried enough."""
         self.ruins[inode] += 1
         if not links or self.ruins[inode] >= FIRSTS:
             return []
@@ -63,9 +63,7 @@ class Inodes:
         if first.inode in self.first_names:
             self.first_names[first.inode] = (place, self.first_names[first.inode][1])
         others = [unit._replace(first=place) for unit in links if unit is not first]
-        names = (first.name,)
-        copied = Entries(first.tree, first.path, names, first.fresh, False, first.share, first.rename, first.inode)
-        return [copied._replace(again=first.again), *others]
+        return [first_copy(first), *others]
 
     def rank(self, name: Shared) -> tuple[bool, int, str, str]:
         """Who comes first is copied: rather a name that is there already, unless such names are to be kept as they are."""
@@ -81,8 +79,6 @@ class Inodes:
         if left == 1 and self.one_tree and not self.options.dereference:
             del self.first_names[name.inode]
         if first == place:
-            names = (name.name,)
-            copy = Entries(name.tree, name.path, names, name.fresh, name.regular, name.share, name.rename, name.inode)
-            return copy._replace(device=name.device, again=name.again)
+            return first_copy(name, name.regular)
         link = Link(name.tree, name.path, name.name, name.rename, name.inode, first, name.share, device=name.device)
         return link._replace(fresh=name.fresh, again=name.again)

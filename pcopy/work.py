@@ -463,6 +463,12 @@ class Shared(NamedTuple):
         return (directory_group(self.tree, self.path),)
 
 
+def first_copy(name: Shared | Link, regular: bool = False) -> Entries:
+    """The unit that copies a name of an inode that has several, as the first of them."""
+    copy = Entries(name.tree, name.path, (name.name,), name.fresh, regular, name.share, name.rename, name.inode)
+    return copy._replace(device=name.device, again=name.again)
+
+
 class Event(NamedTuple):
     """What became of one entry, and why. Words and reasons are in the README; ``bytes`` of a file that was copied."""
 

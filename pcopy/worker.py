@@ -49,6 +49,7 @@ from pcopy.work import (
     Unit,
     Verify,
     directory_group,
+    first_copy,
     join,
 )
 
@@ -370,8 +371,7 @@ class Slice(Account):
             self.entry_failed(unit, pair, unit.name, error)
         else:
             if result is None:  # it is copied, as if it were the first
-                copy = Entries(unit.tree, unit.path, (unit.name,), unit.fresh, False, unit.share, unit.rename, unit.inode)
-                self.stack.append(copy._replace(device=unit.device, again=unit.again))
+                self.stack.append(first_copy(unit))
                 return
             if result.fate is Fate.BLOCKED:
                 self.clear_first(unit, unit._replace(cleared=True), unit.name)
