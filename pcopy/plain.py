@@ -28,6 +28,9 @@ CLOSED = -1
 # Bytes copied before a file's length is looked at: more would cost more where it is found to be a large file after all,
 # less one call more for files of medium size.
 FIRST = 1 << 20
+# Nanoseconds: no call that writes so few bytes takes longer. Whether one is under way in files that were last changed before
+# that is not asked: it would cost a twentieth of their copying.
+REST = 60 * 10**9
 CREATE, SEEK_DATA = fs.CREATE, fs.SEEK_DATA
 
 
@@ -71,7 +74,7 @@ class Plain:
         chmod, utime, attributes_of = os.chmod, os.utime, fs.attributes_of
         first = os.copy_file_range if contents.ranges else contents.first
         now = time_ns()
-        started = now - SHORTLY if tree.one_clock else 0
+        at_rest = now - (REST if settles else SHORTLY) if tree.one_clock else 0
         for name in names:
             if done and monotonic() >= deadline:
                 break
@@ -84,11 +87,11 @@ class Plain:
             handle, made = CLOSED, False
             try:
                 before = None if self.quick else fstat(source)
-                if before and (not self.is_plain(before) or before.st_ctime_ns >= time_ns() - SHORTLY):
-                    break
-                if settles:
+                if before:
+                    if not self.is_plain(before) or before.st_ctime_ns >= time_ns() - SHORTLY:
+                        break
                     try:
-                        if lseek(source, 0, SEEK_DATA):  # waits, see fs.wait_for_writes
+                        if settles and lseek(source, 0, SEEK_DATA):  # waits, see fs.wait_for_writes
                             break
                     except OSError:  # nothing but a hole, or nobody can tell
                         pass
@@ -107,7 +110,7 @@ class Plain:
                 mode, _, device, nlink, uid, gid, size, _, _, _ = state
                 if before is None:
                     if (
-                        state.st_ctime_ns >= started
+                        state.st_ctime_ns >= at_rest
                         or time_ns() < now  # the clock was set back
                         or mode & 0o170000 != 0o100000  # S_IFREG; is_plain, but a call less
                         or (nlink > 1 and links)
@@ -142,7 +145,7 @@ class Plain:
                 close(written)
                 made = False
                 if not self.quick and self.guesses and read & fs.NOATIME:
-                    self.quick = before.st_ctime_ns < started and device == top
+                    self.quick = before.st_ctime_ns < at_rest and device == top
             except Exception:
                 self.works = not made  # in the rest of this slice: what is refused for one file is refused for the next
                 break
