@@ -111,6 +111,7 @@ class Coordinator:
         self.said: set[Failure] = set()  # of directories, for each part of which it is found again
         self.deletions = 0  # entries counted against a limit, deleted or to be
         self.to_delete = 0  # entries that a count before the run expects to be, less those that are
+        self.uncounted: list[Remove | Clear] = []  # too many, if slices under way delete all that they may
         self.small_seconds = 0.0  # that slices without large files took
         self.progress = Progress()
         limit = job.options.bwlimit
@@ -144,10 +145,16 @@ class Coordinator:
 
     def add(self, units: Iterable[Unit]) -> None:
         units = list(units)
+        self.hold(units)
+        self.place(units)
+
+    def hold(self, units: Iterable[Unit]) -> None:
         for unit in units:
             self.holding.update(unit.holds)
             self.unscanned += isinstance(unit, Scan)
             self.searching += searches(unit)
+
+    def place(self, units: Iterable[Unit]) -> None:
         for unit in units:
             if isinstance(unit, Finish) and unit.last:
                 self.last.append(unit)
@@ -178,7 +185,9 @@ class Coordinator:
         for group in outcome.ruined & self.waiting.keys():
             self.choose_again(group)
         self.gather(outcome.shared)  # first: a directory that is left to be finished has to wait for them
-        self.add([*outcome.leftover, *self.counted(outcome)])
+        self.hold(outcome.uncounted)
+        self.add(outcome.leftover)
+        self.place(self.counted(outcome))
         self.release(units)
         self.decide(outcome.shared)
         for unit in units:
@@ -198,15 +207,26 @@ class Coordinator:
         self.tell(outcome)
 
     def counted(self, outcome: Outcome) -> list[Unit]:
-        """Count what a slice found to be deleted. The plan did so too, but the source may have lost entries since."""
-        units, limit = outcome.uncounted, self.job.options.max_delete
-        self.deletions += sum(len(unit.names) if isinstance(unit, Remove) else 1 for unit in units)
+        """Count what slices found to be deleted, as far as the limit allows. The plan did so too, but the source may have lost
+        entries since.
+        """
         self.deletions -= outcome.undeleted
         self.to_delete = max(0, self.to_delete - outcome.tally.deleted)
-        if limit is not None and self.deletions > limit:
+        self.uncounted += outcome.uncounted
+        counted: list[Unit] = []
+        while self.uncounted and self.deletions + self.uncounted[-1].entries <= (self.job.options.max_delete or 0):
+            unit = self.uncounted.pop()
+            self.deletions += unit.entries
+            counted.append(unit._replace(counted=True))
+        return counted[::-1]
+
+    def refuse_uncounted(self) -> None:
+        """No slice is under way that may still give back some of what it may delete: what is not counted by now is too much."""
+        if self.uncounted and not self.stopped:
+            limit = self.job.options.max_delete
             reason = f"by now more is to be deleted than max-delete allows ({limit:,}): is the source still all there?"
-            outcome.failures.append(Failure(self.job.trees[0].destination, "delete", None, reason, fatal=True))
-        return [unit._replace(counted=True) for unit in units]
+            failure = Failure(self.job.trees[0].destination, "delete", None, reason, fatal=True)
+            self.absorb([], Outcome(failures=[failure]))
 
     def worth_telling(self, failures: list[Failure]) -> list[Failure]:
         """That nothing more can be written is said once, not for each entry under way; so is what holds for a directory."""
@@ -276,7 +296,9 @@ class Coordinator:
         return portion and self.granted(portion)
 
     def next_portion(self, running: int) -> Portion | None:
-        if self.stopped or self.outgrown or (running >= self.jobs and not self.can_queue(running)):
+        if not running:
+            self.refuse_uncounted()
+        if self.stopped or self.outgrown or self.uncounted or (running >= self.jobs and not self.can_queue(running)):
             return None
         if running and (self.suspects or self.trial):
             return None  # a unit that may kill its worker must be alone in flight for that to be seen
@@ -444,7 +466,7 @@ class Coordinator:
 
     def left(self) -> list[Unit]:
         """The units that are not done when a run stops."""
-        left: list[Unit] = [*self.frontier, *self.scans, *self.suspects]
+        left: list[Unit] = [*self.frontier, *self.scans, *self.suspects, *self.uncounted]
         for units in self.waiting.values():
             left += units
         return left
@@ -460,7 +482,7 @@ class Coordinator:
 
     @property
     def has_work(self) -> bool:
-        return not self.stopped and bool(self.frontier or self.scans or self.suspects or self.last)
+        return not self.stopped and bool(self.frontier or self.scans or self.suspects or self.last or self.uncounted)
 
 
 def begin(coordinator: Coordinator) -> None:
@@ -469,6 +491,7 @@ def begin(coordinator: Coordinator) -> None:
     while coordinator.has_work and time.monotonic() < end:
         portion = coordinator.take_all()
         coordinator.absorb(portion.units, run(coordinator.job, *portion))
+        coordinator.refuse_uncounted()
 
 
 def wind_up(coordinator: Coordinator) -> None:

@@ -54,12 +54,11 @@ def is_free(work: Account, unit: Remove | Clear) -> bool:
     """
     if unit.counted or not work.counts:
         return True
-    size = len(unit.names) if isinstance(unit, Remove) else 1
-    if size > work.deletes:
+    if unit.entries > work.deletes:
         work.outcome.uncounted.append(unit)
         work.open.update(unit.holds)
         return False
-    work.deletes -= size
+    work.deletes -= unit.entries
     return True
 
 

@@ -385,6 +385,10 @@ class Remove(NamedTuple):
     counted: bool = False
 
     @property
+    def entries(self) -> int:
+        return len(self.names)
+
+    @property
     def holds(self) -> tuple[Group, ...]:
         return (directory_group(self.tree, self.path),)
 
@@ -405,6 +409,10 @@ class Clear(NamedTuple):
     kept: bool = False
     failed: int = 0
     counted: bool = False  # as for Remove
+
+    @property
+    def entries(self) -> int:
+        return 1
 
     @property
     def holds(self) -> tuple[Group, ...]:

@@ -123,7 +123,7 @@ def names_in(units: Sequence[Unit]) -> list[tuple[str, str]]:
 
 def nothing_is_held(coordinator: Coordinator) -> bool:
     """Whatever the run was, at its end no bookkeeping is left: a million files must not leave a million marks."""
-    queues = (coordinator.frontier, coordinator.scans, coordinator.suspects, coordinator.last)
+    queues = (coordinator.frontier, coordinator.scans, coordinator.suspects, coordinator.last, coordinator.uncounted)
     marks = (coordinator.holding, coordinator.waiting, coordinator.inodes.first_names, coordinator.unscanned)
     names = (coordinator.inodes.gathered, coordinator.inodes.undecided, coordinator.searching)
     return not any([*queues, *marks, *names])
@@ -160,7 +160,23 @@ def test_a_directory_waits_for_deletions_that_have_to_be_counted() -> None:
     done(coordinator, [finish("a")])
     assert nothing_is_held(coordinator)
     done(coordinator, [], uncounted=[Remove(0, "a", ("z",))])
-    assert coordinator.report.exit_status == 3 and take(coordinator, 0) == []
+    assert take(coordinator, 0) == [] and coordinator.report.exit_status == 3
+
+
+@pytest.mark.parametrize("used", [2, 3])
+def test_what_others_may_delete_is_waited_for_before_a_run_is_stopped(used: int) -> None:
+    """Until it is known, nothing more is handed out that could use it up."""
+    coordinator = a_coordinator(2, [scan("a"), scan("b"), scan("c")])
+    coordinator.job = coordinator.job._replace(options=Options(delete=True, max_delete=20))
+    first, second = coordinator.take(0), coordinator.take(1)
+    assert first and second and (first.deletes, second.deletes) == (5, 3)
+    removal = Remove(0, "c", tuple("abcdefghijklmnopqr"))
+    done(coordinator, first.units, uncounted=[removal], undeleted=5)
+    assert coordinator.has_work and take(coordinator, 1) == []
+    done(coordinator, second.units, tally=Tally(deleted=used), undeleted=3 - used)
+    assert list(coordinator.frontier) == [scan("a"), *([removal._replace(counted=True)] if used == 2 else [])]
+    assert bool(take(coordinator, 0)) == (used == 2)
+    assert (coordinator.deletions, coordinator.report.exit_status) == ((20, 0) if used == 2 else (3, 3))
 
 
 def test_the_last_unit_that_came_in_goes_out_first() -> None:

@@ -129,6 +129,27 @@ def test_the_limit_holds_if_the_source_loses_entries_after_the_plan(
     assert read_tree(tmp_path / "dst/d0") == read_tree(tmp_path / "src/d0")
 
 
+@pytest.mark.parametrize("more", [-1, 0, 5])
+def test_what_the_limit_allows_is_deleted_if_the_source_loses_entries_after_the_plan(
+    tmp_path: Path, jobs: int, more: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although several workers have entries that they may delete before they are counted, and not all of them do."""
+    names: dict[str | bytes, object] = {**litter(1), "names": Dir({f"{number:0200}": b"" for number in range(9)})}
+    tree: dict[str | bytes, object] = {f"d{number}": Dir(names) for number in range(40)}
+    make_tree(tmp_path, {"src": Dir({**tree, "new": b"1"}), "dst": Dir({**tree, "old": Dir({"x": b"", "y": b""})})})
+    lost = [f"d{number}" for number in range(0, 40, 2)]
+    exactly = count({name: Dir(names) for name in lost}) + 3
+
+    def lose() -> None:
+        for name in lost:
+            shutil.rmtree(tmp_path / "src" / name)
+
+    after_the_plan(monkeypatch, lose)
+    report = pcopy.copy(tmp_path / "src", tmp_path / "dst", jobs=jobs, delete=True, max_delete=exactly + more)
+    assert report.exit_status == (3 if more < 0 else 0), report.errors
+    assert report.deleted <= exactly + more and (more < 0 or read_tree(tmp_path / "dst") == read_tree(tmp_path / "src"))
+
+
 @pytest.mark.parametrize("limit", [10, 400])
 def test_the_limit_holds_if_the_destination_grows_after_the_count(
     tmp_path: Path, jobs: int, limit: int, monkeypatch: pytest.MonkeyPatch
