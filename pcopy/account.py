@@ -13,6 +13,7 @@ from pcopy import filesystem as fs
 from pcopy import runs
 from pcopy.directory import Directories
 from pcopy.entry import EARLIER, Copier
+from pcopy.extra import Extra
 from pcopy.handles import Handles, Pair
 from pcopy.pace import Pace
 from pcopy.stop import of_this_process
@@ -61,7 +62,8 @@ class Account:
     def __init__(self, job: Job, handles: Handles, deadline: float = 0.0, pace: Pace | None = None) -> None:
         self.job, self.handles, self.deadline, self.pace = job, handles, deadline, pace
         self.copier = Copier(job)
-        self.directories = Directories(job, handles, self.copier.metadata)
+        self.extra = Extra(job, handles)
+        self.directories = Directories(job, handles, self.copier.metadata, self.extra)
         self.outcome = Outcome()
         self.stack: list[Unit] = []
         self.waiting: list[Unit] = []  # for something that only the coordinator knows, or for better times
@@ -131,7 +133,7 @@ class Account:
         hidden = {*listing.hidden}
         for name in [name for name, is_directory in there.items() if not is_directory and name not in hidden]:
             with contextlib.suppress(OSError):
-                if name in wanted and not (self.job.options.limited and self.directories.is_left_out(name, pair.source)):
+                if name in wanted and not (self.job.options.limited and self.extra.is_left_out(name, pair.source)):
                     self.copier.halves.clear_half(pair, name, name)
                 elif self.copier.halves.may_be_half(name, pair.destination) and not self.is_spared(unit, name):
                     self.doubtful.append(self.copy_path(unit.tree, unit.path, name))

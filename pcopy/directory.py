@@ -6,18 +6,19 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Container, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from itertools import chain
 
 from pcopy import filesystem as fs
 from pcopy import runs
+from pcopy.extra import Extra
 from pcopy.handles import ABSENT, Handles, Pair, close
+from pcopy.listing import Listing
 from pcopy.metadata import Metadata
-from pcopy.mounts import mount_or_device
 from pcopy.options import Options, Overwrite
-from pcopy.select import Here, leaves_out, selection
-from pcopy.work import Attributes, Failure, Finish, Job, Scan, join
+from pcopy.select import selection
+from pcopy.work import Attributes, Finish, Job, Scan, join
 
 ALL_OF_OWNER = 0o700
 # Where modes are not preserved, what tells a directory that a killed run had not finished from one that its owner has closed.
@@ -26,66 +27,15 @@ NOTHING = Attributes(0, 0, 0, 0, 0)
 APPEARED = "something of this name appeared in the destination during the run, maybe another name that it cannot tell apart"
 
 
-@dataclass
-class Listing:
-    """What a scan found, by what is to be done with it."""
-
-    attributes: Attributes
-    device: int  # st_dev
-    directories: list[tuple[str, bool]] = field(default_factory=list)  # (name, whether its copy is new)
-    regular: list[str] = field(default_factory=list)
-    other: list[str] = field(default_factory=list)
-    replaced: set[str] = field(default_factory=set)  # those that an entry of another kind gave way to
-    begun: set[str] = field(default_factory=set)  # those that were there when their copies were to be made
-    skipped: list[str] = field(default_factory=list)  # directories that an entry to be kept stands in the way of
-    hidden: list[str] = field(default_factory=list)  # by a filter
-    failures: list[Failure] = field(default_factory=list)
-    partial: dict[str, str] = field(default_factory=dict)  # of regular files, the temporary names that a cut run left
-    there: dict[str, bool] = field(default_factory=dict)  # names in the destination: whether it is a directory
-    extra: tuple[tuple[str, bool], ...] = ()  # those of them that the source lacks, to be removed
-    below: dict[str, list[str]] | None = None  # of each name that is listed, the paths below it that are; None: all
-    differs: str = ""  # in what the copy differs, if that is to be told
-
-    @property
-    def gone(self) -> list[str]:
-        """Directories in the destination that the source has not, or not any more."""
-        known = {name for name, _ in self.directories}
-        return [name for name, is_directory in self.there.items() if is_directory and name not in known]
-
-    @property
-    def found(self) -> int:
-        return len(self.directories) + len(self.regular) + len(self.other) + self.undone
-
-    @property
-    def undone(self) -> int:
-        return len(self.skipped) + len(self.hidden) + len(self.failures)
-
-    def only(self, name: str) -> tuple[str, ...] | None:
-        """What is to be copied of a directory."""
-        return None if self.below is None else tuple(self.below.get(name, ()))
-
-    def hide(self, here: Here) -> None:
-        """Put aside what a filter hides."""
-        directories = here.hidden([name for name, _ in self.directories], True)
-        files = here.hidden((*self.regular, *self.other), False)
-        if directories or files:
-            self.directories = [one for one in self.directories if one[0] not in directories]
-            self.regular = [name for name in self.regular if name not in files]
-            self.other = [name for name in self.other if name not in files]
-            self.hidden = sorted(directories | files)
-
-
 class Directories:
     """What a slice does to directories."""
 
-    def __init__(self, job: Job, handles: Handles, metadata: Metadata) -> None:
-        self.job, self.handles, self.metadata = job, handles, metadata
+    def __init__(self, job: Job, handles: Handles, metadata: Metadata, extra: Extra) -> None:
+        self.job, self.handles, self.metadata, self.extra = job, handles, metadata, extra
         self.options = job.options
         self.selection = selection(job.options.filters)
         self.ours = {tree.destination_inode for tree in job.trees}
-        self.needed = {*(tree.source_inode for tree in job.trees), *(tree.destination_inode for tree in job.earlier)}
         self.tells = job.options.tells
-        self.mounts: dict[int, str] = {}  # of trees
         self.owner = os.geteuid()
 
     def scan(self, unit: Scan) -> Listing:
@@ -276,50 +226,9 @@ class Directories:
                 listing.partial = {}
         if self.options.delete and in_full:
             found = {*listing.regular, *listing.other, *(name for name, _ in listing.directories)}
-            listing.extra = tuple(self.removable(pair, listing.there, found))
-            if listing.extra and self.is_mounted(pair):
+            listing.extra = tuple(self.extra.removable(pair, listing.there, found))
+            if listing.extra and self.extra.is_mounted(pair):
                 listing.extra = ()
-
-    def is_mounted(self, pair: Pair) -> bool:
-        """Whether a directory of the destination is on another mount than that: what is there is not to be deleted."""
-        if pair.tree not in self.mounts:
-            self.mounts[pair.tree] = mount_or_device(self.handles.passing(pair.tree, "").destination)
-        return mount_or_device(pair.destination) != self.mounts[pair.tree]
-
-    def to_remove_from(self, tree: int, path: str) -> Pair:
-        """The copy of a directory in which something is to go. Raises EXDEV if, by now, that is on another mount."""
-        pair = self.handles.pair(~tree, path)
-        if not pair.stays:
-            if self.is_mounted(pair):
-                raise OSError(errno.EXDEV, "is not on the destination's mount: nothing is removed there")
-            pair.stays = True
-        return pair
-
-    def removable(self, pair: Pair, there: dict[str, bool], found: Container[str]) -> list[tuple[str, bool]]:
-        """What is to go of the names in a directory of the destination.
-
-        All but what its source has, what this run and others write, and what would not be copied if the source had it.
-        """
-        extra = [one for one in there.items() if one[0] not in found]
-        if runs.may_be_stale(there):
-            extra = [(name, is_dir) for name, is_dir in extra if is_dir or not runs.is_temporary(name)]
-        if self.job.spared:
-            tree = max(pair.tree, ~pair.tree)
-            extra = [one for one in extra if (tree, join(pair.path, one[0])) not in self.job.spared]
-        if self.selection and extra:
-            here = self.selection.here(pair.path)
-            if here is None:
-                return []
-            hidden = here.hidden([name for name, is_dir in extra if is_dir], True)
-            hidden |= here.hidden([name for name, is_dir in extra if not is_dir], False)
-            extra = [one for one in extra if one[0] not in hidden]
-        if self.options.limited:
-            extra = [(name, is_dir) for name, is_dir in extra if is_dir or not self.is_left_out(name, pair.destination)]
-        return extra
-
-    def is_left_out(self, name: str, directory: int) -> bool:
-        state = fs.look_if_there(name, directory)
-        return state is not None and leaves_out(self.options, state)
 
     def make_directories(self, pair: Pair, listing: Listing, unit: Scan) -> None:
         """Make the copies of all the directories in one, so that its own times can be set before theirs.
@@ -409,43 +318,10 @@ class Directories:
         finally:
             fs.close_read(above)
 
-    def remove_directory(self, name: str, parent: int) -> bool:
-        """Remove a directory. False if it is not empty; so one that something is mounted on is never looked into (rmdir(2))."""
-        if self.options.dry_run:
-            return False
-        try:
-            fs.remove_directory(name, parent)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-            return False
-        return True
-
-    def open_to_remove(self, name: str, parent: int) -> int:
-        """Open a directory that is to be removed. Raises EBUSY if another run is at work in it, or this one copies from it.
-
-        One that we may not read is none that such a run has, and if it is empty, nobody has to.
-        """
-        try:
-            handle = fs.open_directory(name, parent)
-        except PermissionError:
-            return ABSENT
-        try:
-            state = os.fstat(handle)
-            if (state.st_dev, state.st_ino) in self.needed:  # it was named by another path, to where it is mounted too
-                fs.refuse_to_remove("is a source of this run, or an earlier copy: move it out of the destination")
-            runs.leave_to_another_run([runs.is_marked(handle, runs.AT_WORK)])
-        except OSError:
-            fs.close_read(handle)
-            raise
-        return handle
-
     def contents(self, tree: int, path: str, handle: int, stays: bool) -> tuple[list[tuple[str, bool]], bool]:
         """What is to go of what is in a directory that is to be removed, and whether anything has to stay.
 
-        Takes over the handle from :meth:`open_to_remove`; ``stays``: nothing is mounted there.
+        Takes over the handle from :meth:`Extra.open_to_remove`; ``stays``: nothing is mounted there.
         """
         parent_path, _, name = path.rpartition("/")
         parent = self.handles.pair(~tree, parent_path)
@@ -453,7 +329,7 @@ class Directories:
             close(handle)
             handle, _ = self.open_copy(name, parent.destination, fresh=False)
         pair = self.handles.hold(Pair(~tree, path, ABSENT, handle, parent.depth + 1, readable=True))
-        if not stays and self.is_mounted(pair):
+        if not stays and self.extra.is_mounted(pair):
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))  # else rmdir says so
         pair.stays = True
         there = fs.list_directory(handle)
@@ -461,7 +337,7 @@ class Directories:
             there = {name: is_dir for name, is_dir in there.items() if is_dir or not runs.is_temporary(name)}
         elif self.job.locked:
             runs.clear_stale(there, (), pair.depth, handle, self.job.token)
-        inside = self.removable(pair, there, ())
+        inside = self.extra.removable(pair, there, ())
         return inside, len(inside) < len(there)
 
     def finish(self, unit: Finish) -> None:

@@ -29,7 +29,7 @@ def begin(work: Account, unit: Finish) -> None:
     if unit.after in work.outcome.ruined:
         return
     try:
-        pair = work.directories.to_remove_from(unit.tree, unit.path)
+        pair = work.extra.to_remove_from(unit.tree, unit.path)
         runs.leave_to_another_run(runs.marks(pair.destination, runs.AT_WORK, 0, pair.depth))
     except OSError as error:
         work.outcome.tally.found += 1
@@ -66,7 +66,7 @@ def remove(work: Account, unit: Remove) -> None:
     if not is_free(work, unit):
         return
     try:
-        directory = work.directories.to_remove_from(unit.tree, unit.path).destination
+        directory = work.extra.to_remove_from(unit.tree, unit.path).destination
     except FileNotFoundError:  # a worker that was killed had come further
         return
     names, gone = unit.names, 0
@@ -96,11 +96,11 @@ def clear(work: Account, unit: Clear) -> None:
         return
     above, _, name = unit.path.rpartition("/")
     try:
-        parent = work.directories.to_remove_from(unit.tree, above).destination
-        handle = ABSENT if unit.emptied else work.directories.open_to_remove(name, parent)
+        parent = work.extra.to_remove_from(unit.tree, above).destination
+        handle = ABSENT if unit.emptied else work.extra.open_to_remove(name, parent)
         try:
             at_once = not work.job.options.dry_run and (not work.counts or work.deletes > 0)
-            gone = (unit.emptied or at_once) and work.directories.remove_directory(name, parent)
+            gone = (unit.emptied or at_once) and work.extra.remove_directory(name, parent)
             if gone and work.counts and not unit.emptied:
                 work.deletes -= 1
         except OSError:

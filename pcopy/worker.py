@@ -25,10 +25,10 @@ from pcopy import removal, sums
 from pcopy.account import Account, unforeseen
 from pcopy.audit import Unfinished
 from pcopy.crew import Effort
-from pcopy.directory import Listing
 from pcopy.entry import IN_ITS_PLACE
 from pcopy.handles import ABSENT, Handles, Pair
 from pcopy.links import Linker
+from pcopy.listing import Listing
 from pcopy.pace import Pace
 from pcopy.verdict import Fate, Result
 from pcopy.work import (

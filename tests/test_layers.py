@@ -22,7 +22,7 @@ FLOORS = (
     ("result", "filesystem", "lists", "engines", "inodes"),  # engines know no units
     ("contents", "runs", "crew", "mounts"),
     ("handles",),
-    ("metadata", "reading", "manifest"),
+    ("metadata", "reading", "manifest", "listing", "extra"),
     ("directory", "plain", "audit"),
     ("verdict",),
     ("halves",),
@@ -63,6 +63,8 @@ NEVER = {
         "filesystem",
         "handles",
         "directory",
+        "extra",
+        "listing",
         "entry",
         "verdict",
         "halves",
