@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from pcopy.errors import PcopyError, UsageError
     from pcopy.log import Log
     from pcopy.metrics import Metrics
+    from pcopy.outcome import Event, Failure
     from pcopy.result import Observer, Progress, Report, Stop
-    from pcopy.work import Event, Failure
 
 HOMES = {
     "check": "checking",

@@ -15,6 +15,7 @@ from pcopy.directory import Directories
 from pcopy.entry import EARLIER, Copier
 from pcopy.extra import Extra
 from pcopy.handles import Handles, Pair
+from pcopy.outcome import Event, Failure, Outcome
 from pcopy.pace import Pace
 from pcopy.stop import of_this_process
 from pcopy.verdict import Fate
@@ -24,13 +25,10 @@ from pcopy.work import (
     Check,
     Clear,
     Entries,
-    Event,
-    Failure,
     Finish,
     Group,
     Job,
     Link,
-    Outcome,
     Remove,
     Scan,
     Seal,

@@ -47,11 +47,12 @@ from pcopy.coordinator import Coordinator, begin, wind_up
 from pcopy.errors import UsageError
 from pcopy.manifest import Spool, check_place, within, write
 from pcopy.options import ALL_ATTRIBUTES, METHODS, Hash, Options, Overwrite, When
+from pcopy.outcome import Event, Failure
 from pcopy.paths import Landing, land
 from pcopy.prepare import make_lasting, prepare
 from pcopy.result import Observer, Report, Stop
 from pcopy.values import moment_of, size_of
-from pcopy.work import Event, Failure, Job, Tree
+from pcopy.work import Job, Tree
 
 DEFAULT = signal.default_int_handler
 ALONE = "this process is daemonic, as a worker of multiprocessing.Pool is, and may not start others: it copied alone"

@@ -12,9 +12,10 @@ from pcopy.coordinator import Coordinator
 from pcopy.errors import UsageError
 from pcopy.manifest import portions
 from pcopy.options import METHODS, Hash, Options
+from pcopy.outcome import Failure
 from pcopy.prepare import current_umask
 from pcopy.result import Observer, Report, Stop
-from pcopy.work import Check, Failure, Job, Tree
+from pcopy.work import Check, Job, Tree
 
 
 def check(

@@ -23,6 +23,7 @@ from pcopy.account import given_up, take_back
 from pcopy.crew import Crew
 from pcopy.inodes import Inodes
 from pcopy.manifest import Spool
+from pcopy.outcome import Failure, Outcome
 from pcopy.pace import Throttle
 from pcopy.result import Observer, Progress, Report, Stop
 from pcopy.work import (
@@ -30,12 +31,10 @@ from pcopy.work import (
     Check,
     Clear,
     Entries,
-    Failure,
     Finish,
     Group,
     Job,
     Link,
-    Outcome,
     Remove,
     Scan,
     Seal,

@@ -14,7 +14,7 @@ import contextlib
 import time
 
 from pcopy import filesystem as fs
-from pcopy.work import Outcome
+from pcopy.outcome import Outcome
 
 # More would find room on very distant storage only, and each takes 10 ms to start, by fork, and 4 MB of memory.
 MOST = 64

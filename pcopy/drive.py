@@ -8,8 +8,9 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future
 
 from pcopy.coordinator import Coordinator, Portion
 from pcopy.engines import PATIENCE, NotStarted, end_workers, engine_for, hurry_workers, is_broken
+from pcopy.outcome import Outcome
 from pcopy.result import Observer
-from pcopy.work import Job, Outcome, Unit
+from pcopy.work import Job, Unit
 from pcopy.worker import run
 
 PAUSE = 0.1  # seconds between two starts of an executor: what it lacks may come back in a moment

@@ -19,7 +19,7 @@ from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from pcopy.work import Failure
+from pcopy.outcome import Failure
 
 if TYPE_CHECKING:
     import ctypes

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pcopy.outcome import Failure
 from pcopy.select import Here
-from pcopy.work import Attributes, Failure
+from pcopy.work import Attributes
 
 
 @dataclass

@@ -18,9 +18,9 @@ from typing import Any
 from pcopy import __version__
 from pcopy.errors import UsageError
 from pcopy.options import Options
+from pcopy.outcome import Event, Failure
 from pcopy.report import figures, warnings
 from pcopy.result import Observer, Progress, Report
-from pcopy.work import Event, Failure
 
 # Not through a link that somebody planted; a FIFO without a reader must not stop us.
 FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 
 from pcopy.errors import UsageError
 from pcopy.options import Options
+from pcopy.outcome import Failure
 from pcopy.report import KEYS, shown, warnings
 from pcopy.result import Observer, Report
-from pcopy.work import Failure
 
 HELP = {
     "last_run_timestamp_seconds": "When the last run ended, in seconds since 1970.",

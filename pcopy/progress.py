@@ -12,9 +12,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pcopy.options import Options
+from pcopy.outcome import Event, Failure
 from pcopy.report import failure_line, shown, size
 from pcopy.result import Observer, Progress
-from pcopy.work import Event, Failure
 
 if TYPE_CHECKING:
     from tqdm import tqdm

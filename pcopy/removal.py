@@ -17,7 +17,8 @@ from pcopy import filesystem as fs
 from pcopy import runs
 from pcopy.account import Account
 from pcopy.handles import ABSENT, close
-from pcopy.work import Clear, Event, Finish, Remove, directory_group, gone_group, join
+from pcopy.outcome import Event
+from pcopy.work import Clear, Finish, Remove, directory_group, gone_group, join
 
 # Names in one unit, as of those to be copied.
 BATCH = 128

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pcopy.outcome import Failure
 from pcopy.result import Report
-from pcopy.work import Failure
 
 if TYPE_CHECKING:  # it is only used by comparisons, and takes long to import
     from pcopy.comparison import Comparison, Contender

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from pcopy.errors import ExitStatus
 from pcopy.options import Options
+from pcopy.outcome import Event, Failure, Outcome, Tally
 from pcopy.stop import Stop
-from pcopy.work import Event, Failure, Outcome, Tally
 
 # What one more file costs, in bytes that could be copied instead: 30 microseconds at 2 GB/s. For the bar only.
 FILE_COST = 64 << 10

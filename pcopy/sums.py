@@ -8,9 +8,10 @@ import time
 from pcopy import filesystem as fs
 from pcopy.account import Account
 from pcopy.manifest import BadLine, parse, record
+from pcopy.outcome import Failure
 from pcopy.reading import Stopped
 from pcopy.verdict import Fate
-from pcopy.work import Check, Failure, Sums
+from pcopy.work import Check, Sums
 
 
 def take(work: Account, unit: Sums) -> None:

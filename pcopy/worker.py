@@ -29,6 +29,7 @@ from pcopy.entry import IN_ITS_PLACE
 from pcopy.handles import ABSENT, Handles, Pair
 from pcopy.links import Linker
 from pcopy.listing import Listing
+from pcopy.outcome import Outcome
 from pcopy.pace import Pace
 from pcopy.verdict import Fate, Result
 from pcopy.work import (
@@ -39,7 +40,6 @@ from pcopy.work import (
     Job,
     Large,
     Link,
-    Outcome,
     Remove,
     Scan,
     Seal,

@@ -16,9 +16,10 @@ import pcopy as library
 from pcopy.asked import check_rate
 from pcopy.coordinator import Coordinator
 from pcopy.options import Options
+from pcopy.outcome import Outcome
 from pcopy.pace import CREDIT, GAIN, HIGHEST, LEAST, LOWEST, Pace, Throttle
 from pcopy.result import Observer, Report, Stop
-from pcopy.work import Entries, Job, Outcome, Tree
+from pcopy.work import Entries, Job, Tree
 from tests.conftest import Run
 from tests.trees import Dir, File, Holes, make_tree, read_tree
 

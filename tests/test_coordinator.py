@@ -27,26 +27,23 @@ from pcopy.coordinator import DEATHS, SMALLEST_SPAN, STARTS, Coordinator, divide
 from pcopy.engines import Engine, InPlace, NotStarted
 from pcopy.entry import Copier
 from pcopy.options import Options, Overwrite
+from pcopy.outcome import Event, Failure, Outcome, Tally
 from pcopy.result import Observer, Report, Stop
 from pcopy.stop import of_this_process
 from pcopy.work import (
     Attributes,
     Clear,
     Entries,
-    Event,
-    Failure,
     Finish,
     Job,
     Large,
     Link,
-    Outcome,
     Place,
     Remove,
     Scan,
     Seal,
     Shared,
     Span,
-    Tally,
     Temporary,
     Tree,
     Unit,

@@ -23,7 +23,8 @@ from pcopy import engines
 from pcopy.asked import processors
 from pcopy.crew import BASE, MOST, Crew, Effort, queued
 from pcopy.options import Options
-from pcopy.work import Job, Outcome, Scan, Tree
+from pcopy.outcome import Outcome
+from pcopy.work import Job, Scan, Tree
 from pcopy.worker import run
 from tests.conftest import Run
 from tests.strace import lines_of, strace

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import pcopy as library
+from pcopy.outcome import Tally
 from pcopy.progress import DRY_RUN
-from pcopy.work import Tally
 from tests.conftest import Run
 from tests.test_destination import unprivileged
 from tests.trees import WHEN, Dir, Fifo, File, Hard, Link, make_tree, read_tree

@@ -30,7 +30,8 @@ import pcopy.engines
 from pcopy.coordinator import WORKER_DIED, Coordinator
 from pcopy.engines import Engine, Pool, Serial
 from pcopy.metadata import SHORTLY
-from pcopy.work import Job, Outcome
+from pcopy.outcome import Outcome
+from pcopy.work import Job
 from pcopy.worker import run
 from tests.comparer import differences
 from tests.conftest import SHARED, as_root, compiled

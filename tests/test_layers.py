@@ -19,6 +19,7 @@ HOUSE = Path(pcopy.__file__).parent
 FLOORS = (
     ("errors", "options", "stop"),
     ("work", "paths", "select", "values", "child", "pace"),
+    ("outcome",),
     ("result", "filesystem", "lists", "engines", "inodes"),  # engines know no units
     ("contents", "runs", "crew", "mounts"),
     ("handles",),

@@ -23,8 +23,9 @@ from pcopy import filesystem as fs
 from pcopy import mounts, runs
 from pcopy.metadata import SHORTLY
 from pcopy.options import Options
+from pcopy.outcome import Failure, Outcome
 from pcopy.report import warnings
-from pcopy.work import Attributes, Entries, Failure, Finish, Job, Outcome, Scan, Tree, Unit
+from pcopy.work import Attributes, Entries, Finish, Job, Scan, Tree, Unit
 from pcopy.worker import run
 from tests.conftest import SHARED, Run, as_root, compiled
 from tests.strace import lines_of, strace

@@ -27,9 +27,10 @@ from pcopy.coordinator import Coordinator, divide
 from pcopy.manifest import parse
 from pcopy.metadata import SHORTLY
 from pcopy.options import Options
+from pcopy.outcome import Outcome
 from pcopy.prepare import current_umask
 from pcopy.result import Observer, Report, Stop
-from pcopy.work import Check, Entries, Job, Large, Outcome, Seal, Span, Temporary, Tree, Verify, Version, large_group
+from pcopy.work import Check, Entries, Job, Large, Seal, Span, Temporary, Tree, Verify, Version, large_group
 from tests.conftest import Run
 from tests.test_engines import wait_until
 from tests.trees import WHEN, Dir, Fifo, File, Hard, Holes, Link, make_tree, read_tree
