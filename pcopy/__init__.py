@@ -32,10 +32,10 @@ HOMES = {
     "Progress": "result",
     "Report": "result",
     "Stop": "result",
-    "Event": "work",
+    "Event": "outcome",
     "Log": "log",
     "Metrics": "metrics",
-    "Failure": "work",
+    "Failure": "outcome",
 }
 __all__ = [
     "Comparison",

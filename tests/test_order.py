@@ -20,7 +20,7 @@ import pytest
 
 import pcopy
 from pcopy import filesystem as fs
-from pcopy import mounts, runs
+from pcopy import mounts, plain, runs
 from pcopy.metadata import SHORTLY
 from pcopy.options import Options
 from pcopy.outcome import Failure, Outcome
@@ -79,11 +79,18 @@ def test_a_new_file_is_made_alone_and_closed_and_its_times_come_last(tmp_path: P
     assert calls[-2:] == ["utimensat", "close"]
 
 
-@pytest.mark.parametrize("kind", ["fuse.sshfs", "overlay"])
+@pytest.mark.parametrize(
+    ("kind", "rest", "times"), [("fuse.sshfs", 60, 0), ("overlay", 60, 30), ("tmpfs", 60, 30), ("tmpfs", 1, 1)]
+)
 def test_only_a_source_that_this_machine_keeps_is_asked_for_writes_under_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, rest: int, times: int
 ) -> None:
-    """A question for each file is what takes long where somebody else keeps it, and the answer means nothing."""
+    """A question for each file is what takes long where somebody else keeps it, and the answer means nothing.
+
+    Nor are files asked that were last changed so long ago that such a write would take more than a minute, but the first.
+    """
+    assert plain.REST == 60 * 10**9
+    monkeypatch.setattr(plain, "REST", rest * 10**9)
     source = make_tree(tmp_path / "src", {"d": Dir({str(number): File(b"text", mtime_ns=WHEN) for number in range(30)})})
     time.sleep(SHORTLY / 1e9 + 0.1)  # what was changed just now is copied by another way
     asked: list[int] = []
@@ -96,7 +103,7 @@ def test_only_a_source_that_this_machine_keeps_is_asked_for_writes_under_way(
     monkeypatch.setattr(os, "lseek", spied)
     monkeypatch.setattr(mounts, "kind_of", lambda path: kind)
     assert pcopy.copy(source, tmp_path / "dst", jobs=1).ok
-    assert asked.count(os.SEEK_DATA) == (0 if mounts.is_elsewhere(kind) else 30)
+    assert asked.count(os.SEEK_DATA) == times
     kinds = {"nfs4": True, "fuse.sshfs": True, "ext4": False, "overlay": False, "": False}
     assert {one: mounts.is_elsewhere(one) for one in kinds} == kinds
     assert read_tree(tmp_path / "dst") == read_tree(source)
@@ -386,6 +393,7 @@ def test_a_source_that_changes_while_it_is_read_is_copied_again(
     source = make_tree(tmp_path / "src", {f"f{number}": b"before" for number in range(9)})
     time.sleep(0.02)  # longer than the ticks in which the kernel keeps change times
     monkeypatch.setattr("pcopy.plain.SHORTLY", 10**10 if way == "changed just now" else 0)
+    monkeypatch.setattr("pcopy.plain.REST", 0)
     if way == "by another clock":
         monkeypatch.setattr("pcopy.mounts.LOCAL", frozenset())
     monkeypatch.setattr("pcopy.coordinator.FIRST", 60.0)  # each slice begins with two looks
@@ -436,6 +444,7 @@ def test_a_clock_that_is_set_back_hides_no_change(tmp_path: Path, monkeypatch: p
     source = make_tree(tmp_path / "src", {f"f{number}": b"before" for number in range(9)})
     time.sleep(0.02)
     monkeypatch.setattr("pcopy.plain.SHORTLY", 0)
+    monkeypatch.setattr("pcopy.plain.REST", 0)
     monkeypatch.setattr("pcopy.coordinator.FIRST", 60.0)
     ahead, read, clock = 3600 * 10**9, os.copy_file_range, time.time_ns
 
