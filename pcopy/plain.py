@@ -28,8 +28,8 @@ CLOSED = -1
 # Bytes copied before a file's length is looked at: more would cost more where it is found to be a large file after all,
 # less one call more for files of medium size.
 FIRST = 1 << 20
-# Nanoseconds: no call that writes so few bytes takes longer. Whether one is under way in files that were last changed before
-# that is not asked: it would cost a twentieth of their copying.
+# Nanoseconds: hardly a call that writes so few bytes takes longer. Whether one is under way in files that were last changed
+# before that is not asked: it would cost a twentieth of their copying.
 REST = 60 * 10**9
 CREATE, SEEK_DATA = fs.CREATE, fs.SEEK_DATA
 
@@ -74,7 +74,7 @@ class Plain:
         chmod, utime, attributes_of = os.chmod, os.utime, fs.attributes_of
         first = os.copy_file_range if contents.ranges else contents.first
         now = time_ns()
-        at_rest = now - (REST if settles else SHORTLY) if tree.one_clock else 0
+        at_rest = now - REST if tree.one_clock else 0
         for name in names:
             if done and monotonic() >= deadline:
                 break

@@ -93,9 +93,12 @@ def remove_one(work: Account, unit: Remove, directory: int) -> None:
 
 
 def clear(work: Account, unit: Clear) -> None:
-    if unit.emptied and not is_kept(work, unit) and not is_free(work, unit):
-        return
     above, _, name = unit.path.rpartition("/")
+    if unit.emptied and (unit.kept or unit.after in work.outcome.ruined):  # something in it is to stay, or had to
+        work.outcome.ruined |= {directory_group(unit.tree, above), gone_group(unit.tree, unit.path)}
+        return
+    if unit.emptied and not is_free(work, unit):
+        return
     try:
         parent = work.extra.to_remove_from(unit.tree, above).destination
         handle = ABSENT if unit.emptied else work.extra.open_to_remove(name, parent)
@@ -116,10 +119,8 @@ def clear(work: Account, unit: Clear) -> None:
     except OSError as error:
         failed(work, unit, error)
         return
-    if gone or (work.job.options.dry_run and not is_kept(work, unit)):
+    if gone or work.job.options.dry_run:
         deleted(work, unit, [""])
-    elif is_kept(work, unit):
-        work.outcome.ruined |= {directory_group(unit.tree, above), gone_group(unit.tree, unit.path)}
     else:
         failed(work, unit, OSError(errno.ENOTEMPTY, "somebody puts entries into it: run the same line again"))
 
@@ -139,11 +140,6 @@ def empty(work: Account, unit: Clear, handle: int, tried: bool) -> None:
     if len(work.stack) == height + 1 and emptied.after not in work.open:  # nothing is left to be done before
         work.stack.pop()
         clear(work, emptied)
-
-
-def is_kept(work: Account, unit: Clear) -> bool:
-    """Whether something in a directory has to stay, or could not be removed."""
-    return unit.kept or unit.after in work.outcome.ruined
 
 
 def failed(work: Account, unit: Remove | Clear, error: OSError) -> None:

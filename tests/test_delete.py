@@ -21,6 +21,7 @@ import pcopy
 import pcopy as library
 from pcopy import api, runs
 from pcopy import filesystem as fs
+from pcopy.directory import Directories
 from tests.conftest import SHARED, Run, as_root, compiled
 from tests.strace import strace
 from tests.test_destination import mounted, unprivileged
@@ -127,6 +128,30 @@ def test_the_limit_holds_if_the_source_loses_entries_after_the_plan(
     left = sum(len(names) + len(directories) for _, directories, names in os.walk(tmp_path / "dst"))
     assert before + 2 - limit <= left <= before + 3 and report.deleted <= limit
     assert read_tree(tmp_path / "dst/d0") == read_tree(tmp_path / "src/d0")
+
+
+def test_a_directory_that_was_to_stay_is_not_removed_uncounted_if_it_becomes_empty(
+    tmp_path: Path, jobs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else removes what a filter hides in it, after it was listed."""
+    tree: dict[str | bytes, object] = {f"d{number}": Dir({"x.o": b""}) for number in range(10)}
+    make_tree(tmp_path, {"src": Dir({"new": b"1", **dict.fromkeys(tree, Dir({}))}), "dst": Dir(tree)})
+    look = Directories.contents
+
+    def contents(self: Directories, tree: int, path: str, *rest: Any) -> object:
+        found = look(self, tree, path, *rest)
+        (tmp_path / "dst" / path / "x.o").unlink()
+        return found
+
+    def lose() -> None:
+        monkeypatch.setattr(Directories, "contents", contents)
+        for name in tree:
+            (tmp_path / "src" / os.fsdecode(name)).rmdir()
+
+    after_the_plan(monkeypatch, lose)
+    report = pcopy.copy(tmp_path / "src", tmp_path / "dst", jobs=jobs, delete=True, max_delete=3, filters=["*.o"])
+    assert (report.exit_status, report.deleted) == (0, 0)
+    assert sorted(os.listdir(tmp_path / "dst")) == sorted([*map(os.fsdecode, tree), "new"])
 
 
 @pytest.mark.parametrize("more", [-1, 0, 5])
