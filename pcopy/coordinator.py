@@ -423,9 +423,7 @@ class Coordinator:
 
     def parts(self, unit: Unit, count: int) -> list[Unit]:
         parts = divide(unit, count)
-        for part in parts[1:]:
-            self.holding.update(part.holds)
-            self.searching += searches(part)
+        self.hold(parts[1:])
         return parts
 
     # ---- workers that died, and the end ----
