@@ -281,6 +281,11 @@ class Account:
         device = unit.large.device if isinstance(unit, (Span, Verify, Seal)) else unit.device
         return device or self.job.trees[unit.tree].source_inode[0]
 
+    def is_elsewhere(self, unit: Entries | Span) -> bool:
+        """Whether another machine or process keeps the source of a unit. Of what is mounted below the top nobody knows."""
+        tree = self.job.trees[unit.tree]
+        return tree.elsewhere and self.device_of(unit) == tree.source_inode[0]
+
     def take_away(self, unit: Scan) -> None:
         """An empty directory must not stand for one that could not be read."""
         try:

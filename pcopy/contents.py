@@ -1,6 +1,6 @@
 """The bytes of a file, by the cheapest call that works here.
 
-    clone (FICLONE) ──▶ copy_file_range ──▶ sendfile ──▶ read and write
+    clone (FICLONE) ──▶ copy_file_range ──▶ (uncached reads) ──▶ sendfile ──▶ read and write
 
 What a file system cannot do is learnt once in a slice. A call that says "nothing more" before the size is reached is
 never believed: plain reads have the last word (copy_file_range returns 0 at once on the files of /proc and, on some
@@ -13,13 +13,15 @@ import errno
 import os
 import sys
 
-from pcopy.filesystem import read, set_length, share_blocks, write
+from pcopy.filesystem import read, read_uncached, set_length, share_blocks, write
 from pcopy.options import Options, When
 
 # A range for one call: below 1 GiB, because some file systems fail or wrap above; smaller would cost more calls.
 RANGE = 512 << 20
 # Plain reads: larger leaves the processor's cache, smaller costs more calls.
 BUFFER = 256 << 10
+# Reads past the page cache, of which each is a request: larger is more than NFS and FUSE ask for at once.
+REQUEST = 1 << 20
 # Holes are looked for in blocks of this size: that of a page and of most file systems.
 BLOCK = 4096
 # Of what was written when a run was cut, so many bytes at each end are not relied on: far more than a block.
@@ -40,6 +42,8 @@ class Contents:
         self.extent = (0, 0)  # of the file at hand: the stretch of data that was found last
         self.direct = options.reflink is not When.ALWAYS and options.sparse is not When.ALWAYS
         self.sendfile = hasattr(os, "sendfile") and sys.platform == "linux"
+        self.uncached = True
+        self.buffer: memoryview | None = None
 
     def whole(self, source: int, target: int, state: os.stat_result) -> int:
         """Copy a whole file, its holes included. Returns its length in bytes, as it was read."""
@@ -86,15 +90,16 @@ class Contents:
         """Where there is something to copy from ``start`` on; ``stop`` if there is nothing."""
         return start if self.sparse is When.NEVER else self.next_data(source, start, stop)[0]
 
-    def span(self, source: int, target: int, start: int, stop: int, holes: bool) -> int:
+    def span(self, source: int, target: int, start: int, stop: int, holes: bool, elsewhere: bool = False) -> int:
         """Copy the bytes from start to stop to the same place; if there are ``holes``, without them unless to be filled.
 
-        Returns how far it came: less than ``stop`` if the source ends earlier.
+        ``elsewhere``: the source is kept by another machine or process. Returns how far it came: less than ``stop`` if the
+        source ends earlier.
         """
         holes = holes and self.sparse is not When.NEVER
         while start < stop:
             data, end = self.next_data(source, start, stop) if holes else (start, stop)
-            if data < end and (done := self.piece(source, target, data, end - data)) < end - data:
+            if data < end and (done := self.piece(source, target, data, end - data, elsewhere)) < end - data:
                 return data + done
             start = end
         return stop
@@ -109,7 +114,7 @@ class Contents:
         data, end = self.extent
         return min(max(data, start), stop), min(end, stop)
 
-    def piece(self, source: int, target: int, start: int, size: int) -> int:
+    def piece(self, source: int, target: int, start: int, size: int, elsewhere: bool) -> int:
         """Copy ``size`` bytes from ``start`` to the same place. Returns how many there were."""
         os.lseek(source, start, os.SEEK_SET)
         os.lseek(target, start, os.SEEK_SET)
@@ -117,11 +122,13 @@ class Contents:
             return copy_but_zeros(source, target, size)
         if self.sparse is When.NEVER:
             return read_up_to(source, target, size)
-        return self.stream(source, target, size)
+        return self.stream(source, target, size, elsewhere)
 
-    def stream(self, source: int, target: int, size: int) -> int:
+    def stream(self, source: int, target: int, size: int, elsewhere: bool = False) -> int:
         """Copy ``size`` bytes from the current offsets. Returns how many there were."""
         done = self.range(source, target, size) if self.ranges else 0
+        if elsewhere and self.uncached and size - done >= REQUEST:
+            done += self.fetch(source, target, size - done)
         if done < size and self.sendfile and size > BUFFER:
             done += self.send(source, target, size - done)
         return done if done == size else done + read_up_to(source, target, size - done)
@@ -154,6 +161,27 @@ class Contents:
                 done += count
         except OSError as error:
             self.refused(error, ranges=False)
+        return done
+
+    def fetch(self, source: int, target: int, size: int) -> int:
+        """Read past the page cache and write, as :meth:`range`.
+
+        Through the cache, the kernel asks for 128 KiB at a time unless it is told otherwise (read_ahead_kb), and copies each
+        byte once more, into memory that it has to find first.
+        """
+        import mmap  # which other copies do without
+
+        if self.buffer is None:
+            self.buffer = memoryview(mmap.mmap(-1, REQUEST))  # begins with a page, as some file systems want it
+        done = 0
+        while done < size:
+            room = min(REQUEST, -(-(size - done) // BLOCK) * BLOCK)  # some want whole blocks, at the end of a file too
+            count = min(read_uncached(source, self.buffer[:room]), size - done)
+            if not count:
+                break
+            write(target, self.buffer[:count])
+            done += count
+        self.uncached = done == size
         return done
 
     def refused(self, error: OSError, ranges: bool) -> None:

@@ -36,6 +36,7 @@ PASS = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 NOFOLLOW = os.O_NOFOLLOW
 # Reading leaves the access time alone; EPERM for anybody but root and the owner (open(2)).
 NOATIME = getattr(os, "O_NOATIME", 0)
+UNCACHED = getattr(os, "O_DIRECT", 0)
 
 PROC = os.path.isdir("/proc/self/fd")
 XATTRS = hasattr(os, "listxattr")
@@ -500,11 +501,28 @@ def read(source: int, size: int) -> bytes:
     return os.read(source, size)
 
 
+def read_uncached(source: int, buffer: memoryview) -> int:
+    """Read from the current offset past the page cache (O_DIRECT, open(2)). 0 at the end, and where that cannot be.
+
+    What is in the cache and not written out yet is written first (kiocb_write_and_wait() in mm/filemap.c, nfs_sync_mapping()).
+    The flag is set here and not by open, because a FUSE server would open its own file with it, and might not be ready for
+    what it asks of addresses and lengths.
+    """
+    flags = fcntl.fcntl(source, fcntl.F_GETFL)
+    try:
+        fcntl.fcntl(source, fcntl.F_SETFL, flags | UNCACHED)
+        return os.readv(source, [buffer])
+    except OSError:
+        return 0
+    finally:
+        fcntl.fcntl(source, fcntl.F_SETFL, flags)
+
+
 def read_into(source: int, buffer: memoryview, position: int) -> int:
     return os.preadv(source, [buffer], position)
 
 
-def write(target: int, block: bytes) -> None:
+def write(target: int, block: bytes | memoryview) -> None:
     """Write all of the block."""
     view = memoryview(block)
     while view:

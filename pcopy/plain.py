@@ -59,13 +59,13 @@ class Plain:
             self.works and options.overwrite is Overwrite.CHANGED and not options.checksum and not options.dereference
         )
 
-    def copy(self, pair: Pair, names: Sequence[str], deadline: float, tree: Tree, settles: bool) -> tuple[int, int]:
+    def copy(self, pair: Pair, names: Sequence[str], deadline: float, tree: Tree, elsewhere: bool) -> tuple[int, int]:
         """Copy files until one is not plain, or until the deadline. Returns how many were copied, and their bytes.
 
         To see whether a source changed while it was read takes two looks at it, before and after. One will do, after, if
         its change time is older than the copying, by this machine's clock, and reading left the access time alone. That the
-        next file is like the last one is a guess: where it is wrong, entry.py does the file again. ``settles``: a write under
-        way can be waited for.
+        next file is like the last one is a guess: where it is wrong, entry.py does the file again. ``elsewhere``:
+        another machine or process keeps the source, and nobody can wait for a write under way.
         """
         done = total = 0
         contents, links, xattrs, mask, times = self.contents, self.links, self.xattrs, self.mask, self.times
@@ -91,7 +91,7 @@ class Plain:
                     if not self.is_plain(before) or before.st_ctime_ns >= time_ns() - SHORTLY:
                         break
                     try:
-                        if settles and lseek(source, 0, SEEK_DATA):  # waits, see fs.wait_for_writes
+                        if not elsewhere and lseek(source, 0, SEEK_DATA):  # waits, see fs.wait_for_writes
                             break
                     except OSError:  # nothing but a hole, or nobody can tell
                         pass

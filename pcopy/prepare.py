@@ -221,7 +221,7 @@ def tree_of(landing: Landing, below: str | None, top: int | None) -> Tree:
         on_disk=mounts.is_on_disk(kind),
         exact=kind in mounts.EXACT,
         one_clock=kind in mounts.LOCAL and kind_of_source in mounts.LOCAL,
-        settles=not mounts.is_elsewhere(kind_of_source),
+        elsewhere=mounts.is_elsewhere(kind_of_source),
     )
 
 

@@ -32,7 +32,7 @@ class Tree(NamedTuple):
     on_disk: bool = True  # the destination: what was written to it may have been lost in a power cut
     exact: bool = False  # the destination's file system shows a hole for each block that was not written
     one_clock: bool = False  # source and destination keep times by the clock of this machine
-    settles: bool = True  # a write to the source that is under way can be waited for
+    elsewhere: bool = False  # another machine or process keeps the source
     earlier: tuple[int, ...] = ()  # among the job's trees: earlier copies, to which unchanged files become hard links
 
 

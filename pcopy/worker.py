@@ -240,7 +240,7 @@ class Slice(Account):
         while done < len(names):
             if plainly and plain.works and unit.first_of is None and not pair.earlier:
                 some = names[done : done + 1] if self.singly else names[done:]
-                count, size = plain.copy(pair, some, deadline, tree, tree.settles or unit.device != tree.source_inode[0])
+                count, size = plain.copy(pair, some, deadline, tree, self.is_elsewhere(unit))
                 self.note_files(unit, some[:count], size)
                 if self.pace:
                     self.pace.pay(size)

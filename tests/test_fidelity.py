@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -21,6 +22,8 @@ import pytest
 
 import pcopy
 from tests.conftest import Run, as_root
+from tests.strace import lines_of, strace
+from tests.test_destination import mounted as mounted_by_helper
 from tests.trees import WHEN, Device, Dir, Fifo, File, Hard, Holes, Link, Socket, State, make_tree, read_tree
 
 NOBODY = 65534
@@ -596,6 +599,24 @@ def test_a_copy_to_another_file_system_is_the_same(on_disk: Path, jobs: int) -> 
         copy_equals(source, on_disk / "dst", jobs)
         copy_equals(on_disk / "dst", Path(name) / "back", jobs)
         assert stored(on_disk / "dst/large") < LARGE
+
+
+@pytest.mark.parametrize("refused", [False, True])
+@pytest.mark.parametrize("size", [LARGE + 1, LARGE + BLOCK])
+def test_a_large_file_that_another_process_keeps_is_read_past_the_cache(tmp_path: Path, size: int, refused: bool) -> None:
+    """And through it, where the file system does not like how it is asked."""
+    source, log = make_tree(tmp_path / "src", {"f": os.urandom(size)}), tmp_path / "strace"
+    how = ["-e", "trace=readv,sendfile", *(["-e", "inject=readv:error=EINVAL"] if refused else [])]
+    with mounted_by_helper(tmp_path / "mount", "-t", "fuse.bindfs", source) as mount:
+        words = [*strace(*how, log=log), sys.executable, "-m", "pcopy", "-q", "-j", "2", str(mount), str(tmp_path / "dst")]
+        subprocess.run(words, check=True, timeout=100)
+    assert read_tree(tmp_path / "dst") == read_tree(source)
+    read = dict.fromkeys(("readv", "sendfile"), 0)
+    for line in lines_of(log):
+        if found := re.search(r"\b(readv|sendfile)\b.* = (\d+)$", line):
+            read[found[1]] += int(found[2])
+    past, through = read["readv"], read["sendfile"]
+    assert (past == 0 and through > size // 2) if refused else past > size // 2  # ends of slices may be less than a request
 
 
 # ---- options --------------------------------------------------------------------------------------------------------
