@@ -9,8 +9,8 @@ import stat
 import time
 from collections.abc import Iterable, Sequence
 
+from pcopy import failures, runs
 from pcopy import filesystem as fs
-from pcopy import runs
 from pcopy.directory import Directories
 from pcopy.entry import EARLIER, Copier
 from pcopy.extra import Extra
@@ -186,7 +186,7 @@ class Account:
 
     def failure_of(self, unit: Unit, path: str, error: OSError) -> Failure:
         """What failed, and whether that is because the destination is gone."""
-        return self.destination_gone(unit.tree, error.errno) or fs.failure(path, error)
+        return self.destination_gone(unit.tree, error.errno) or failures.of(path, error)
 
     def destination_gone(self, number: int, reason: int | None) -> Failure | None:
         """What to say if the destination is gone, or its file system dead: then nothing else can be written either."""
@@ -335,7 +335,7 @@ class Account:
         """A file differs from the manifest, or is missing, or cannot be read. ``unit``: its line."""
         if self.try_again(unit, error.errno):
             return
-        failure = fs.failure(os.path.join(self.job.trees[unit.tree].source, path), error)
+        failure = failures.of(os.path.join(self.job.trees[unit.tree].source, path), error)
         if error.errno == errno.ENOENT:
             failure = failure._replace(reason="is missing")
         self.fail(failure._replace(operation="check"))

@@ -13,6 +13,7 @@ from dataclasses import replace
 from types import FrameType
 from typing import Literal, NamedTuple
 
+from pcopy import failures
 from pcopy import filesystem as fs
 from pcopy.asked import (
     HashName,
@@ -234,7 +235,7 @@ def carry_out(request: Request, report: Report, observer: Observer, stop: Stop) 
         try:
             job, units, handle = prepare(top, landings, options, report, stack)
         except OSError as error:
-            give_up(report, fs.failure(top, error)._replace(operation="prepare the destination", fatal=True), observer)
+            give_up(report, failures.of(top, error)._replace(operation="prepare the destination", fatal=True), observer)
             return
         spool = stack.enter_context(contextlib.closing(Spool()))
         coordinator = Coordinator(job._replace(stop=stop, spared=spared(job.trees, files)), report, observer, stop, spool)
@@ -253,7 +254,7 @@ def carry_out(request: Request, report: Report, observer: Observer, stop: Stop) 
             try:
                 make_lasting(handle, top)
             except OSError as error:
-                note(report, fs.failure(top, error), observer)
+                note(report, failures.of(top, error), observer)
         if listing and not options.dry_run:
             write_manifest(spool, listing, top, job, report, observer, stop)
 
@@ -345,7 +346,7 @@ def write_manifest(spool: Spool, path: str, top: str, job: Job, report: Report, 
     try:
         write(spool, path, within(path, top), job.umask, job.options.fsync)
     except OSError as error:
-        note(report, fs.failure(path, error)._replace(operation="write the manifest"), observer)
+        note(report, failures.of(path, error)._replace(operation="write the manifest"), observer)
 
 
 @contextlib.contextmanager

@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from itertools import chain
 
+from pcopy import attributes as attr
+from pcopy import failures, runs
 from pcopy import filesystem as fs
-from pcopy import runs
 from pcopy.extra import Extra
 from pcopy.handles import ABSENT, Handles, Pair, close
 from pcopy.listing import Listing
@@ -100,7 +101,7 @@ class Directories:
     def error_of_copy(self, unit: Scan, error: OSError) -> OSError:
         """What fails is the copy of the directory: it is named, and not its source."""
         path = f"{self.job.trees[unit.tree].destination}/{unit.path}".rstrip("/")
-        return fs.CopyError(error.errno, error.strerror, path).with_traceback(error.__traceback__)
+        return failures.CopyError(error.errno, error.strerror, path).with_traceback(error.__traceback__)
 
     def open_copy(self, name: str, parent: int, fresh: bool) -> tuple[int, int | None]:
         """Open the copy of a directory, and tell its mode. One of ours that we may not use we may use until it is finished."""
@@ -123,14 +124,14 @@ class Directories:
         state = os.fstat(handle)
         mode = stat.S_IMODE(state.st_mode) if mode is None else mode
         if self.owner and state.st_uid == self.owner and ~mode & ALL_OF_OWNER and not self.options.dry_run:
-            fs.set_mode(handle, mode | ALL_OF_OWNER)
+            attr.set_mode(handle, mode | ALL_OF_OWNER)
         return handle, mode
 
     def make_accessible(self, name: str, parent: int) -> int:
         handle = fs.hold(name, parent)
         try:
             mode = stat.S_IMODE(os.fstat(handle).st_mode)
-            fs.set_mode(fs.held(handle), mode | ALL_OF_OWNER)
+            attr.set_mode(fs.held(handle), mode | ALL_OF_OWNER)
             return mode
         finally:
             fs.close_read(handle)
@@ -194,7 +195,7 @@ class Directories:
                 self.sort_one(pair, listing, name, bool(below))
             except OSError as error:
                 paths = ["/".join(part for part in (pair.path, name, rest) if part) for rest in below or [""]]
-                listing.failures += [fs.failure(path, error) for path in paths]
+                listing.failures += [failures.of(path, error) for path in paths]
 
     def sort_one(self, pair: Pair, listing: Listing, name: str, is_passed: bool) -> None:
         """Put an entry that a list names where it belongs. ``is_passed``: the list names something below it."""
@@ -245,7 +246,7 @@ class Directories:
                 if error.errno in fs.PASSING and unit.failed < self.options.retries:
                     self.take_back(pair, listing, unit)
                     raise
-                listing.failures.append(fs.failure(join(pair.path, name), error))
+                listing.failures.append(failures.of(join(pair.path, name), error))
 
     def take_back(self, pair: Pair, listing: Listing, unit: Scan) -> None:
         """All is tried again: in a new directory, what is there by then is to be somebody else's."""

@@ -15,6 +15,7 @@ import errno
 import os
 import stat
 
+from pcopy import attributes as attr
 from pcopy import filesystem as fs
 from pcopy import runs
 from pcopy.audit import Auditor, is_changed, open_source, version_of
@@ -371,7 +372,7 @@ class Copier:
         fs.set_length(handle, state.st_size)
         made = os.fstat(handle)
         if stat.S_IMODE(made.st_mode) != NEW:  # the umask has narrowed it: others have to open it
-            fs.set_mode(handle, NEW)
+            attr.set_mode(handle, NEW)
         temporary = Temporary(place, (made.st_dev, made.st_ino), (made.st_uid, state.st_uid), replaces)
         fs.close_written(handle)
         version = version_of(state)

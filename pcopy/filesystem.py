@@ -1,7 +1,7 @@
-"""System calls on directory handles, one to a function, and the one place where an OSError becomes a Failure.
+"""System calls on directory handles, one to a function.
 
-A function here is named after its operation: when it raises, :func:`failure` reads the operation off the traceback, so
-that naming it costs nothing while all is well. No function follows a symbolic link at a name, except for ``follow``.
+A function here is named after its operation: when it raises, failures.py reads the operation off the traceback, so that naming
+it costs nothing while all is well. No function follows a symbolic link at a name, except for ``follow``.
 """
 
 from __future__ import annotations
@@ -16,10 +16,7 @@ import time
 from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import islice
-from types import TracebackType
 from typing import TYPE_CHECKING
-
-from pcopy.outcome import Failure
 
 if TYPE_CHECKING:
     import ctypes
@@ -39,7 +36,6 @@ NOATIME = getattr(os, "O_NOATIME", 0)
 UNCACHED = getattr(os, "O_DIRECT", 0)
 
 PROC = os.path.isdir("/proc/self/fd")
-XATTRS = hasattr(os, "listxattr")
 HEAD, EXTENT = struct.Struct("=QQIIII"), struct.Struct("=QQQ16xI12x")  # linux/fiemap.h: fiemap, fiemap_extent
 FIEMAP, EXTENTS = 0xC020660B, 32  # linux/fs.h: FS_IOC_FIEMAP; extents asked for at a time
 LAST, UNWRITTEN = 0x1, 0x800  # linux/fiemap.h: FIEMAP_EXTENT_LAST, FIEMAP_EXTENT_UNWRITTEN
@@ -47,56 +43,14 @@ SEEK_DATA = getattr(os, "SEEK_DATA", os.SEEK_SET)
 FICLONE = 0x40049409  # linux/fs.h; ioctl_ficlone(2)
 NOREPLACE, EXCHANGE = 1, 2  # linux/fs.h: RENAME_NOREPLACE, RENAME_EXCHANGE
 
-# The file system cannot do it, or may not for us: the copy goes on without.
-UNABLE = frozenset({errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENODATA})
-# This one attribute is too large for the file system (setxattr(2); ext4 says ENOSPC: a value has to fit into one block).
-TOO_LARGE = frozenset({errno.E2BIG, errno.ERANGE, errno.ENOSPC})
 SOME = 1000  # entries of a directory, read at a time
 SHORT = 1000  # characters of a path that any call takes, four bytes each (PATH_MAX)
-LARGEST_ATTRIBUTE = 64 << 10  # bytes (XATTR_SIZE_MAX, xattr(7))
-# Nothing else can be written to the destination either.
-FATAL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
 # What a file system that was shut down says to everything: ext4 and xfs after an error of theirs, FUSE without its server.
 DEAD = frozenset({errno.EIO, errno.ENOTCONN, errno.ECONNABORTED})
 # The destination may be gone: unmounted, moved away, removed, replaced; or its file system is dead.
 PERHAPS_GONE = DEAD | {errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENXIO, errno.ENODEV}
 # It may go better at another time: a network or a disk that recovers.
 PASSING = frozenset({errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT})
-ADVICE = {
-    errno.ENAMETOOLONG: "the destination's file system does not allow so long a name",
-    errno.EILSEQ: "the destination's file system does not allow this name",
-    errno.ENOSPC: "free some space and run the same line again: it continues",
-    errno.EDQUOT: "free some space and run the same line again: it continues",
-    errno.EFBIG: "the destination's file system, or a limit (ulimit -f), does not allow so large a file",
-    errno.EROFS: "mount the destination read-write",
-}
-
-
-class CopyError(OSError):
-    """What failed is the copy of a directory, not its source; its path is the ``filename``."""
-
-
-def failure(path: str, error: OSError) -> Failure:
-    """Turn an OSError into the Failure of ``path``, with the operation that raised it and advice where there is some."""
-    if isinstance(error, CopyError):
-        path = error.filename
-    reason = error.strerror or str(error)
-    if error.errno in ADVICE:
-        reason += f" ({ADVICE[error.errno]})"
-    return Failure(path, operation(error.__traceback__), error.errno, reason, error.errno in FATAL)
-
-
-def operation(trace: TracebackType | None) -> str:
-    """The name of the innermost function of this module in a traceback, in words."""
-    name = "copy"
-    while trace:
-        code = trace.tb_frame.f_code
-        if code.co_filename == __file__ and not code.co_name.startswith("<"):  # a comprehension is no function
-            name = code.co_name
-        trace = trace.tb_next
-    return name.strip("_").replace("_", " ")
-
-
 # ---- looking --------------------------------------------------------------------------------------------------------
 
 
@@ -472,6 +426,18 @@ def sync(handle: int) -> None:
     os.fsync(handle)
 
 
+def sync_file_system(handle: int) -> None:
+    """Wait until all of a file system is on stable storage (syncfs(2), which Python lacks).
+
+    Raises OSError also for what could not be written since the handle was opened.
+    """
+    library = c_library()
+    if not hasattr(library, "syncfs"):
+        os.sync()
+    elif library.syncfs(handle):
+        raise error_of_c()
+
+
 def write_out(handle: int) -> None:
     """Wait until the contents of a file have left memory, where the file system can tell (fdatasync(2))."""
     try:
@@ -538,7 +504,7 @@ def share_blocks(source: int, target: int) -> None:
     fcntl.ioctl(target, FICLONE, source)
 
 
-# ---- attributes -----------------------------------------------------------------------------------------------------
+# ---- by name --------------------------------------------------------------------------------------------------------
 
 
 def by_name(name: str, directory: int) -> str:
@@ -556,92 +522,9 @@ def hold(name: str, directory: int, follow: bool = False) -> int:
 
 
 def held(handle: int) -> Target:
-    """What to give to the functions below for a handle from :func:`hold`; it means a symbolic link, not its target."""
+    """What to give to attributes.py for a handle from :func:`hold`; it means a symbolic link, not its target."""
     if not hasattr(os, "O_PATH"):
         return handle
     if not PROC:
         raise OSError(errno.ENOSYS, "this needs /proc to be mounted")
     return f"/proc/self/fd/{handle}"
-
-
-def set_owner(target: Target, uid: int, gid: int) -> None:
-    os.chown(target, uid, gid)
-
-
-def set_mode(target: Target, mode: int) -> None:
-    os.chmod(target, mode)
-
-
-def set_times(target: Target, atime_ns: int, mtime_ns: int) -> None:
-    os.utime(target, ns=(atime_ns, mtime_ns))
-
-
-def attributes_of(target: Target) -> list[str]:
-    """Names of the extended attributes; none where the system or the file system has no such thing."""
-    try:
-        return os.listxattr(target) if XATTRS else []
-    except OSError as error:
-        if error.errno in (errno.ENOTSUP, errno.ENOSYS):
-            return []
-        raise
-
-
-def read_attribute(target: Target, name: str) -> bytes | None:
-    """The value of an extended attribute, or None if there is none."""
-    try:
-        return os.getxattr(target, name)
-    except OSError as error:
-        if error.errno in UNABLE:
-            return None
-        raise
-
-
-def way_to(directory: int, roams: bool) -> str:
-    """What to put before a name in an open directory for calls that take no directory handle; it holds until the next call.
-
-    If this process may go there, nothing: the kernel then finds the name three times as fast as by way of /proc.
-    """
-    if roams:
-        os.fchdir(directory)
-        return ""
-    return by_name("", directory)
-
-
-def attributes_by_name(name: str, directory: int, follow: bool = False) -> dict[str, bytes]:
-    """All extended attributes of an entry, without opening it."""
-    if not XATTRS:
-        return {}
-    path = by_name(name, directory)
-    try:
-        names = os.listxattr(path, follow_symlinks=follow)
-        return {name: os.getxattr(path, name, follow_symlinks=follow) for name in names}
-    except OSError as error:
-        if error.errno in (errno.ENOTSUP, errno.ENOSYS, errno.ENODATA):
-            return {}
-        raise
-
-
-def write_attribute(target: Target, name: str, value: bytes) -> None:
-    os.setxattr(target, name, value)
-
-
-def has_room(target: Target) -> bool:
-    """Whether the file system could take an attribute of any size."""
-    room = os.statvfs(target)
-    return room.f_bfree * room.f_frsize > LARGEST_ATTRIBUTE
-
-
-def sync_file_system(handle: int) -> None:
-    """Wait until all of a file system is on stable storage (syncfs(2), which Python lacks).
-
-    Raises OSError also for what could not be written since the handle was opened.
-    """
-    library = c_library()
-    if not hasattr(library, "syncfs"):
-        os.sync()
-    elif library.syncfs(handle):
-        raise error_of_c()
-
-
-def drop_attribute(target: Target, name: str) -> None:
-    os.removexattr(target, name)

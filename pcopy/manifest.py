@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any, NamedTuple
 
+from pcopy import attributes as attr
 from pcopy import filesystem as fs
 from pcopy import runs
 from pcopy.errors import UsageError
@@ -152,7 +153,7 @@ def write(spool: Spool, path: str, but: str | None, umask: int, lasting: bool) -
             fs.remove_if_there(place, directory)
             raise
         if but is not None:
-            fs.set_times(directory, state.st_atime_ns, state.st_mtime_ns)
+            attr.set_times(directory, state.st_atime_ns, state.st_mtime_ns)
         if lasting:
             fs.sync(directory)
     finally:
@@ -165,7 +166,7 @@ def write_lines(spool: Spool, place: str, directory: int, own: bytes | None, uma
             if one.rpartition(b"\0")[0] != own:
                 file.write(line_of(one))
         file.flush()
-        fs.set_mode(file.fileno(), 0o666 & ~umask)
+        attr.set_mode(file.fileno(), 0o666 & ~umask)
         if lasting:
             fs.sync(file.fileno())
 

@@ -14,6 +14,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 
+from pcopy import attributes as attr
 from pcopy import filesystem as fs
 from pcopy.filesystem import Target
 from pcopy.handles import Pair
@@ -55,7 +56,7 @@ class Metadata:
         if (state.st_uid, state.st_gid) != pair.owner:
             owned = self.keep_owner and self.own(target, state.st_uid, state.st_gid)
         if self.keep_xattrs:
-            names = fs.attributes_of(source)
+            names = attr.attributes_of(source)
             if names or pair.inherits:
                 self.copy_attributes(source, target, names)
         mode = None if stat.S_ISLNK(state.st_mode) else self.mode_of(state.st_mode, owned)
@@ -64,18 +65,18 @@ class Metadata:
     def set_mode_and_times(self, target: Target, mode: int | None, atime_ns: int, mtime_ns: int) -> None:
         try:
             if mode is not None:
-                fs.set_mode(target, mode)
+                attr.set_mode(target, mode)
             if self.keep_times:
                 self.set_times(target, atime_ns, mtime_ns)
         except OSError:  # which of the two is not allowed?
             if mode is not None:
-                self.attempt("mode", fs.set_mode, target, mode)
+                self.attempt("mode", attr.set_mode, target, mode)
             if self.keep_times:
                 self.attempt("times", self.set_times, target, atime_ns, mtime_ns)
 
     def set_times(self, target: Target, atime_ns: int, mtime_ns: int) -> None:
         """A time beyond what the file system can keep becomes the nearest that it can, and no error tells (utimensat(2))."""
-        fs.set_times(target, atime_ns, mtime_ns)
+        attr.set_times(target, atime_ns, mtime_ns)
         if not EARLIEST <= mtime_ns <= LATEST and abs(os.stat(target).st_mtime_ns - mtime_ns) >= COARSEST:
             self.lose("times")
 
@@ -85,7 +86,7 @@ class Metadata:
         pair.owner = (state.st_uid, state.st_gid)
         if pair.readable or fs.PROC:
             directory: Target = pair.destination if pair.readable else fs.by_name(".", pair.destination)
-            pair.inherits = DEFAULT_ACL in fs.attributes_of(directory)
+            pair.inherits = DEFAULT_ACL in attr.attributes_of(directory)
 
     def close_to_others(self, pair: Pair, copy: os.stat_result, wanted: os.stat_result) -> None:
         """Let nobody into the copy of a directory, before anything new comes into it, whom its source does not let in.
@@ -96,22 +97,22 @@ class Metadata:
             return
         others = self.keep_owner and not self.unprivileged and (copy.st_uid, copy.st_gid) != (wanted.st_uid, wanted.st_gid)
         if others or (self.keep_xattrs and not self.same_acl(pair.source, pair.destination)):
-            self.attempt("", fs.set_mode, pair.destination, stat.S_IRWXU)
+            self.attempt("", attr.set_mode, pair.destination, stat.S_IRWXU)
             if others:
                 self.own(pair.destination, wanted.st_uid, wanted.st_gid)
         elif wide := copy.st_mode & ~wanted.st_mode & 0o077:
-            self.attempt("", fs.set_mode, pair.destination, stat.S_IMODE(copy.st_mode) & ~wide | stat.S_IRWXU)
+            self.attempt("", attr.set_mode, pair.destination, stat.S_IMODE(copy.st_mode) & ~wide | stat.S_IRWXU)
 
     @staticmethod
     def same_acl(one: int, other: int) -> bool:
         handles = (one, other)
-        there = [ACL in fs.attributes_of(handle) for handle in handles]
-        return not any(there) or (all(there) and fs.read_attribute(one, ACL) == fs.read_attribute(other, ACL))
+        there = [ACL in attr.attributes_of(handle) for handle in handles]
+        return not any(there) or (all(there) and attr.read_attribute(one, ACL) == attr.read_attribute(other, ACL))
 
     def finish_directory(self, pair: Pair, wanted: Attributes, fresh: bool) -> None:
         """Give a directory what its source had when it was scanned; touch nothing that is right already."""
         source, target = pair.source, pair.destination
-        names = fs.attributes_of(source) if self.keep_xattrs else []
+        names = attr.attributes_of(source) if self.keep_xattrs else []
         if fresh and not names and not pair.inherits and pair.owner == (wanted.uid, wanted.gid):  # nearly every one
             self.set_mode_and_times(target, self.mode_of(wanted.mode, True), wanted.atime_ns, wanted.mtime_ns)
             return
@@ -123,7 +124,7 @@ class Metadata:
             self.copy_attributes(source, target, names)
         mode = self.mode_of(wanted.mode, owned) if self.keep_mode else wanted.mode
         if names or not as_it_was or mode != stat.S_IMODE(state.st_mode):  # an owner or an ACL may have changed it
-            self.attempt("mode", fs.set_mode, target, mode)
+            self.attempt("mode", attr.set_mode, target, mode)
         if self.keep_times and (state.st_mtime_ns, state.st_atime_ns) != (wanted.mtime_ns, wanted.atime_ns):
             self.attempt("times", self.set_times, target, wanted.atime_ns, wanted.mtime_ns)
 
@@ -154,7 +155,7 @@ class Metadata:
             yield "xattr"
 
     def attributes_differ(self, pair: Pair, name: str, target: str) -> bool:
-        return fs.attributes_by_name(name, pair.source, self.follow) != fs.attributes_by_name(target, pair.destination)
+        return attr.attributes_by_name(name, pair.source, self.follow) != attr.attributes_by_name(target, pair.destination)
 
     def directory_differences(self, pair: Pair, state: os.stat_result) -> list[str]:
         """The same of an open directory, before anything is made in it."""
@@ -170,15 +171,15 @@ class Metadata:
         owned = (state.st_uid, state.st_gid) == (copy.st_uid, copy.st_gid)
         if self.keep_owner and not owned:
             if self.keep_mode and copy.st_mode & ~state.st_mode & 0o7777 and not stat.S_ISLNK(state.st_mode):
-                self.attempt("", fs.set_mode, target, copy.st_mode & state.st_mode & 0o777)  # the new owner gets no more
+                self.attempt("", attr.set_mode, target, copy.st_mode & state.st_mode & 0o777)  # the new owner gets no more
             owned = self.own(target, state.st_uid, state.st_gid)
         if self.keep_xattrs:
             if self.unprivileged and not copy.st_mode & stat.S_IWUSR and stat.S_ISREG(state.st_mode):
-                self.attempt("", fs.set_mode, target, NEW)  # without u+w its owner may not set user.* either
-            self.copy_attributes(source, target, fs.attributes_of(source))
+                self.attempt("", attr.set_mode, target, NEW)  # without u+w its owner may not set user.* either
+            self.copy_attributes(source, target, attr.attributes_of(source))
         if not stat.S_ISLNK(state.st_mode):
             mode = self.mode_of(state.st_mode, owned) if self.keep_mode else stat.S_IMODE(copy.st_mode)
-            self.attempt("mode", fs.set_mode, target, mode)
+            self.attempt("mode", attr.set_mode, target, mode)
         if self.keep_times and state.st_mtime_ns != copy.st_mtime_ns:
             self.attempt("times", self.set_times, target, state.st_atime_ns, state.st_mtime_ns)
 
@@ -194,9 +195,9 @@ class Metadata:
     def own(self, target: Target, uid: int, gid: int) -> bool:
         """Set owner and group, or at least the group. True if both are set."""
         if (uid, gid) not in self.refused:
-            if self.attempt("", fs.set_owner, target, uid, gid):
+            if self.attempt("", attr.set_owner, target, uid, gid):
                 return True
-            if not self.attempt("", fs.set_owner, target, -1, gid):
+            if not self.attempt("", attr.set_owner, target, -1, gid):
                 self.refused.add((uid, gid))
         self.lose("owner")
         return False
@@ -204,19 +205,19 @@ class Metadata:
     def copy_attributes(self, source: Target, target: Target, names: list[str]) -> None:
         """Make the target's extended attributes and ACLs those of the source, and drop what it has beyond them."""
         for name in names:
-            value = fs.read_attribute(source, name)
-            if value is not None and fs.read_attribute(target, name) != value:
+            value = attr.read_attribute(source, name)
+            if value is not None and attr.read_attribute(target, name) != value:
                 self.write_attribute(target, name, value)
-        for name in fs.attributes_of(target):
+        for name in attr.attributes_of(target):
             if name not in names and (name in (ACL, DEFAULT_ACL) or not name.startswith(OF_THE_SYSTEM)):
-                self.attempt("attributes", fs.drop_attribute, target, name)
+                self.attempt("attributes", attr.drop_attribute, target, name)
 
     def write_attribute(self, target: Target, name: str, value: bytes) -> None:
         kind = f"attributes {name.partition('.')[0]}.*"
         try:
-            self.attempt(kind, fs.write_attribute, target, name, value)
+            self.attempt(kind, attr.write_attribute, target, name, value)
         except OSError as error:
-            if error.errno not in fs.TOO_LARGE or not fs.has_room(target):
+            if error.errno not in attr.TOO_LARGE or not attr.has_room(target):
                 raise
             self.lose(kind)
 
@@ -226,7 +227,7 @@ class Metadata:
             change(*arguments)
             return True
         except OSError as error:
-            if error.errno not in fs.UNABLE:
+            if error.errno not in attr.UNABLE:
                 raise
         if kind:
             self.lose(kind)

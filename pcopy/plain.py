@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Sequence
 
+from pcopy import attributes as attr
 from pcopy import filesystem as fs
 from pcopy.contents import Contents
 from pcopy.handles import Pair
@@ -42,7 +43,7 @@ class Plain:
         self.read = fs.READ | fs.NOATIME | (0 if options.dereference else fs.NOFOLLOW)
         self.mask = 0o7777 if "mode" in options.preserve else 0o777 & ~metadata.umask
         self.links = "links" in options.preserve
-        self.xattrs, self.times = "xattr" in options.preserve and fs.XATTRS, "times" in options.preserve
+        self.xattrs, self.times = "xattr" in options.preserve and attr.XATTRS, "times" in options.preserve
         self.follow = options.dereference
         self.quick, self.guesses = False, True
         self.compares = options.overwrite in (Overwrite.CHANGED, Overwrite.OLDER) and not (options.limited or options.checksum)
@@ -71,7 +72,7 @@ class Plain:
         contents, links, xattrs, mask, times = self.contents, self.links, self.xattrs, self.mask, self.times
         above, below, top, read, large = pair.source, pair.destination, tree.source_inode[0], self.read, self.large
         open_, fstat, lseek, close, monotonic, time_ns = os.open, os.fstat, os.lseek, os.close, time.monotonic, time.time_ns
-        chmod, utime, attributes_of = os.chmod, os.utime, fs.attributes_of
+        chmod, utime, attributes_of = os.chmod, os.utime, attr.attributes_of
         first = os.copy_file_range if contents.ranges else contents.first
         now = time_ns()
         at_rest = now - REST if tree.one_clock else 0
@@ -176,7 +177,7 @@ class Plain:
         links, xattrs, on_disk = self.links, self.xattrs, tree.on_disk
         stat, monotonic = os.stat, time.monotonic
         try:
-            near, far = (fs.way_to(above, Process.roams), fs.by_name("", earlier)) if xattrs else ("", "")
+            near, far = (attr.way_to(above, Process.roams), fs.by_name("", earlier)) if xattrs else ("", "")
         except OSError:
             return 0
         for name in names:
@@ -215,7 +216,7 @@ class Plain:
         device, other = tree.source_inode[0], tree.destination_inode[0] if tree.one_clock and tree.destination_inode else None
         stat, monotonic = os.stat, time.monotonic
         try:
-            near = fs.way_to(above, Process.roams) if xattrs else ""
+            near = attr.way_to(above, Process.roams) if xattrs else ""
         except OSError:
             return 0
         for name in names:

@@ -9,8 +9,9 @@ import stat
 import time
 from collections.abc import Iterator, Sequence
 
+from pcopy import attributes as attr
+from pcopy import failures, mounts, runs
 from pcopy import filesystem as fs
-from pcopy import mounts, runs
 from pcopy.directory import ALL_OF_OWNER, mode_begun
 from pcopy.options import Options, Overwrite
 from pcopy.paths import Landing
@@ -64,9 +65,9 @@ def prepare(
         below = os.path.basename(landing.destination) if landing.destination != top else None
         try:
             is_new = make_landing(below, handle, landing.source, options, token) if below else fresh
-        except fs.CopyError as error:
+        except failures.CopyError as error:
             report.failed += 1
-            report.errors.append(fs.failure(landing.source, error))
+            report.errors.append(failures.of(landing.source, error))
             continue
         if is_new and below and few and handle is not None and not options.dry_run:
             claim(below, top, handle, options, stack)
@@ -127,7 +128,7 @@ def claim(name: str, top: str, handle: int, options: Options, stack: contextlib.
     try:
         reason = runs.claim(place, options.delete) if stack else runs.in_the_way(place, options.delete)
         if reason:
-            raise fs.CopyError(errno.EWOULDBLOCK, reason, os.path.normpath(os.path.join(top, name)))
+            raise failures.CopyError(errno.EWOULDBLOCK, reason, os.path.normpath(os.path.join(top, name)))
     except OSError:
         fs.close_read(place)
         raise
@@ -146,11 +147,11 @@ def open_to_mark(name: str, top: int, state: os.stat_result) -> int:
             raise
     mode, closed = stat.S_IMODE(state.st_mode), fs.hold(name, top)
     try:
-        fs.set_mode(fs.held(closed), mode | ALL_OF_OWNER)
+        attr.set_mode(fs.held(closed), mode | ALL_OF_OWNER)
         try:
             return fs.open_directory(name, top)
         finally:
-            fs.set_mode(fs.held(closed), mode)
+            attr.set_mode(fs.held(closed), mode)
     finally:
         fs.close_read(closed)
 
@@ -184,7 +185,7 @@ def look_into(source: str, retries: int) -> None:
             return
         except OSError as error:
             if error.errno not in fs.PASSING or not retries:
-                raise fs.CopyError(error.errno, error.strerror, source).with_traceback(error.__traceback__) from None
+                raise failures.CopyError(error.errno, error.strerror, source).with_traceback(error.__traceback__) from None
         retries -= 1
 
 

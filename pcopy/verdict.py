@@ -12,6 +12,7 @@ import os
 import stat
 from typing import NamedTuple
 
+from pcopy import attributes as attr
 from pcopy import filesystem as fs
 from pcopy import runs
 from pcopy.audit import Auditor
@@ -173,7 +174,7 @@ class Judge:
             handle = runs.create_temporary(name, pair.destination)
         try:
             with contextlib.suppress(OSError):  # refused: it keeps the time of its making, which is no other's
-                fs.set_times(handle, wanted, wanted)
+                attr.set_times(handle, wanted, wanted)
             return os.fstat(handle).st_mtime_ns
         finally:
             fs.close_read(handle)

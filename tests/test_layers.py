@@ -21,8 +21,8 @@ FLOORS = (
     ("work", "paths", "select", "values", "child", "pace"),
     ("outcome",),
     ("result", "filesystem", "lists", "engines", "inodes"),  # engines know no units
-    ("contents", "runs", "crew", "mounts"),
-    ("handles",),
+    ("contents", "runs", "crew", "mounts", "attributes"),
+    ("handles", "failures"),
     ("metadata", "reading", "manifest", "listing", "extra"),
     ("directory", "plain", "audit"),
     ("verdict",),
@@ -62,6 +62,7 @@ NEVER = {
         "worker",
         "engines",
         "filesystem",
+        "attributes",
         "handles",
         "directory",
         "extra",

@@ -1,0 +1,47 @@
+"""The one place where an OSError becomes a Failure."""
+
+from __future__ import annotations
+
+import errno
+from types import TracebackType
+
+from pcopy import attributes, filesystem
+from pcopy.outcome import Failure
+
+# A function there is named after its operation.
+CALLS = frozenset({filesystem.__file__, attributes.__file__})
+# Nothing else can be written to the destination either.
+FATAL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
+ADVICE = {
+    errno.ENAMETOOLONG: "the destination's file system does not allow so long a name",
+    errno.EILSEQ: "the destination's file system does not allow this name",
+    errno.ENOSPC: "free some space and run the same line again: it continues",
+    errno.EDQUOT: "free some space and run the same line again: it continues",
+    errno.EFBIG: "the destination's file system, or a limit (ulimit -f), does not allow so large a file",
+    errno.EROFS: "mount the destination read-write",
+}
+
+
+class CopyError(OSError):
+    """What failed is the copy of a directory, not its source; its path is the ``filename``."""
+
+
+def of(path: str, error: OSError) -> Failure:
+    """Turn an OSError into the Failure of ``path``, with the operation that raised it and advice where there is some."""
+    if isinstance(error, CopyError):
+        path = error.filename
+    reason = error.strerror or str(error)
+    if error.errno in ADVICE:
+        reason += f" ({ADVICE[error.errno]})"
+    return Failure(path, operation(error.__traceback__), error.errno, reason, error.errno in FATAL)
+
+
+def operation(trace: TracebackType | None) -> str:
+    """The name of the innermost system call in a traceback, in words."""
+    name = "copy"
+    while trace:
+        code = trace.tb_frame.f_code
+        if code.co_filename in CALLS and not code.co_name.startswith("<"):  # a comprehension is no function
+            name = code.co_name
+        trace = trace.tb_next
+    return name.strip("_").replace("_", " ")
