@@ -181,7 +181,7 @@ class Contents:
                 break
             write(target, self.buffer[:count])
             done += count
-        self.uncached = done == size
+        self.uncached = done == size  # else it cannot be asked so, or has ended
         return done
 
     def refused(self, error: OSError, ranges: bool) -> None:

@@ -23,7 +23,7 @@ import pytest
 import pcopy
 from tests.conftest import Run, as_root
 from tests.strace import lines_of, strace
-from tests.test_destination import mounted as mounted_by_helper
+from tests.test_destination import mounted
 from tests.trees import WHEN, Device, Dir, Fifo, File, Hard, Holes, Link, Socket, State, make_tree, read_tree
 
 NOBODY = 65534
@@ -68,27 +68,19 @@ def as_nobody(*arguments: object, umask: int = 0o022) -> subprocess.CompletedPro
 
 
 @contextlib.contextmanager
-def mounted(kind: str, where: Path) -> Iterator[Path]:
-    """A small file system of its own: a tmpfs, or an image on a loop device."""
-    where.mkdir(exist_ok=True)
-    if kind == "tmpfs":
-        command = ["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(where)]
-    else:
-        if not shutil.which(f"mkfs.{kind}"):
-            pytest.skip(f"needs mkfs.{kind}")
-        image = where.with_suffix(".image")
-        with open(image, "wb") as file:
-            file.truncate(512 << 20)
-        subprocess.run([f"mkfs.{kind}", "-q", image], check=True, capture_output=True)
-        command = ["mount", "-o", "loop", str(image), str(where)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip(f"cannot mount a {kind}")
+def on_loop_device(kind: str, where: Path) -> Iterator[Path]:
+    """A file system of its own, its image beside it."""
+    if not shutil.which(f"mkfs.{kind}"):
+        pytest.skip(f"needs mkfs.{kind}")
+    image = where.with_suffix(".image")
+    with open(image, "wb") as file:
+        file.truncate(512 << 20)
     try:
-        yield where
+        subprocess.run([f"mkfs.{kind}", "-q", image], check=True, capture_output=True)
+        with mounted(where, "-o", "loop", image):
+            yield where
     finally:
-        subprocess.run(["umount", where], check=True)
-        if kind != "tmpfs":
-            image.unlink()
+        image.unlink()
 
 
 @pytest.fixture(scope="module", params=["btrfs", "xfs"])
@@ -96,7 +88,7 @@ def sharing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """A file system whose files can share blocks."""
     if os.geteuid():
         pytest.skip("needs root")
-    with mounted(request.param, tmp_path_factory.mktemp("sharing") / "mount") as path:
+    with on_loop_device(request.param, tmp_path_factory.mktemp("sharing") / "mount") as path:
         yield path
 
 
@@ -281,7 +273,7 @@ def test_too_many_links_for_the_destination_become_files(tmp_path: Path, jobs: i
     """More names than ext4 allows an inode, which is told that it has nearly as many already."""
     source = make_tree(tmp_path / "src", {"0": File(b"text")})
     where = tmp_path / "disk"
-    with mounted("ext4", where):
+    with on_loop_device("ext4", where):
         assert os.pathconf(where, "PC_LINK_MAX") == 65_000
         copy_equals(source, where / "dst", jobs)
         image = where.with_suffix(".image")
@@ -607,7 +599,7 @@ def test_a_large_file_that_another_process_keeps_is_read_past_the_cache(tmp_path
     """And through it, where the file system does not like how it is asked."""
     source, log = make_tree(tmp_path / "src", {"f": os.urandom(size)}), tmp_path / "strace"
     how = ["-e", "trace=readv,sendfile", *(["-e", "inject=readv:error=EINVAL"] if refused else [])]
-    with mounted_by_helper(tmp_path / "mount", "-t", "fuse.bindfs", source) as mount:
+    with mounted(tmp_path / "mount", "-t", "fuse.bindfs", source) as mount:
         words = [*strace(*how, log=log), sys.executable, "-m", "pcopy", "-q", "-j", "2", str(mount), str(tmp_path / "dst")]
         subprocess.run(words, check=True, timeout=100)
     assert read_tree(tmp_path / "dst") == read_tree(source)
@@ -698,7 +690,8 @@ def test_a_link_to_nothing_or_in_a_circle_that_is_to_be_followed_is_a_named_fail
 @as_root
 def test_what_is_mounted_below_the_source_can_be_left_out(tmp_path: Path, jobs: int) -> None:
     source = make_tree(tmp_path / "src", {"f": b"text", "mount": Dir(), "d": Dir({"mount": Dir()})})
-    with mounted("tmpfs", source / "mount"), mounted("tmpfs", source / "d/mount"):
+    tmpfs = ("-t", "tmpfs", "none")
+    with mounted(source / "mount", *tmpfs), mounted(source / "d/mount", *tmpfs):
         (source / "mount/inside").write_bytes(b"1")
         (source / "d/mount/inside").write_bytes(b"1")
         apart = pcopy.copy(source, tmp_path / "one", jobs=jobs, one_file_system=True)

@@ -16,7 +16,7 @@ import pytest
 from tests.comparer import differences
 from tests.conftest import SHARED, Run, as_root, compiled
 from tests.strace import lines_of, strace
-from tests.test_fidelity import mounted
+from tests.test_fidelity import on_loop_device
 from tests.test_order import traced
 from tests.trees import Dir, File, Hard, Holes, Link, make_tree, read_tree
 
@@ -167,7 +167,7 @@ def test_lengths_and_times_that_reached_the_disk_before_the_contents_are_not_bel
     holes = Holes(300_000, {0: os.urandom(100_000)})
     inside = {"large": os.urandom(40_000_000), "holes": holes, "only": Holes(1 << 20), "small": os.urandom(9000)}
     source = make_tree(tmp_path / "src", {**inside, "d": Dir({"large": os.urandom(LARGE + 5)})})
-    with mounted(kind, tmp_path / "disk") as disk:
+    with on_loop_device(kind, tmp_path / "disk") as disk:
         assert pcopy("-j", jobs, source, disk / "copy").returncode == 0
         with open(disk / "other", "wb") as other:
             os.fsync(other.fileno())

@@ -13,7 +13,7 @@ import pytest
 import pcopy
 from tests.conftest import Run, as_root
 from tests.strace import strace
-from tests.test_fidelity import mounted
+from tests.test_fidelity import on_loop_device
 from tests.trees import WHEN, Dir, Fifo, File, Hard, Link, State, make_tree, read_tree
 
 
@@ -171,7 +171,7 @@ def test_an_earlier_copy_that_could_not_stay_what_it_is_is_refused(
 @as_root
 def test_blocks_shared_with_an_earlier_copy_are_verified_too(tmp_path: Path, pcopy: Run) -> None:
     """A large file, of which the copy is made from the earlier one and not from the source."""
-    with mounted("btrfs", tmp_path / "disk") as disk:
+    with on_loop_device("btrfs", tmp_path / "disk") as disk:
         source = make_tree(tmp_path / "src", {"large": os.urandom(34 << 20), "f": b"1"})
         assert pcopy(source, disk / "day1").returncode == 0
         done = pcopy("--verify", "--reflink", "always", "--link-dest", "../day1", source, disk / "day2")
@@ -182,7 +182,7 @@ def test_blocks_shared_with_an_earlier_copy_are_verified_too(tmp_path: Path, pco
 
 @as_root
 def test_blocks_shared_with_an_earlier_copy_take_the_place_of_what_is_there(tmp_path: Path, pcopy: Run) -> None:
-    with mounted("btrfs", tmp_path / "disk") as disk:
+    with on_loop_device("btrfs", tmp_path / "disk") as disk:
         source = make_tree(tmp_path / "src", {"f": b"1"})
         assert pcopy(source, disk / "day1").returncode == 0
         make_tree(disk / "day2", {"f": b"other"})
