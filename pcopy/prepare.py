@@ -16,8 +16,7 @@ from pcopy.directory import ALL_OF_OWNER, mode_begun
 from pcopy.options import Options, Overwrite
 from pcopy.paths import Landing
 from pcopy.result import Report
-from pcopy.work import Entries, Inode, Job, Scan, Tree, Unit
-from pcopy.worker import BATCH
+from pcopy.work import BATCH, Entries, Inode, Job, Scan, Tree, Unit
 
 # Seconds that a run of single files waits for others, which have the directory alone only to clear what dead runs left.
 TURN, TURNS = 0.02, 50

@@ -18,10 +18,7 @@ from pcopy import runs
 from pcopy.account import Account
 from pcopy.handles import ABSENT, close
 from pcopy.outcome import Event
-from pcopy.work import Clear, Finish, Remove, directory_group, gone_group, join
-
-# Names in one unit, as of those to be copied.
-BATCH = 128
+from pcopy.work import BATCH, Clear, Finish, Remove, directory_group, gone_group, join
 
 
 def begin(work: Account, unit: Finish) -> None:

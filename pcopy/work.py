@@ -11,11 +11,16 @@ wait *after* a group: the directory's times are set when nothing holds the direc
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator, Sequence
 from typing import NamedTuple
 
 from pcopy.options import Options
 from pcopy.stop import Stop
+
+# Names in one unit: more would make units too coarse to share out, fewer would make messages long.
+BATCH = 128
+# A directory of which nothing is known is guessed to be as much work as this many files.
+DIRECTORY_WEIGHT = 10
 
 Group = Hashable
 Inode = tuple[int, int]  # (st_dev, st_ino)
@@ -474,3 +479,10 @@ def first_copy(name: Shared | Link, regular: bool = False) -> Entries:
     """The unit that copies a name of an inode that has several, as the first of them."""
     copy = Entries(name.tree, name.path, (name.name,), name.fresh, regular, name.share, name.rename, name.inode)
     return copy._replace(device=name.device, again=name.again)
+
+
+def entries_of(scan: Scan, names: Sequence[str], new: bool, regular: bool, share: float, device: int) -> Iterator[Entries]:
+    """The units that copy what was found in a directory. ``share``: of each name."""
+    for at in range(0, len(names), BATCH):
+        batch = tuple(names[at : at + BATCH])
+        yield Entries(scan.tree, scan.path, batch, new, regular, share * len(batch), again=scan.again, device=device)

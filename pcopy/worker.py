@@ -20,8 +20,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from pcopy import fresh, removal, sums
 from pcopy import large as largefile
-from pcopy import removal, sums
 from pcopy.account import Account, unforeseen
 from pcopy.audit import Unfinished
 from pcopy.crew import Effort
@@ -33,6 +33,7 @@ from pcopy.outcome import Outcome
 from pcopy.pace import Pace
 from pcopy.verdict import Fate, Result
 from pcopy.work import (
+    DIRECTORY_WEIGHT,
     Check,
     Clear,
     Entries,
@@ -49,14 +50,11 @@ from pcopy.work import (
     Unit,
     Verify,
     directory_group,
+    entries_of,
     first_copy,
     join,
 )
 
-# Names in one unit: more would make units too coarse to share out, fewer would make messages long.
-BATCH = 128
-# A directory of which nothing is known is guessed to be as much work as this many files.
-DIRECTORY_WEIGHT = 10
 WORDS = {Fate.HARDLINK: "linked", Fate.UNCHANGED: "unchanged", Fate.SKIPPED: "skipped"}  # others: copied
 
 
@@ -100,6 +98,7 @@ class Slice(Account):
         self.known: set[Large] = set()  # files that the coordinator knows to be under way
         self.linker = Linker(self.copier)
         self.copier.auditor.deadline = deadline
+        self.at_once = fresh.may_be(self) and not ahead  # new directories
         self.singly = self.tells or pace is not None  # plain files too, so that the bytes of each are known
         if pace:
             self.copier.share_out(pace.piece)
@@ -156,6 +155,8 @@ class Slice(Account):
     # ---- units ----
 
     def scan(self, unit: Scan) -> None:
+        if self.at_once and unit.fresh and not unit.again and unit.only is None and fresh.copy(self, unit):
+            return
         begun = unit.again and not self.job.options.dry_run  # by a worker that was killed
         if begun and unit.fresh:
             self.take_back([unit])
@@ -176,11 +177,11 @@ class Slice(Account):
         share = unit.share / max(1, found + (DIRECTORY_WEIGHT - 1) * len(listing.directories))
         outcome.share += share * undone if found else unit.share
         prefix = f"{path}/" if path else ""
-        for name, fresh in listing.directories:
+        for name, made in listing.directories:
             weight, replaces = share * DIRECTORY_WEIGHT, name in listing.replaced
             again = unit.again and name in listing.begun
-            below = Scan(tree, prefix + name, fresh, weight, 0, again, listing.only(name), replaces, listing.device)
-            self.push(below, fresh and not unit.fresh)
+            below = Scan(tree, prefix + name, made, weight, 0, again, listing.only(name), replaces, listing.device)
+            self.push(below, made and not unit.fresh)
         extra = () if listing.failures else listing.extra
         # What a link leads to may be what is to go: it is copied first.
         last = self.closes(listing.attributes) or bool(extra and self.job.options.dereference)
@@ -209,9 +210,7 @@ class Slice(Account):
     def push_names(
         self, unit: Scan, names: list[str], new: bool, regular: bool, share: float, device: int, partial: str | None = None
     ) -> None:
-        for at in range(0, len(names), BATCH):
-            batch = tuple(names[at : at + BATCH])
-            some = Entries(unit.tree, unit.path, batch, new, regular, share * len(batch), again=unit.again, device=device)
+        for some in entries_of(unit, names, new, regular, share, device):
             self.push(some._replace(partial=partial) if partial else some, new and not unit.fresh)
 
     def push(self, unit: Scan | Entries, tell: bool) -> None:
