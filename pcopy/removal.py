@@ -10,6 +10,7 @@ not be copied keeps all that it has: it may be wanted yet.
 from __future__ import annotations
 
 import errno
+import os
 import time
 from collections.abc import Iterator, Sequence
 
@@ -108,7 +109,10 @@ def clear(work: Account, unit: Clear) -> None:
             close(handle)
             raise
         if not gone and not unit.emptied:
-            empty(work, unit, handle, at_once)
+            if at_once and is_plain(work) and clear_files(work, unit, handle, parent):
+                close(handle)
+            else:
+                empty(work, unit, handle, at_once)
             return
         close(handle)
     except FileNotFoundError:  # as above
@@ -120,6 +124,35 @@ def clear(work: Account, unit: Clear) -> None:
         deleted(work, unit, [""])
     else:
         failed(work, unit, OSError(errno.ENOTEMPTY, "somebody puts entries into it: run the same line again"))
+
+
+def is_plain(work: Account) -> bool:
+    """Whether all that is found in a directory that goes is to go, and nobody wants to hear of it."""
+    directories, options = work.directories, work.job.options
+    return not (work.tells or directories.selection or directories.owner or options.limited or work.job.spared)
+
+
+def clear_files(work: Account, unit: Clear, handle: int, parent: int) -> bool:
+    """Remove a directory that holds only files, in one function: by units, a third more. False if that is not all of it."""
+    names: list[str] = []
+    with os.scandir(handle) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                return False
+            names.append(entry.name)
+    if runs.may_be_stale(names) or (work.counts and len(names) >= work.deletes):
+        return False
+    gone = fs.remove_some(names, handle, work.deadline)
+    if gone == len(names):
+        try:
+            fs.remove_directory(unit.path.rpartition("/")[2], parent)
+            gone += 1
+        except OSError:  # the unit will meet it again
+            pass
+    work.outcome.tally.deleted += gone
+    if work.counts:
+        work.deletes -= gone
+    return gone > len(names)
 
 
 def empty(work: Account, unit: Clear, handle: int, tried: bool) -> None:

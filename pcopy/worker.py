@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pcopy import fresh, removal, sums
+from pcopy import at_once, removal, sums
 from pcopy import large as largefile
 from pcopy.account import Account, unforeseen
 from pcopy.audit import Unfinished
@@ -98,7 +98,7 @@ class Slice(Account):
         self.known: set[Large] = set()  # files that the coordinator knows to be under way
         self.linker = Linker(self.copier)
         self.copier.auditor.deadline = deadline
-        self.at_once = fresh.may_be(self) and not ahead  # new directories
+        self.at_once = at_once.may_be(self) and not ahead
         self.singly = self.tells or pace is not None  # plain files too, so that the bytes of each are known
         if pace:
             self.copier.share_out(pace.piece)
@@ -155,7 +155,7 @@ class Slice(Account):
     # ---- units ----
 
     def scan(self, unit: Scan) -> None:
-        if self.at_once and unit.fresh and not unit.again and unit.only is None and fresh.copy(self, unit):
+        if self.at_once and at_once.do(self, unit):
             return
         begun = unit.again and not self.job.options.dry_run  # by a worker that was killed
         if begun and unit.fresh:

@@ -29,7 +29,7 @@ FLOORS = (
     ("halves",),
     ("entry",),
     ("links", "account"),
-    ("removal", "large", "sums"),
+    ("removal", "large", "sums", "at_once"),
     ("worker",),
     ("coordinator", "prepare"),
     ("drive", "asked"),
