@@ -1,0 +1,100 @@
+"""Directories that are done at once: what comes of them is what comes of the general way, which runs that tell of it take."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pcopy as library
+from pcopy.directory import Directories
+from tests.comparer import differences
+from tests.test_dry_run import COUNTS, JOBS, OVERWRITE, Hears, some_tree
+from tests.trees import Dir, Fifo, File, Hard, Link, make_tree, read_tree
+
+KINDS = ["file", "file", "link", "dir", "full", "pipe", "none", "hard"]
+FILTERS = ["n3", "!d1/n3", "n4/", "x", "!n5/x"]
+
+
+def same(source: Path, told: Path, silent: Path, options: dict[str, Any]) -> library.Report:
+    """Run twice, once told of each entry and once not, over copies that are the same. Gives the report of the second."""
+    one = library.copy(source, told, verbose=True, observer=Hears(), **options)
+    other = library.copy(source, silent, **options)
+    assert {name: getattr(one, name) for name in COUNTS} == {name: getattr(other, name) for name in COUNTS}
+    assert sorted(map(str, one.errors)) == sorted(str(error).replace(str(silent), str(told)) for error in other.errors)
+    assert read_tree(told) == read_tree(silent)
+    return other
+
+
+@JOBS
+@pytest.mark.parametrize("seed", range(12))
+def test_who_is_told_nothing_gets_the_same(tmp_path: Path, jobs: int, seed: int) -> None:
+    """Random trees, new, over random older copies, and once more, with whatever makes a directory special."""
+    draw = random.Random(seed)
+    source = make_tree(tmp_path / "src", some_tree(draw, KINDS))
+    older = some_tree(draw, KINDS)
+    options = {"jobs": jobs, "overwrite": OVERWRITE[seed % 4], "delete": seed % 3 == 1, "filters": FILTERS if seed % 2 else ()}
+    for number, before in enumerate([older, {}]):
+        told, silent = copies = [make_tree(tmp_path / f"{name}{number}", before) for name in ("told", "silent")]
+        same(source, told, silent, options)
+        same(source, told, silent, options)
+        for path in [source / "d1", *(copy / "d2" for copy in copies)]:
+            (path / "later").write_text("1")
+            os.utime(path / "later", (0, 0))
+        os.utime(source / "d0", (0, 0))
+        same(source, told, silent, options)
+
+
+@JOBS
+def test_what_makes_a_directory_special_is_kept(tmp_path: Path, jobs: int) -> None:
+    special: dict[str | bytes, object] = {
+        "acl": Dir({"f": "1"}, xattrs={"user.a": b"1"}),
+        "setgid": Dir({"d": Dir({"f": "1"})}, mode=0o2775),
+        "sticky": Dir({"f": "1"}, mode=0o1777),
+        "shut": Dir({"f": "1", "d": Dir({"f": "1"})}, mode=0o500),
+        "blind": Dir({"f": "1"}, mode=0o300),
+        "dark": Dir({"f": "1"}, mode=0o000),
+        "old": Dir({"f": "1"}, mtime_ns=-1),
+        "far": Dir({"f": "1"}, mtime_ns=2**33 * 10**9),
+        "empty": Dir(),
+        "mixed": Dir({"f": "1", "l": Link("f"), "p": Fifo(), "h": Hard("a/b/acl/f"), "x": File(b"1", xattrs={"user.a": b"1"})}),
+    }  # fmt: skip
+    if os.geteuid():
+        del special["dark"], special["blind"]
+    source = make_tree(tmp_path / "src", {"a": Dir({"b": Dir(special)})})
+    for word in ("copied", "unchanged"):
+        report = library.copy(source, tmp_path / "dst", jobs=jobs)
+        assert report.ok, word
+        assert not differences(source, tmp_path / "dst")
+    assert report.files == 0
+
+
+def test_plain_directories_take_no_other_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That it is the quick way cannot be seen in a copy."""
+    scanned: list[str] = []
+    scan = Directories.scan
+
+    def noted(self: Directories, unit: object) -> object:
+        scanned.append(unit.path)  # type: ignore[attr-defined]
+        return scan(self, unit)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Directories, "scan", noted)
+    tree = {f"d{one}": Dir({"f": "1", "e": Dir({f"f{two}": "2" for two in range(200)})}) for one in range(20)}
+    source = make_tree(tmp_path / "src", tree)
+    assert library.copy(source, tmp_path / "dst", jobs=1).files == 20 * 201
+    assert library.copy(source, tmp_path / "dst", jobs=1).unchanged == 20 * 201
+    assert scanned == ["", ""]
+
+
+@JOBS
+@pytest.mark.parametrize("spare", [0, 1])
+def test_directories_that_go_are_counted_to_the_last_entry(tmp_path: Path, jobs: int, spare: int) -> None:
+    tree = {f"d{one}": Dir({"f": "1", "e": Dir({f"f{two}": "2" for two in range(40)})}) for one in range(20)}
+    source, copy = make_tree(tmp_path / "src", {"kept": "1"}), make_tree(tmp_path / "dst", tree)
+    entries = 20 * 43
+    report = library.copy(source, copy, jobs=jobs, delete=True, max_delete=entries - spare)
+    assert (report.deleted, report.exit_status) == ((0, 3) if spare else (entries, 0))
+    assert len(read_tree(copy)) == (1 + entries if spare else 2)
