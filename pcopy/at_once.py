@@ -110,7 +110,13 @@ def compare(work: Account, unit: Scan, pair: Pair) -> bool | None:
     directories, regular, other = shown = visible(work, unit.path, names)
     pair.mode = stat.S_IMODE(there.st_mode)
     done = work.copier.plain.unchanged(pair, regular, work.deadline, tree) if regular else 0
-    whole = done == len(regular) and not other and state.st_atime_ns == there.st_atime_ns
+    whole = done == len(regular) and not other
+    if whole and state.st_atime_ns != there.st_atime_ns:  # somebody has read it
+        try:
+            metadata = work.copier.metadata
+            metadata.attempt("times", metadata.set_times, pair.destination, state.st_atime_ns, state.st_mtime_ns)
+        except OSError:
+            whole = False
     work.outcome.tally.unchanged += done
     leave(work, unit, state, names, shown, directories, done, whole)
     return bool(directories) or not whole
