@@ -72,7 +72,8 @@ class Plain:
         contents, links, xattrs, mask, times = self.contents, self.links, self.xattrs, self.mask, self.times
         above, below, top, read, large = pair.source, pair.destination, tree.source_inode[0], self.read, self.large
         open_, fstat, lseek, close, monotonic, time_ns = os.open, os.fstat, os.lseek, os.close, time.monotonic, time.time_ns
-        chmod, utime, attributes_of = os.chmod, os.utime, attr.attributes_of
+        chmod, utime, listxattr = os.fchmod, os.utime, os.listxattr if xattrs else no_attributes
+        owner, inherits = pair.owner, pair.inherits
         first = os.copy_file_range if contents.ranges else contents.first
         now = time_ns()
         at_rest = now - REST if tree.one_clock else 0
@@ -134,9 +135,14 @@ class Plain:
                     or state.st_size != before.st_size
                 ):
                     break
-                if pair.owner is None:
+                if owner is None:
                     self.metadata.learn(handle, pair)
-                if (uid, gid) != pair.owner or pair.inherits or (xattrs and attributes_of(source)):
+                    owner, inherits = pair.owner, pair.inherits
+                try:
+                    dressed = listxattr(source)
+                except OSError:
+                    dressed = attr.attributes_of(source)  # none, if there is no such thing
+                if dressed or inherits or (uid, gid) != owner:
                     self.metadata.dress(source, handle, before, pair)
                 else:
                     chmod(handle, mode & mask)
@@ -249,6 +255,10 @@ class Plain:
                 break
             done += 1
         return done
+
+
+def no_attributes(handle: int) -> list[str]:
+    return []
 
 
 def abandon(handle: int, place: str, directory: int) -> None:
