@@ -18,7 +18,7 @@ SHARE = 8
 ABSENT = -1  # instead of a handle: the destination has no such directory (a dry run), or the source has none
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Pair:
     """A directory and its copy. ``owner`` is learnt when the first file is made in the copy."""
 

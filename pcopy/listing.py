@@ -9,7 +9,7 @@ from pcopy.select import Here
 from pcopy.work import Attributes
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Listing:
     """What a scan found, by what is to be done with it."""
 
