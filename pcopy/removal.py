@@ -128,8 +128,7 @@ def clear(work: Account, unit: Clear) -> None:
 
 def is_plain(work: Account) -> bool:
     """Whether all that is found in a directory that goes is to go, and nobody wants to hear of it."""
-    directories, options = work.directories, work.job.options
-    return not (work.tells or directories.selection or directories.owner or options.limited or work.job.spared)
+    return not (work.tells or work.directories.selection or work.job.options.limited or work.job.spared)
 
 
 def clear_files(work: Account, unit: Clear, handle: int, parent: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pcopy as library
 from pcopy.directory import Directories
 from tests.comparer import differences
 from tests.test_dry_run import COUNTS, JOBS, OVERWRITE, Hears, some_tree
-from tests.trees import Dir, Fifo, File, Hard, Link, make_tree, read_tree
+from tests.trees import WHEN, Dir, Fifo, File, Hard, Link, make_tree, read_tree
 
 KINDS = ["file", "file", "link", "dir", "full", "pipe", "none", "hard"]
 FILTERS = ["n3", "!d1/n3", "n4/", "x", "!n5/x"]
@@ -70,6 +71,31 @@ def test_what_makes_a_directory_special_is_kept(tmp_path: Path, jobs: int) -> No
         assert report.ok, word
         assert not differences(source, tmp_path / "dst")
     assert report.files == 0
+
+
+CHANGES: dict[str, Callable[[Path], None]] = {
+    "mode": lambda path: path.chmod(0o711),
+    "special bits": lambda path: path.chmod(0o2755),
+    "owner": lambda path: os.chown(path, 12, -1),
+    "group": lambda path: os.chown(path, -1, 12),
+    "xattr": lambda path: os.setxattr(path, "user.a", b"1"),
+    "times": lambda path: os.utime(path, ns=(WHEN, WHEN + 1)),
+    "access time": lambda path: os.utime(path, ns=(WHEN + 1, WHEN)),
+    "kind": lambda path: os.rename(path / "f", path.parent / "g"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("where", ["src", "dst"])
+def test_what_differs_in_a_directory_is_mended(tmp_path: Path, change: str, where: str) -> None:
+    if os.geteuid() and change in ("owner", "group"):
+        pytest.skip("needs root")
+    source = make_tree(tmp_path / "src", {"a": Dir({"b": Dir({"f": "1", "d": Dir({"f": "1"})})})})
+    library.copy(source, tmp_path / "dst", jobs=1)
+    CHANGES[change](tmp_path / where / "a/b")
+    assert library.copy(source, tmp_path / "dst", jobs=1, delete=True).ok
+    assert (source / "a/b").stat().st_atime_ns == (tmp_path / "dst/a/b").stat().st_atime_ns
+    assert not differences(source, tmp_path / "dst")
 
 
 def test_plain_directories_take_no_other_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
