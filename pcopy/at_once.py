@@ -39,14 +39,16 @@ def may_be(work: Account) -> bool:
 
 def do(work: Account, unit: Scan) -> bool:
     """Do a directory, but for what becomes units. False if nothing is done."""
-    if not unit.path or unit.again or unit.only is not None or not (unit.fresh or work.copier.plain.compares):
+    plain = work.copier.plain
+    if not unit.path or unit.again or unit.only is not None or not (plain.works if unit.fresh else plain.compares):
         return False
     above, _, name = unit.path.rpartition("/")
     parent = work.handles.pair(unit.tree, above)
     source = destination = ABSENT
     held: bool | None = False
     try:
-        source, destination = fs.open_directory(name, parent.source), fs.open_directory(name, parent.destination)
+        source = fs.open_directory(name, parent.source)
+        destination = fs.open_directory(name, parent.destination)
         pair = Pair(unit.tree, unit.path, source, destination, parent.depth + 1, readable=True)
         if unit.fresh:
             pair.owner, pair.inherits = parent.owner, parent.inherits  # what it got when made, its entries will get
@@ -114,9 +116,9 @@ def compare(work: Account, unit: Scan, pair: Pair) -> bool | None:
     pair.mode = stat.S_IMODE(there.st_mode)
     done = work.copier.plain.unchanged(pair, regular, work.deadline, tree) if regular else 0
     whole = done == len(regular) and not other
-    if whole and state.st_atime_ns != there.st_atime_ns:  # somebody has read it
+    metadata = work.copier.metadata
+    if whole and metadata.keep_times and state.st_atime_ns != there.st_atime_ns:  # somebody has read it
         try:
-            metadata = work.copier.metadata
             metadata.attempt("times", metadata.set_times, pair.destination, state.st_atime_ns, state.st_mtime_ns)
         except OSError:
             whole = False

@@ -109,7 +109,7 @@ def clear(work: Account, unit: Clear) -> None:
             close(handle)
             raise
         if not gone and not unit.emptied:
-            if at_once and is_plain(work) and clear_files(work, unit, handle, parent):
+            if at_once and handle != ABSENT and is_plain(work) and clear_files(work, unit, handle, parent):
                 close(handle)
             else:
                 empty(work, unit, handle, at_once)

@@ -55,6 +55,16 @@ def on_disk() -> Iterator[Path]:
 
 
 @pytest.fixture
+def unlocked(tmp_path: Path) -> Iterator[Path]:
+    """A temporary directory in which every mode is made usable again, so that it can be removed."""
+    yield tmp_path
+    for where, directories, names in os.walk(tmp_path):
+        for name in directories + names:
+            if not os.path.islink(os.path.join(where, name)):
+                os.chmod(os.path.join(where, name), 0o700)
+
+
+@pytest.fixture
 def pcopy(tmp_path: Path) -> Run:
     """Run the command line as a process: pcopy("-j", 2, source, destination) gives its status, stdout and stderr."""
 

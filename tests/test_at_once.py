@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +17,8 @@ import pytest
 import pcopy as library
 from pcopy.directory import Directories
 from tests.comparer import differences
+from tests.strace import lines_of, strace
+from tests.test_destination import unprivileged
 from tests.test_dry_run import COUNTS, JOBS, OVERWRITE, Hears, some_tree
 from tests.trees import WHEN, Dir, Fifo, File, Hard, Link, make_tree, read_tree
 
@@ -127,3 +132,47 @@ def test_directories_that_go_are_counted_to_the_last_entry(tmp_path: Path, jobs:
     report = library.copy(source, copy, jobs=jobs, delete=True, max_delete=entries - spare)
     assert (report.deleted, report.exit_status) == ((0, 3) if spare else (entries, 0))
     assert len(read_tree(copy)) == (1 + entries if spare else 2)
+
+
+def test_copies_that_cannot_be_opened_take_no_handles(unlocked: Path) -> None:
+    """They are made accessible, however many there are."""
+    source = make_tree(unlocked / "src", {f"d{one}": Dir({"f": "1"}) for one in range(200)})
+    make_tree(unlocked / "dst", {f"d{one}": Dir({"f": "1"}, mode=0) for one in range(200)})
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (90, hard))
+    try:
+        done = unprivileged("-j", 1, source, unlocked / "dst")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert done.returncode == 0, done.stderr
+    assert "200 unchanged" in done.stderr
+
+
+def test_where_times_are_not_kept_those_of_a_directory_stay(tmp_path: Path) -> None:
+    source, copy = (make_tree(tmp_path / name, {"a": Dir({"b": Dir()})}) for name in ("src", "dst"))
+    os.utime(copy / "a/b", ns=(WHEN + 1, WHEN))
+    assert library.copy(source, copy, jobs=1, preserve=["mode", "owner", "links", "xattr"]).ok
+    assert (copy / "a/b").stat().st_atime_ns == WHEN + 1
+
+
+def test_a_closed_directory_goes_and_the_working_directory_is_not_taken_for_it(
+    unlocked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_tree(unlocked / "src", {"f": "1"})
+    copy = make_tree(unlocked / "dst", {"f": "1", "gone": Dir({"a": "1", "b": "2"}, mode=0)})
+    make_tree(unlocked, {"here": Dir({"a": "1"}, mode=0o100)})
+    monkeypatch.chdir(unlocked / "here")
+    done = unprivileged("-j", 1, "--delete", source, copy)
+    assert done.returncode == 0, done.stderr
+    assert "3 deleted" in done.stderr
+    assert os.listdir(copy) == ["f"]
+
+
+def test_what_is_refused_for_one_file_is_not_tried_for_each_directory(tmp_path: Path) -> None:
+    """Where no mode can be set, a file that was made by the quick way is made again, but not one in each directory."""
+    source = make_tree(tmp_path / "src", {f"d{one}": Dir({"a": "1", "b": "2"}) for one in range(40)})
+    time.sleep(2.1)  # younger ones are made by the general way
+    log = tmp_path / "log"
+    trace = strace("-e", "trace=unlinkat,fchmod", "-e", "inject=fchmod:error=EPERM", log=log)
+    subprocess.run([*trace, sys.executable, "-m", "pcopy", "-j", "1", source, tmp_path / "dst"], check=True)
+    assert len([line for line in lines_of(log) if "unlinkat" in line]) < 20

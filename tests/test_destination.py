@@ -504,16 +504,6 @@ def unprivileged(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
-@pytest.fixture
-def unlocked(tmp_path: Path) -> Iterator[Path]:
-    """A temporary directory in which every mode is made usable again, so that it can be removed."""
-    yield tmp_path
-    for where, directories, names in os.walk(tmp_path):
-        for name in directories + names:
-            if not os.path.islink(os.path.join(where, name)):
-                os.chmod(os.path.join(where, name), 0o700)
-
-
 @SERIAL_AND_POOL
 def test_what_cannot_be_read_is_named_and_all_else_is_copied(unlocked: Path, jobs: int) -> None:
     shut: dict[str | bytes, object] = {"secret": File(b"s", mode=0), "shut": Dir({"below": "b"}, mode=0)}
