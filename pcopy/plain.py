@@ -139,10 +139,10 @@ class Plain:
                     self.metadata.learn(handle, pair)
                     owner, inherits = pair.owner, pair.inherits
                 try:
-                    dressed = listxattr(source)
+                    attributes = listxattr(source)
                 except OSError:
-                    dressed = attr.attributes_of(source)  # none, if there is no such thing
-                if dressed or inherits or (uid, gid) != owner:
+                    attributes = attr.attributes_of(source)  # none, if there is no such thing
+                if attributes or inherits or (uid, gid) != owner:
                     self.metadata.dress(source, handle, before, pair)
                 else:
                     chmod(handle, mode & mask)
