@@ -67,9 +67,9 @@ def do(work: Account, unit: Scan) -> bool:
 def copy(work: Account, unit: Scan, pair: Pair) -> bool | None:
     """Fill a new directory. Returns whether units were made that need it; None if nothing is done. May raise OSError then."""
     tree, state = work.job.trees[unit.tree], os.fstat(pair.source)
-    if is_elsewhere(work, tree, state):
+    if is_apart(work, tree, state):
         return None
-    names = listed(pair.source)
+    names = fs.names_in(pair.source)
     directories, regular, other = shown = visible(work, unit.path, names)
     if pair.owner is None:
         work.copier.metadata.learn(pair.destination, pair)
@@ -100,17 +100,17 @@ def compare(work: Account, unit: Scan, pair: Pair) -> bool | None:
         or state.st_mode != there.st_mode
         or state.st_uid != there.st_uid
         or state.st_gid != there.st_gid
-        or is_elsewhere(work, tree, state)
+        or is_apart(work, tree, state)
         or (work.directories.owner and ~there.st_mode & ALL_OF_OWNER)
         or attr.attributes_of(pair.source)
         or attr.attributes_of(pair.destination)
     ):
         return None
     runs.stay_out_of_deletion(pair.destination)
-    names = listed(pair.source)
+    names = fs.names_in(pair.source)
     if sum(map(len, names)) > MANY:
         return None
-    if any(set(one) != set(copies) for one, copies in zip(names, listed(pair.destination), strict=True)):
+    if any(set(one) != set(copies) for one, copies in zip(names, fs.names_in(pair.destination), strict=True)):
         return None
     directories, regular, other = shown = visible(work, unit.path, names)
     pair.mode = stat.S_IMODE(there.st_mode)
@@ -127,25 +127,9 @@ def compare(work: Account, unit: Scan, pair: Pair) -> bool | None:
     return bool(directories) or not whole
 
 
-def is_elsewhere(work: Account, tree: Tree, state: os.stat_result) -> bool:
+def is_apart(work: Account, tree: Tree, state: os.stat_result) -> bool:
     """Whether a directory is on another file system than its tree's top, or the destination itself."""
     return state.st_dev != tree.source_inode[0] or (state.st_dev, state.st_ino) in work.directories.ours
-
-
-def listed(directory: int) -> Names:
-    """The names in an open directory."""
-    directories: list[str] = []
-    regular: list[str] = []
-    other: list[str] = []
-    with os.scandir(directory) as entries:
-        for entry in entries:
-            if entry.is_file(follow_symlinks=False):
-                regular.append(entry.name)
-            elif entry.is_dir(follow_symlinks=False):
-                directories.append(entry.name)
-            else:
-                other.append(entry.name)
-    return directories, regular, other
 
 
 def visible(work: Account, path: str, names: Names) -> Names:

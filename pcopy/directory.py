@@ -8,7 +8,6 @@ import os
 import stat
 from collections.abc import Iterable
 from dataclasses import replace
-from itertools import chain
 
 from pcopy import attributes as attr
 from pcopy import failures, runs
@@ -171,18 +170,8 @@ class Directories:
             self.sort_listed(pair, listing, unit.only)
 
     def sort_entries(self, pair: Pair, listing: Listing) -> None:
-        follow = self.options.dereference
-        directories, regular, other = listing.directories, listing.regular, listing.other
-        for entry in chain.from_iterable(fs.read_directory(pair.source)):
-            try:
-                if entry.is_file(follow_symlinks=follow):
-                    regular.append(entry.name)
-                elif entry.is_dir(follow_symlinks=follow):
-                    directories.append((entry.name, True))
-                else:
-                    other.append(entry.name)
-            except OSError:  # of an unknown type, and it cannot be looked at: whoever copies it will say why
-                other.append(entry.name)
+        directories, listing.regular, listing.other = fs.names_in(pair.source, self.options.dereference)
+        listing.directories = [(name, True) for name in directories]
 
     def sort_listed(self, pair: Pair, listing: Listing, only: Iterable[str]) -> None:
         """As :meth:`sort_entries`, of what a list names. It implies the directories above what it names."""

@@ -180,6 +180,25 @@ def read_directory(handle: int) -> Iterator[list[os.DirEntry[str]]]:
             yield some
 
 
+def names_in(handle: int, follow: bool = False) -> tuple[list[str], list[str], list[str]]:
+    """The names in an open directory: of directories, of regular files, of all else."""
+    directories: list[str] = []
+    regular: list[str] = []
+    other: list[str] = []
+    with os.scandir(handle) as entries:
+        for entry in entries:
+            try:
+                if entry.is_file(follow_symlinks=follow):
+                    regular.append(entry.name)
+                elif entry.is_dir(follow_symlinks=follow):
+                    directories.append(entry.name)
+                else:
+                    other.append(entry.name)
+            except OSError:  # of an unknown type, and it cannot be looked at: whoever copies it will say why
+                other.append(entry.name)
+    return directories, regular, other
+
+
 def list_directory(handle: int) -> dict[str, bool]:
     """The names in an open directory, and whether each is a directory."""
     return {entry.name: entry.is_dir(follow_symlinks=False) for some in read_directory(handle) for entry in some}

@@ -10,7 +10,6 @@ not be copied keeps all that it has: it may be wanted yet.
 from __future__ import annotations
 
 import errno
-import os
 import time
 from collections.abc import Iterator, Sequence
 
@@ -133,13 +132,8 @@ def is_plain(work: Account) -> bool:
 
 def clear_files(work: Account, unit: Clear, handle: int, parent: int) -> bool:
     """Remove a directory that holds only files, in one function: by units, a third more. False if that is not all of it."""
-    names: list[str] = []
-    with os.scandir(handle) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                return False
-            names.append(entry.name)
-    if runs.may_be_stale(names) or (work.counts and len(names) >= work.deletes):
+    names = fs.list_directory(handle)
+    if any(names.values()) or runs.may_be_stale(names) or (work.counts and len(names) >= work.deletes):
         return False
     gone = fs.remove_some(names, handle, work.deadline)
     if gone == len(names):
