@@ -185,8 +185,8 @@ def names_in(handle: int, follow: bool = False) -> tuple[list[str], list[str], l
     directories: list[str] = []
     regular: list[str] = []
     other: list[str] = []
-    with os.scandir(handle) as entries:
-        for entry in entries:
+    for some in read_directory(handle):
+        for entry in some:
             try:
                 if entry.is_file(follow_symlinks=follow):
                     regular.append(entry.name)
