@@ -20,7 +20,6 @@ from pcopy.pace import Pace
 from pcopy.stop import of_this_process
 from pcopy.verdict import Fate
 from pcopy.work import (
-    Attributes,
     Begun,
     Check,
     Clear,
@@ -78,9 +77,9 @@ class Account:
         """Whether this is a worker: if it ends by force, its units are done again, or what is begun is taken back."""
         return self.job.stop is of_this_process()
 
-    def closes(self, attributes: Attributes) -> bool:
-        """Whether nobody could pass through a directory with these attributes any more, not even this run."""
-        return self.copier.metadata.unprivileged and not attributes.mode & stat.S_IXUSR
+    def closes(self, mode: int) -> bool:
+        """Whether nobody could pass through a directory with this mode any more, not even this run."""
+        return self.copier.metadata.unprivileged and not mode & stat.S_IXUSR
 
     def give_up(self, unit: Unit, reason: str) -> Outcome:
         failure = Failure(self.source_path(unit), "copy", None, reason)

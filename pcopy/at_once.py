@@ -39,20 +39,22 @@ def may_be(work: Account) -> bool:
 
 def do(work: Account, unit: Scan) -> bool:
     """Do a directory, but for what becomes units. False if nothing is done."""
-    plain = work.copier.plain
-    if not unit.path or unit.again or unit.only is not None or not (plain.works if unit.fresh else plain.compares):
+    (tree, path, fresh), plain = unit[:3], work.copier.plain
+    if not path or unit.again or unit.only is not None or not (plain.works if fresh else plain.compares):
         return False
-    above, _, name = unit.path.rpartition("/")
-    parent = work.handles.pair(unit.tree, above)
+    above, _, name = path.rpartition("/")
+    parent = work.handles.pair(tree, above)
     source = destination = ABSENT
     held: bool | None = False
     try:
         source = fs.open_directory(name, parent.source)
         destination = fs.open_directory(name, parent.destination)
-        pair = Pair(unit.tree, unit.path, source, destination, parent.depth + 1, readable=True)
-        if unit.fresh:
+        pair = Pair(tree, path, source, destination, parent.depth + 1, True)
+        if fresh:
             pair.owner, pair.inherits = parent.owner, parent.inherits  # what it got when made, its entries will get
-        held = (copy if unit.fresh else compare)(work, unit, pair)
+            held = copy(work, unit, pair)
+        else:
+            held = compare(work, unit, pair)
         return held is not None
     except OSError:
         return False
@@ -79,11 +81,10 @@ def copy(work: Account, unit: Scan, pair: Pair) -> bool | None:
     done = size = 0
     if regular:
         done, size = work.copier.plain.copy(pair, regular, work.deadline, tree, tree.elsewhere)
-    attributes = attributes_of(state)
-    whole = done == len(regular) and not other and not work.closes(attributes)
-    if whole:
+    whole = done == len(regular) and not other and not work.closes(state.st_mode)
+    if whole and not work.copier.plain.finish(pair, state):
         try:
-            work.copier.metadata.finish_directory(pair, attributes, True)
+            work.copier.metadata.finish_directory(pair, attributes_of(state), True)
         except OSError:  # the unit will meet it again
             whole = False
     work.outcome.tally.files += done
@@ -133,7 +134,7 @@ def is_apart(work: Account, tree: Tree, state: os.stat_result) -> bool:
 
 
 def visible(work: Account, path: str, names: Names) -> Names:
-    """What filters do not hide of the names in a directory."""
+    """What filters do not hide of the names in a directory: all of them are the same object."""
     if not work.directories.selection:
         return names
     here, (directories, regular, other) = work.directories.selection.within(path), names
@@ -174,22 +175,26 @@ def leave(
     ``names``: all in it; ``shown``: by the filters. ``below``: directories in it that are to be done. ``done``: so many regular
     files are. ``whole``: nothing else is left.
     """
-    (tree, path, fresh), stack, outcome, device = unit[:3], work.stack, work.outcome, state.st_dev
+    (tree, path, fresh), stack, outcome, tally = unit[:3], work.stack, work.outcome, work.outcome.tally
     directories, regular, other = shown
-    found = sum(map(len, names))
+    tally.directories += 1
+    outcome.current = f"{path}/{regular[done - 1]}" if done else path
+    if whole and not directories and names is shown:  # as most are
+        tally.found += done
+        outcome.listed += done
+        outcome.share += unit.share
+        return
+    found, device = sum(map(len, names)), state.st_dev
     hidden = found - len(directories) - len(regular) - len(other)
-    outcome.tally.found += found
-    outcome.tally.directories += 1
-    outcome.tally.skipped += hidden
+    tally.found += found
+    tally.skipped += hidden
     outcome.listed += found - len(below)
     share = unit.share / max(1, found + (DIRECTORY_WEIGHT - 1) * len(below))
     outcome.share += share * (hidden + len(directories) - len(below) + done) if found else unit.share
-    outcome.current = f"{path}/{regular[done - 1]}" if done else path
     for name in below:
         stack.append(Scan(tree, f"{path}/{name}", fresh, share * DIRECTORY_WEIGHT, device=device))
     if not whole:
-        attributes = attributes_of(state)
-        stack.append(Finish(tree, path, attributes, fresh, work.closes(attributes), device=device))
+        stack.append(Finish(tree, path, attributes_of(state), fresh, work.closes(state.st_mode), device=device))
         stack += entries_of(unit, other, fresh, False, share, device)
         stack += entries_of(unit, regular[done + 1 :], fresh, True, share, device)
         stack += entries_of(unit, regular[done : done + 1], fresh, False, share, device)  # which is not plain

@@ -23,7 +23,7 @@ from pcopy.work import BATCH, Clear, Finish, Remove, directory_group, gone_group
 
 def begin(work: Account, unit: Finish) -> None:
     """A directory is copied but for its attributes, and has more in it than its source."""
-    work.stack.append(unit._replace(extra=(), last=work.closes(unit.attributes)))
+    work.stack.append(unit._replace(extra=(), last=work.closes(unit.attributes.mode)))
     if unit.after in work.outcome.ruined:
         return
     try:

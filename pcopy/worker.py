@@ -119,6 +119,7 @@ class Slice(Account):
             self.deadline = self.copier.auditor.deadline = max(self.deadline, now + (now - started))
 
     def go(self) -> None:
+        outcome, monotonic = self.outcome, time.monotonic
         while self.stack:  # the time is looked at last: a slice without any still makes progress
             unit = self.stack.pop()
             if self.open and unit.after in self.open:
@@ -135,7 +136,7 @@ class Slice(Account):
             if self.to_sum:
                 self.stack += self.to_sum
                 self.to_sum = []
-            if time.monotonic() >= self.deadline or self.stuck:
+            if monotonic() >= self.deadline or ((outcome.failures or outcome.broken) and outcome.fatal):
                 break
         self.outcome.leftover = self.waiting + self.stack
         self.outcome.lost = self.copier.metadata.lost
@@ -184,7 +185,7 @@ class Slice(Account):
             self.push(below, made and not unit.fresh)
         extra = () if listing.failures else listing.extra
         # What a link leads to may be what is to go: it is copied first.
-        last = self.closes(listing.attributes) or bool(extra and self.job.options.dereference)
+        last = self.closes(listing.attributes.mode) or bool(extra and self.job.options.dereference)
         stack.append(Finish(tree, path, listing.attributes, unit.fresh, last, extra=extra, device=listing.device))
         for name, partial in listing.partial.items():
             listing.regular.remove(name)
