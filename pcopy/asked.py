@@ -26,7 +26,7 @@ HashName = Literal["sha256", "blake3"]
 WhenName = Literal["auto", "always", "never"]
 Choice = TypeVar("Choice", Overwrite, When, Hash)
 Given = TypeVar("Given")
-RATE = re.compile(r"(\d+\.?\d*|\.\d+)\s*([kmgt]?)b?", re.IGNORECASE | re.ASCII)
+RATE = r"(?ia)(\d+\.?\d*|\.\d+)\s*([kmgt]?)b?"
 FACTORS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 # Slower, a single block would take seconds.
 SLOWEST, FASTEST = 1000, 10**15
@@ -122,7 +122,7 @@ def check_rate(rate: float | str | None) -> float | None:
     """Bytes a second. Raises UsageError."""
     if rate is None:
         return None
-    found = RATE.fullmatch(str(rate).strip()) if not isinstance(rate, bool) else None
+    found = re.fullmatch(RATE, str(rate).strip()) if not isinstance(rate, bool) else None
     if not found:
         raise UsageError(f"bwlimit {rate!r}: must be bytes a second, such as 500k, 50M or 1.5G")
     number = float(found[1]) * FACTORS[found[2].lower()]

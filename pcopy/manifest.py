@@ -27,9 +27,9 @@ from pcopy.paths import Landing
 PART = 100_000
 # Bytes of a manifest in one unit of a check: about a hundred lines, as many as names in a unit of a copy.
 PORTION = 10_000
-LINE = re.compile(rb"(\\?)([0-9a-fA-F]{64}) [ *](.+)\Z", re.DOTALL)
+LINE = rb"(?s)(\\?)([0-9a-fA-F]{64}) [ *](.+)\Z"
 ESCAPES = {b"\\": b"\\\\", b"\n": b"\\n", b"\r": b"\\r"}
-ESCAPED = re.compile(rb"\\(.?)", re.DOTALL)
+ESCAPED = rb"(?s)\\(.?)"
 MEANT = {b"\\": b"\\", b"n": b"\n", b"r": b"\r"}
 
 
@@ -67,12 +67,12 @@ def parse(line: bytes) -> tuple[str, str] | None:
     line = line.removesuffix(b"\r")
     if not line or line.startswith(b"#"):
         return None
-    found = LINE.match(line)
+    found = re.match(LINE, line)
     if not found or b"\0" in line:
         raise BadLine
     escaped, digest, name = found.groups()
     if escaped:
-        name = ESCAPED.sub(lambda one: meant(one[1]), name)
+        name = re.sub(ESCAPED, lambda one: meant(one[1]), name)
     return os.fsdecode(name), digest.decode().lower()
 
 

@@ -19,7 +19,7 @@ FLOCK = "hhqqi4x"  # struct flock of fcntl(2): type, whence, start, length, proc
 AT_WORK, DELETES, COPIES = 0, 1, 2
 DELETED = "another run deletes here what its source lacks: wait until it has ended"
 COPIED = "another run is copying into it or above, what would be deleted here: wait until it has ended"
-TEMPORARY = re.compile(r"\.pcopy-([0-9a-f]{8})-(\d{1,9})-([0-9a-f]{16})(?:-([0-9a-f]{16}))?\Z", re.ASCII)
+TEMPORARY = r"(?a)\.pcopy-([0-9a-f]{8})-(\d{1,9})-([0-9a-f]{16})(?:-([0-9a-f]{16}))?\Z"
 
 
 def temporary_name(token: str, depth: int, name: str, version: str = "") -> str:
@@ -54,7 +54,7 @@ def digest_of(text: str) -> str:
 
 def same_version(one: str, other: str) -> bool:
     """Whether two temporary names are of copies of the same version of a file."""
-    left, right = TEMPORARY.match(one), TEMPORARY.match(other)
+    left, right = re.match(TEMPORARY, one), re.match(TEMPORARY, other)
     return bool(left and right and left[4] and left[4] == right[4])
 
 
@@ -80,7 +80,7 @@ def clear_stale(
     alive: dict[int, bool] = {depth: False}
     unfinished: dict[str, str] = {}  # what is known of it is the digest of its name
     for name in [name for name in may_be_stale(there) if name not in keep]:
-        match = TEMPORARY.match(name)
+        match = re.match(TEMPORARY, name)
         if match and match[1] != token:
             up = int(match[2])
             if up not in alive:
@@ -109,7 +109,7 @@ def clear_own(there: dict[str, bool], directory: int, token: str) -> None:
 
 
 def is_temporary(name: str) -> bool:
-    return name.startswith(PREFIX) and TEMPORARY.match(name) is not None
+    return name.startswith(PREFIX) and re.match(TEMPORARY, name) is not None
 
 
 def lock(directory: int, exclusive: bool) -> None:

@@ -25,10 +25,10 @@ NONE = -1  # the number of no rule
 Place = tuple[str, bool]  # a pattern of directories, and whether of any directory below them too
 EVERYWHERE: Place = ("", True)
 NOTHING_AFTER = "has a backslash with nothing after it that needs one"
-SPECIAL = re.compile(r"[*?\[\\]")
-WRONG = re.compile(r"[\[\\]")  # what a pattern can have wrong is about one of these
+SPECIAL = r"[*?\[\\]"
+WRONG = r"[\[\\]"  # what a pattern can have wrong is about one of these
 # A pattern, then spaces that do not count: those that no backslash goes before.
-TRIMMED = re.compile(r"((?:\\.|[^\\])*?) *", re.DOTALL)
+TRIMMED = r"(?s)((?:\\.|[^\\])*?) *"
 
 
 class Rule(NamedTuple):
@@ -67,7 +67,7 @@ class Names:
         floating: list[Rule] = []
         for rule in rules:
             literal = rule.name.removeprefix("*")
-            if SPECIAL.search(literal) or not literal:
+            if re.search(SPECIAL, literal) or not literal:
                 (floating if rule.name[0] == "*" else heads).append(rule)
             elif literal == rule.name:
                 self.whole[literal] = rule.number
@@ -196,7 +196,7 @@ def parse(line: str) -> Rule | None:
     """A line of a gitignore file; None if it is blank or a comment. Raises UsageError."""
     if line.startswith("#"):
         return None
-    trimmed = TRIMMED.fullmatch(line)
+    trimmed = re.fullmatch(TRIMMED, line)
     if not trimmed:
         raise UsageError(f"pattern {line!r}: {NOTHING_AFTER}")
     pattern = trimmed[1]
@@ -213,7 +213,7 @@ def parse(line: str) -> Rule | None:
         raise UsageError(f"pattern {line!r}: matches nothing; write a name between the slashes")
     place, name = cut(parts)
     try:
-        if WRONG.search(glob):
+        if re.search(WRONG, glob):
             compiled(expression(name))
             in_place(place)
     except ValueError as error:
@@ -253,7 +253,7 @@ def expression(glob: str) -> str:
     With the slash pathspec takes it for a pattern of directories, and leaves spaces at its end alone. A lone asterisk is
     written in another way, because pathspec has shorter expressions for it, which hold for whole paths only.
     """
-    if not SPECIAL.search(glob):  # nor is the library needed, whose import takes as long as to copy a thousand files
+    if not re.search(SPECIAL, glob):  # nor is the library needed, whose import takes as long as to copy a thousand files
         return f"^{re.escape(glob)}/"
     from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
 

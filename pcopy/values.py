@@ -13,8 +13,8 @@ from collections.abc import Iterable
 
 from pcopy.errors import UsageError
 
-SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kKMGTP]?)(i?B|)", re.ASCII)
-AGE = re.compile(r"(\d+(?:\.\d+)?)([smhdw])", re.ASCII)
+SIZE = r"(?a)(\d+(?:\.\d+)?) ?([kKMGTP]?)(i?B|)"
+AGE = r"(?a)(\d+(?:\.\d+)?)([smhdw])"
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 NS = 10**9
 
@@ -23,7 +23,7 @@ def size_of(given: int | str) -> int:
     """Bytes. As in rsync, ``10k`` and ``10KiB`` are 10 * 1024, ``10kB`` is 10,000."""
     if isinstance(given, int) and not isinstance(given, bool) and given >= 0:
         return given
-    match = SIZE.fullmatch(given.strip()) if isinstance(given, str) else None
+    match = re.fullmatch(SIZE, given.strip()) if isinstance(given, str) else None
     if not match:
         raise UsageError(f"{given!r} is not a size: write bytes, or 10k, 5M, 1.5G")
     number, letter, ending = match.groups()
@@ -34,7 +34,7 @@ def moment_of(given: int | str | datetime.datetime) -> int:
     """Nanoseconds since the epoch, of a date, a date and time (here, if it names no zone), or an age such as ``7d``."""
     if isinstance(given, int) and not isinstance(given, bool):
         return given
-    match = AGE.fullmatch(given.strip()) if isinstance(given, str) else None
+    match = re.fullmatch(AGE, given.strip()) if isinstance(given, str) else None
     if match:
         return time.time_ns() - round(float(match[1]) * SECONDS[match[2]] * NS)
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def temporary(top: Path) -> list[Path]:
-    return [path for path in top.rglob(".pcopy-*") if TEMPORARY.match(path.name)]
+    return [path for path in top.rglob(".pcopy-*") if re.match(TEMPORARY, path.name)]
 
 
 def cut(source: Path, destination: Path, jobs: int) -> Path:
