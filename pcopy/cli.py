@@ -12,7 +12,6 @@ import click
 from pcopy.command import (
     HOW,
     MEASURE,
-    ORDER,
     SAY,
     WHAT,
     Command,
@@ -21,6 +20,7 @@ from pcopy.command import (
     Option,
     WhatList,
     choice,
+    order_of,
     print_version,
     some_file,
     some_tool,
@@ -210,8 +210,10 @@ def patterns(context: click.Context, given: dict[str, Any]) -> list[str]:
     if [*given["exclude_from"], given["files_from"]].count(STDIN) > 1:
         raise click.UsageError("standard input can be one list only: name a file for the other", context)
     values = {name: iter(given[name]) for name in ("exclude", "include", "exclude_from")}
+    if not any(given[name] for name in values):
+        return []
     lines: list[str] = []
-    for name in context.meta[ORDER]:
+    for name in order_of(context):
         if name in values:
             lines += lines_of(name, next(values[name]))
     return lines

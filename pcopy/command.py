@@ -15,7 +15,7 @@ from pcopy.terminal import emit, leave, open_closed_streams, say, unbuffer_stder
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-ORDER = "pcopy.order"
+GIVEN = "pcopy.given"
 WHAT, HOW, SAY, OTHER = "What is copied", "How it is copied", "What is said", "Other"
 MEASURE = "Checking and measuring"
 
@@ -38,8 +38,7 @@ class Command(click.Command):
         leave(ExitStatus.OK)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Click keeps the values of each option together; what hides and what brings back count in the order given."""
-        ctx.meta[ORDER] = [param.name for param in self.make_parser(ctx).parse_args(args=list(args))[2]]
+        ctx.meta[GIVEN] = list(args)
         return super().parse_args(ctx, args)
 
     def get_help_option(self, ctx: click.Context) -> click.Option | None:
@@ -54,6 +53,11 @@ class Command(click.Command):
             records = [one.get_help_record(ctx) for one in options if getattr(one, "group", OTHER) == title]
             with formatter.section(title):
                 formatter.write_dl([record for record in records if record])
+
+
+def order_of(ctx: click.Context) -> list[str | None]:
+    """The options by their names, as often as they were given and in that order: Click keeps the values of each together."""
+    return [param.name for param in ctx.command.make_parser(ctx).parse_args(args=list(ctx.meta[GIVEN]))[2]]
 
 
 class Figure(click.ParamType):  # type: ignore[type-arg]
