@@ -50,7 +50,7 @@ class Hash(str, enum.Enum):
     BLAKE3 = "blake3"
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True)
 class Options:
     """Every choice of a run.
 
