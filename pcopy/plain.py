@@ -76,8 +76,9 @@ class Plain:
         chmod, utime, listxattr = os.fchmod, os.utime, os.listxattr if xattrs else no_attributes
         (user, group), inherits, quick = pair.owner or (None, None), pair.inherits, self.quick
         first = os.copy_file_range if contents.ranges else contents.first
-        moment = now = time_ns()
-        late = now + int((deadline - time.monotonic()) * 1e9)
+        left = min(deadline - time.monotonic(), 1e9)
+        moment = now = time_ns()  # one clock for both: the deadline, and whether it was set back
+        late = now + int(left * 1e9)
         at_rest = now - REST if tree.one_clock else 0
         handle, made = CLOSED, False
         for name in names:
@@ -112,11 +113,10 @@ class Plain:
                     first, copied = contents.first, 0
                 state = fstat(source)
                 mode, _, device, nlink, uid, gid, size, _, _, _ = state
-                modified, moment = state.st_mtime_ns, time_ns()
+                modified = state.st_mtime_ns
                 if quick:
                     if (
                         state.st_ctime_ns >= at_rest
-                        or moment < now  # the clock was set back
                         or mode & 0o170000 != 0o100000  # S_IFREG; is_plain, but a call less
                         or (nlink > 1 and links)
                         or size > large
@@ -127,8 +127,6 @@ class Plain:
                         self.quick = False
                         break
                     before = state
-                elif moment < now:
-                    moment = late
                 if copied != size or not size:
                     if copied <= size:
                         copied += contents.stream(source, handle, (size or FIRST) - copied)
@@ -156,6 +154,12 @@ class Plain:
                         utime(handle, ns=(before.st_atime_ns, modified))
                 written, handle = handle, CLOSED  # it is closed even if close reports an error (close(2))
                 close(written)
+                moment = time_ns()
+                if moment < now:  # the clock was set back
+                    moment = late
+                    if quick:
+                        self.quick = False
+                        break
                 made = False
                 if not quick and self.guesses and read & fs.NOATIME:
                     self.quick = quick = before.st_ctime_ns < at_rest and device == top
@@ -179,7 +183,7 @@ class Plain:
         if pair.inherits or pair.owner != (state.st_uid, state.st_gid) or not EARLIEST <= modified <= LATEST:
             return False
         try:
-            if self.xattrs and os.listxattr(pair.source):
+            if self.xattrs and attr.attributes_of(pair.source):
                 return False
             os.fchmod(pair.destination, state.st_mode & self.mask)
             if self.times:

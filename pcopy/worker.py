@@ -119,7 +119,6 @@ class Slice(Account):
             self.deadline = self.copier.auditor.deadline = max(self.deadline, now + (now - started))
 
     def go(self) -> None:
-        outcome, monotonic = self.outcome, time.monotonic
         while self.stack:  # the time is looked at last: a slice without any still makes progress
             unit = self.stack.pop()
             if self.open and unit.after in self.open:
@@ -136,7 +135,7 @@ class Slice(Account):
             if self.to_sum:
                 self.stack += self.to_sum
                 self.to_sum = []
-            if monotonic() >= self.deadline or ((outcome.failures or outcome.broken) and outcome.fatal):
+            if time.monotonic() >= self.deadline or self.stuck:
                 break
         self.outcome.leftover = self.waiting + self.stack
         self.outcome.lost = self.copier.metadata.lost

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import pytest
 import pcopy
 from pcopy import filesystem as fs
 from pcopy import mounts, plain, runs
+from pcopy.contents import Contents
 from pcopy.metadata import SHORTLY
 from pcopy.options import Options
 from pcopy.outcome import Failure, Outcome
@@ -91,6 +92,7 @@ def test_only_a_source_that_this_machine_keeps_is_asked_for_writes_under_way(
     """
     assert plain.REST == 60 * 10**9
     monkeypatch.setattr(plain, "REST", rest * 10**9)
+    monkeypatch.setattr("pcopy.coordinator.FIRST", 60.0)  # each slice asks of its first file
     source = make_tree(tmp_path / "src", {"d": Dir({str(number): File(b"text", mtime_ns=WHEN) for number in range(30)})})
     time.sleep(SHORTLY / 1e9 + 0.1)  # what was changed just now is copied by another way
     asked: list[int] = []
@@ -1147,3 +1149,34 @@ def test_what_dead_runs_left_is_cleared_where_single_files_go_too(tmp_path: Path
     assert report.ok, report.errors
     assert read_tree(tmp_path / "dst").keys() == {b".", b"f", *map(os.fsencode, (one, three, f"{three}/f"))}
     assert (tmp_path / "dst" / one).stat().st_ino == inode
+
+
+@pytest.mark.parametrize(("slow", "expected"), [("stream", [2, 1, 1]), ("close", [1, 1, 1, 1])])
+def test_a_slice_whose_time_is_over_begins_no_other_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: str, expected: list[int]
+) -> None:
+    """Whatever took the time: what follows the first bytes of a file that is not small, or writing them out at its end."""
+    large = File(bytes(2 * plain.FIRST))
+    make_tree(tmp_path / "src", {"f0": b"x", "f1": large, "f2": large, "f3": large})
+    make_tree(tmp_path / "dst", {})
+    monkeypatch.setattr(plain, "SHORTLY", 0)
+    monkeypatch.setattr(plain, "REST", 0)
+    place = Contents if slow == "stream" else os
+    real = getattr(place, slow)
+
+    def slowly(*given: Any, **named: Any) -> Any:
+        time.sleep(0.1)
+        return real(*given, **named)
+
+    monkeypatch.setattr(place, slow, slowly)
+    inodes = [(state.st_dev, state.st_ino) for state in ((tmp_path / name).stat() for name in ("src", "dst"))]
+    tree = Tree(str(tmp_path / "src"), str(tmp_path / "dst"), inodes[0], inodes[1], one_clock=True)
+    job = Job(Options(), (tree,), "0123abcd", 0o022)
+    done = []
+    units: Sequence[Unit] = [Entries(0, "", ("f0", "f1", "f2", "f3"), True, True, 1.0)]
+    while units:
+        outcome = run(job, units, 0.09)
+        assert not outcome.failures
+        done.append(outcome.tally.files)
+        units = outcome.leftover
+    assert done == expected
