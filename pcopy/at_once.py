@@ -82,7 +82,7 @@ def copy(work: Account, unit: Scan, pair: Pair) -> bool | None:
     if regular:
         done, size = work.copier.plain.copy(pair, regular, work.deadline, tree, tree.elsewhere)
     whole = done == len(regular) and not other and not work.closes(state.st_mode)
-    if whole and not work.copier.plain.finish(pair, state):
+    if whole:
         try:
             work.copier.metadata.finish_directory(pair, attributes_of(state), True)
         except OSError:  # the unit will meet it again

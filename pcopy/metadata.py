@@ -109,13 +109,26 @@ class Metadata:
         there = [ACL in attr.attributes_of(handle) for handle in handles]
         return not any(there) or (all(there) and attr.read_attribute(one, ACL) == attr.read_attribute(other, ACL))
 
+    def finish_new(self, pair: Pair, mode: int, uid: int, gid: int, atime_ns: int, mtime_ns: int) -> bool:
+        """Give a new directory what its source has, if that is mode and times, as nearly always. False if not, or refused."""
+        if pair.inherits or pair.owner != (uid, gid) or not EARLIEST <= mtime_ns <= LATEST:
+            return False
+        try:
+            if self.keep_xattrs and attr.attributes_of(pair.source):
+                return False
+            os.fchmod(pair.destination, self.mode_of(mode, True))
+            if self.keep_times:
+                os.utime(pair.destination, ns=(atime_ns, mtime_ns))
+        except OSError:
+            return False
+        return True
+
     def finish_directory(self, pair: Pair, wanted: Attributes, fresh: bool) -> None:
         """Give a directory what its source had when it was scanned; touch nothing that is right already."""
+        if fresh and self.finish_new(pair, *wanted):
+            return
         source, target = pair.source, pair.destination
         names = attr.attributes_of(source) if self.keep_xattrs else []
-        if fresh and not names and not pair.inherits and pair.owner == (wanted.uid, wanted.gid):  # nearly every one
-            self.set_mode_and_times(target, self.mode_of(wanted.mode, True), wanted.atime_ns, wanted.mtime_ns)
-            return
         state = os.fstat(target)
         owned = as_it_was = (state.st_uid, state.st_gid) == (wanted.uid, wanted.gid)
         if not owned:

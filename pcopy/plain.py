@@ -1,7 +1,6 @@
 """The plain file, in one function: what nearly all of a tree's entries are, so every call of Python's counts here.
 
     copy        a new file
-    finish      a new directory
     unchanged   a file that was copied by an earlier run
 
 With its steps spread over functions as in entry.py, a copy of 50,000 files of 8 KB on tmpfs took a tenth longer. The order
@@ -176,21 +175,6 @@ class Plain:
             done += 1
             total += size
         return done, total
-
-    def finish(self, pair: Pair, state: os.stat_result) -> bool:
-        """Give a new directory what its source has, if that is mode and times. False if it is more, or not allowed."""
-        modified = state.st_mtime_ns
-        if pair.inherits or pair.owner != (state.st_uid, state.st_gid) or not EARLIEST <= modified <= LATEST:
-            return False
-        try:
-            if self.xattrs and attr.attributes_of(pair.source):
-                return False
-            os.fchmod(pair.destination, state.st_mode & self.mask)
-            if self.times:
-                os.utime(pair.destination, ns=(state.st_atime_ns, modified))
-        except OSError:
-            return False
-        return True
 
     def is_plain(self, state: os.stat_result) -> bool:
         """Whether a file is regular, has one name, no holes, no more bytes than fit into one step, and a usual time."""
