@@ -103,8 +103,7 @@ def compare(work: Account, unit: Scan, pair: Pair) -> bool | None:
         or state.st_gid != there.st_gid
         or is_apart(work, tree, state)
         or (work.directories.owner and ~there.st_mode & ALL_OF_OWNER)
-        or attr.attributes_of(pair.source)
-        or attr.attributes_of(pair.destination)
+        or attr.all_attributes(pair.source) != attr.all_attributes(pair.destination)
     ):
         return None
     runs.stay_out_of_deletion(pair.destination)

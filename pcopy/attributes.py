@@ -6,6 +6,7 @@ import errno
 import os
 
 from pcopy.filesystem import Target, by_name
+from pcopy.stop import Process
 
 XATTRS = hasattr(os, "listxattr")
 # The file system cannot do it, or may not for us: the copy goes on without.
@@ -47,12 +48,12 @@ def read_attribute(target: Target, name: str) -> bytes | None:
         raise
 
 
-def way_to(directory: int, roams: bool) -> str:
+def way_to(directory: int) -> str:
     """What to put before a name in an open directory for calls that take no directory handle; it holds until the next call.
 
     If this process may go there, nothing: the kernel then finds the name three times as fast as by way of /proc.
     """
-    if roams:
+    if Process.roams:
         os.fchdir(directory)
         return ""
     return by_name("", directory)
@@ -60,12 +61,16 @@ def way_to(directory: int, roams: bool) -> str:
 
 def attributes_by_name(name: str, directory: int, follow: bool = False) -> dict[str, bytes]:
     """All extended attributes of an entry, without opening it."""
+    return all_attributes(way_to(directory) + name, follow)
+
+
+def all_attributes(target: Target, follow: bool = True) -> dict[str, bytes]:
+    """The extended attributes with their values; none where the system or the file system has no such thing."""
     if not XATTRS:
         return {}
-    path = by_name(name, directory)
     try:
-        names = os.listxattr(path, follow_symlinks=follow)
-        return {name: os.getxattr(path, name, follow_symlinks=follow) for name in names}
+        names = os.listxattr(target, follow_symlinks=follow)
+        return {name: os.getxattr(target, name, follow_symlinks=follow) for name in names}
     except OSError as error:
         if error.errno in (errno.ENOTSUP, errno.ENOSYS, errno.ENODATA):
             return {}

@@ -168,7 +168,9 @@ class Metadata:
             yield "xattr"
 
     def attributes_differ(self, pair: Pair, name: str, target: str) -> bool:
-        return attr.attributes_by_name(name, pair.source, self.follow) != attr.attributes_by_name(target, pair.destination)
+        """Where this process may go to directories, it is in that of the source afterwards, see :func:`attr.way_to`."""
+        there = attr.attributes_by_name(target, pair.destination)
+        return there != attr.attributes_by_name(name, pair.source, self.follow)
 
     def directory_differences(self, pair: Pair, state: os.stat_result) -> list[str]:
         """The same of an open directory, before anything is made in it."""
@@ -217,11 +219,12 @@ class Metadata:
 
     def copy_attributes(self, source: Target, target: Target, names: list[str]) -> None:
         """Make the target's extended attributes and ACLs those of the source, and drop what it has beyond them."""
+        there = attr.attributes_of(target)
         for name in names:
             value = attr.read_attribute(source, name)
-            if value is not None and attr.read_attribute(target, name) != value:
+            if value is not None and not (name in there and attr.read_attribute(target, name) == value):
                 self.write_attribute(target, name, value)
-        for name in attr.attributes_of(target):
+        for name in there:
             if name not in names and (name in (ACL, DEFAULT_ACL) or not name.startswith(OF_THE_SYSTEM)):
                 self.attempt("attributes", attr.drop_attribute, target, name)
 

@@ -22,7 +22,6 @@ from pcopy.contents import Contents
 from pcopy.handles import Pair
 from pcopy.metadata import EARLIEST, LATEST, SHORTLY, Metadata
 from pcopy.options import Options, Overwrite, When
-from pcopy.stop import Process
 from pcopy.work import Tree
 
 CLOSED = -1
@@ -188,13 +187,9 @@ class Plain:
 
     def link(self, pair: Pair, names: Sequence[str], deadline: float, tree: Tree) -> int:
         """Make hard links to an earlier copy of files that are what they were then. Returns how many there were."""
-        done, above, earlier = 0, pair.source, pair.earlier[0].destination
-        links, xattrs, on_disk = self.links, self.xattrs, tree.on_disk
-        stat, monotonic = os.stat, time.monotonic
-        try:
-            near, far = (attr.way_to(above, Process.roams), fs.by_name("", earlier)) if xattrs else ("", "")
-        except OSError:
-            return 0
+        done, above, beside = 0, pair.source, pair.earlier[0]
+        links, xattrs, on_disk, earlier = self.links, self.xattrs, tree.on_disk, beside.destination
+        stat, monotonic, differ = os.stat, time.monotonic, self.metadata.attributes_differ
         for name in names:
             if done and monotonic() >= deadline:
                 break
@@ -208,8 +203,7 @@ class Plain:
                     or state.st_uid != copy.st_uid
                     or state.st_gid != copy.st_gid
                     or (links and state.st_nlink > 1)
-                    or (xattrs and os.listxattr(near + name, follow_symlinks=False))
-                    or (xattrs and os.listxattr(far + name, follow_symlinks=False))
+                    or (xattrs and differ(beside, name, name))
                     or (on_disk and state.st_size and fs.has_hole(name, earlier, state.st_size))
                 ):
                     break
@@ -222,16 +216,16 @@ class Plain:
     def unchanged(self, pair: Pair, names: Sequence[str], deadline: float, tree: Tree) -> int:
         """How many files, from the first on, are what they were when they were copied. Stops at the deadline.
 
-        A source without extended attributes that was last changed before its copy is not compared further, if both keep
-        times by the same clock. What has attributes may have been copied by a tool that leaves them out, and what was changed
-        shortly before may have been changed while it was copied: entry.py looks at these in full.
+        Extended attributes are compared, but for a source that has none and was last changed before its copy, by one clock:
+        then its copy has none either. What has some may have been copied by a tool that leaves them out, and what was changed
+        shortly before may have been changed while it was copied.
         """
         done, above, below = 0, pair.source, pair.destination
         links, xattrs, follow, on_disk = self.links, self.xattrs, self.follow, tree.on_disk
         device, other = tree.source_inode[0], tree.destination_inode[0] if tree.one_clock and tree.destination_inode else None
-        stat, monotonic = os.stat, time.monotonic
+        stat, monotonic, differ = os.stat, time.monotonic, self.metadata.attributes_differ
         try:
-            near = attr.way_to(above, Process.roams) if xattrs else ""
+            near = attr.way_to(above) if xattrs else ""
         except OSError:
             return 0
         for name in names:
@@ -258,6 +252,7 @@ class Plain:
                             or there != other
                             or os.listxattr(near + name, follow_symlinks=follow)
                         )
+                        and differ(pair, name, name)
                     )
                     or (on_disk and size and fs.has_hole(name, below, size))
                 ):

@@ -16,6 +16,7 @@ import pytest
 
 import pcopy as library
 from pcopy.directory import Directories
+from pcopy.entry import Copier
 from tests.comparer import differences
 from tests.strace import lines_of, strace
 from tests.test_destination import unprivileged
@@ -87,6 +88,8 @@ CHANGES: dict[str, Callable[[Path], None]] = {
     "owner": lambda path: os.chown(path, 12, -1),
     "group": lambda path: os.chown(path, -1, 12),
     "xattr": lambda path: os.setxattr(path, "user.a", b"1"),
+    "xattr's value": lambda path: os.setxattr(path, "user.b", b"2"),
+    "xattr gone": lambda path: os.removexattr(path, "user.b"),
     "times": lambda path: os.utime(path, ns=(WHEN, WHEN + 1)),
     "access time": lambda path: os.utime(path, ns=(WHEN + 1, WHEN)),
     "name": lambda path: os.rename(path / "d", path / "e"),
@@ -98,7 +101,7 @@ CHANGES: dict[str, Callable[[Path], None]] = {
 def test_what_differs_in_a_directory_is_mended(tmp_path: Path, change: str, where: str) -> None:
     if os.geteuid() and change in ("owner", "group"):
         pytest.skip("needs root")
-    source = make_tree(tmp_path / "src", {"a": Dir({"b": Dir({"d": Dir()})})})  # no files: young ones are looked at in full
+    source = make_tree(tmp_path / "src", {"a": Dir({"b": Dir({"d": Dir()}, xattrs={"user.b": b"1"})})})
     library.copy(source, tmp_path / "dst", jobs=1)
     CHANGES[change](tmp_path / where / "a/b")
     assert library.copy(source, tmp_path / "dst", jobs=1, delete=True).ok
@@ -106,21 +109,35 @@ def test_what_differs_in_a_directory_is_mended(tmp_path: Path, change: str, wher
     assert not differences(source, tmp_path / "dst")
 
 
-def test_plain_directories_take_no_other_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("xattrs", [{}, {"user.label": b"1", "user.note": b"2"}], ids=["bare", "labelled"])
+def test_plain_directories_take_no_other_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, xattrs: dict[str, bytes]) -> None:
     """That it is the quick way cannot be seen in a copy."""
     scanned: list[str] = []
-    scan = Directories.scan
+    copied: list[str] = []
+    scan, copy = Directories.scan, Copier.copy
 
-    def noted(self: Directories, unit: object) -> object:
-        scanned.append(unit.path)  # type: ignore[attr-defined]
-        return scan(self, unit)  # type: ignore[arg-type]
+    def noted(self: Directories, unit: Any) -> object:
+        scanned.append(unit.path)
+        return scan(self, unit)
+
+    def noted_copy(self: Copier, pair: Any, name: str, *more: Any) -> object:
+        copied.append(name)
+        return copy(self, pair, name, *more)
 
     monkeypatch.setattr(Directories, "scan", noted)
-    tree = {f"d{one}": Dir({"f": "1", "e": Dir({f"f{two}": "2" for two in range(200)})}) for one in range(20)}
+    monkeypatch.setattr(Copier, "copy", noted_copy)
+    file = File(b"2", xattrs=xattrs)
+    tree = {
+        f"d{one}": Dir({"f": file, "e": Dir({f"f{two}": file for two in range(200)}, xattrs=xattrs)}, xattrs=xattrs)
+        for one in range(20)
+    }
     source = make_tree(tmp_path / "src", tree)
     assert library.copy(source, tmp_path / "dst", jobs=1).files == 20 * 201
+    copied.clear()  # those that are young
     assert library.copy(source, tmp_path / "dst", jobs=1).unchanged == 20 * 201
-    assert scanned == ["", ""]
+    assert library.copy(source, tmp_path / "day2", jobs=1, link_dest=tmp_path / "dst").hardlinks == 20 * 201
+    assert scanned[:2] == ["", ""]
+    assert len(copied) < 80, "more than the one with which a slice ends"
 
 
 @JOBS

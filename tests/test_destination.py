@@ -339,13 +339,15 @@ def own_and_set_uid(path: Path) -> None:
         pytest.param(lambda path: os.chmod(path, 0o751), id="mode"),
         pytest.param(set_attribute, id="xattr"),
         pytest.param(lambda path: os.removexattr(path, "user.shape"), id="xattr removed"),
+        pytest.param(lambda path: os.setxattr(path, "user.shape", b"square"), id="xattr's value"),
         pytest.param(lambda path: os.chown(path, 12, 34), id="owner", marks=as_root),
         pytest.param(own_and_set_uid, id="owner and set-uid", marks=as_root),
     ],
 )
 @pytest.mark.parametrize("entry", ["file", "directory"])
-def test_new_attributes_are_brought_over_without_copying_data(
-    tmp_path: Path, change: Callable[[Path], object], entry: str
+@pytest.mark.parametrize("where", ["src", "dst"])
+def test_attributes_that_differ_are_brought_over_without_copying_data(
+    tmp_path: Path, change: Callable[[Path], object], entry: str, where: str
 ) -> None:
     source, copy = make_tree(tmp_path / "src", {"file": "text", "directory": Dir({"below": "b"})}), tmp_path / "dst"
     try:
@@ -354,7 +356,7 @@ def test_new_attributes_are_brought_over_without_copying_data(
         pytest.skip(f"no extended attributes here: {error.strerror}")
     assert library.copy(source, copy, jobs=1).ok
     inode = os.stat(copy / entry).st_ino
-    change(source / entry)
+    change(tmp_path / where / entry)
     report = library.copy(source, copy, jobs=1)
     assert report.ok, report.errors
     assert (report.files, report.bytes, report.unchanged) == (0, 0, 2)
