@@ -217,8 +217,8 @@ class Plain:
         """How many files, from the first on, are what they were when they were copied. Stops at the deadline.
 
         Extended attributes are compared, but for a source that has none and was last changed before its copy, by one clock:
-        then its copy has none either. What has some may have been copied by a tool that leaves them out, and what was changed
-        shortly before may have been changed while it was copied.
+        then its copy has none either. What has some may have been copied by a tool that leaves them out, what was changed
+        shortly before may have been changed while it was copied, and each further name changes the time of a copy.
         """
         done, above, below = 0, pair.source, pair.destination
         links, xattrs, follow, on_disk = self.links, self.xattrs, self.follow, tree.on_disk
@@ -243,11 +243,11 @@ class Plain:
                     or uid != uid_there
                     or gid != gid_there
                     or (links and nlink > 1)
-                    or nlink_there > 1
                     or (
                         xattrs
                         and (
-                            state.st_ctime_ns + SHORTLY >= copy.st_ctime_ns
+                            nlink_there > 1
+                            or state.st_ctime_ns + SHORTLY >= copy.st_ctime_ns
                             or here != device
                             or there != other
                             or os.listxattr(near + name, follow_symlinks=follow)

@@ -136,6 +136,7 @@ def test_plain_directories_take_no_other_way(tmp_path: Path, monkeypatch: pytest
     copied.clear()  # those that are young
     assert library.copy(source, tmp_path / "dst", jobs=1).unchanged == 20 * 201
     assert library.copy(source, tmp_path / "day2", jobs=1, link_dest=tmp_path / "dst").hardlinks == 20 * 201
+    assert library.copy(source, tmp_path / "dst", jobs=1).unchanged == 20 * 201, "with two names each"
     assert scanned[:2] == ["", ""]
     assert len(copied) < 80, "more than the one with which a slice ends"
 
@@ -163,6 +164,19 @@ def test_copies_that_cannot_be_opened_take_no_handles(unlocked: Path) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert done.returncode == 0, done.stderr
     assert "200 unchanged" in done.stderr
+
+
+def test_a_further_name_of_a_copy_does_not_make_it_look_newer(tmp_path: Path) -> None:
+    """A link changes the change time, which else says that a copy has the attributes that its source has."""
+    source = make_tree(tmp_path / "src", {"a": Dir({"f": File(b"1", xattrs={"user.a": b"1"})})})
+    copy, other = tmp_path / "dst", tmp_path / "other"
+    library.copy(source, copy, jobs=1)
+    os.removexattr(source / "a/f", "user.a")
+    time.sleep(2.1)
+    os.link(copy / "a/f", other)
+    assert library.copy(source, copy, jobs=1).ok
+    assert not differences(source, copy)
+    assert os.listxattr(other) == ["user.a"]
 
 
 def test_where_times_are_not_kept_those_of_a_directory_stay(tmp_path: Path) -> None:
