@@ -155,10 +155,10 @@ class Account:
 
     def entry_failed(self, unit: Entries | Link, pair: Pair, name: str, error: OSError) -> None:
         """Gone from the source since the scan is no failure; everything else is, unless it goes better later."""
-        one = unit._replace(names=(name,), share=0.0) if isinstance(unit, Entries) else unit._replace(share=0.0)
+        one = unit.one(name) if isinstance(unit, Entries) else unit._replace(share=0.0)
         if self.try_again(one, error.errno):
             return
-        self.spoil(unit)
+        self.spoil(one)
         self.drop_partial(unit, pair)
         if error.errno == errno.ENOENT and self.vanished(pair, name):
             if os.fstat(pair.source).st_dev == self.device_of(unit):
@@ -341,9 +341,10 @@ class Account:
 
     def spoil(self, unit: Unit) -> None:
         """The first name of an inode was not copied: no other may become a link to what is there under it."""
-        first_of = unit.first_of if isinstance(unit, Entries) else unit.large.first_of if isinstance(unit, Seal) else None
-        if first_of:
-            self.outcome.ruined.add(first_of)
+        if isinstance(unit, Entries):
+            self.outcome.ruined.update(unit.first_of)
+        elif isinstance(unit, Seal):
+            self.outcome.ruined.update(unit.large.first_of)
 
     def keep_all(self, unit: Unit) -> None:
         """An entry of a directory was not copied: nothing is to be deleted there."""

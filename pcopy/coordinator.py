@@ -252,9 +252,9 @@ class Coordinator:
 
     def decide(self, names: Iterable[Shared]) -> None:
         """Make units of the names of inodes of which all are known by now: these may have been the last."""
-        for group, units in self.inodes.decided(names, not self.searching):
-            self.add(units)
-            self.release(group)
+        known, units = self.inodes.decided(names, not self.searching)
+        self.add(units)
+        self.release(known)
 
     def choose_again(self, inode: Group) -> None:
         """The first name of an inode was not copied: another one is to be, if there is one that waits for it."""
@@ -423,7 +423,8 @@ class Coordinator:
 
     def parts(self, unit: Unit, count: int) -> list[Unit]:
         parts = divide(unit, count)
-        self.hold(parts[1:])
+        self.hold(parts)
+        self.release([unit])
         return parts
 
     # ---- workers that died, and the end ----
@@ -514,10 +515,11 @@ def divide(unit: Unit, parts: int) -> list[Unit]:
     """A unit in several, if it can be."""
     if isinstance(unit, (Entries, Remove)) and len(unit.names) > 1:
         size = max(1, len(unit.names) // parts)
-        names = [unit.names[at : at + size] for at in range(0, len(unit.names), size)]
+        starts = range(0, len(unit.names), size)
         if isinstance(unit, Remove):
-            return [unit._replace(names=some) for some in names]
-        return [unit._replace(names=some, share=unit.share * len(some) / len(unit.names)) for some in names]
+            return [unit._replace(names=unit.names[at : at + size]) for at in starts]
+        some = [unit.part(at, at + size) for at in starts]
+        return [one._replace(share=unit.share * len(one.names) / len(unit.names)) for one in some]
     if isinstance(unit, Check) and unit.length > 1:
         size = max(1, unit.length // parts)
         return [unit.part(at, at + size) for at in range(0, unit.length, size)]

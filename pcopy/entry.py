@@ -106,6 +106,14 @@ class Copier:
         why = self.judge.why(pair, name, target, state, copy, fate) if self.options.tells else ""
         return explained(self.make(pair, name, target, state, copy, first), why)
 
+    def look_for_names(self, pair: Pair, name: str) -> Result | None:
+        """What :meth:`copy` says of a regular file whose inode has several names, if it is one."""
+        with contextlib.suppress(OSError):  # which copy() will meet again
+            state = fs.look_at(name, pair.source, self.follow)
+            if state.st_nlink > 1 and self.keep_links and stat.S_ISREG(state.st_mode) and not self.options.limited:
+                return shared(state)
+        return None
+
     def refresh(self, pair: Pair, name: str, target: str, state: os.stat_result, copy: os.stat_result) -> Result | None:
         """Bring the attributes of an unchanged entry up to date. None if it has to be copied anew for that.
 

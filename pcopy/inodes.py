@@ -7,14 +7,15 @@ Shared ─▶ gather ─▶ decided, when all names of an inode are known ─▶
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 from pcopy.options import Overwrite
-from pcopy.work import Group, Inode, Job, Link, Place, Shared, Unit, first_copy
+from pcopy.work import BATCH, Entries, Group, Inode, Job, Link, Place, Shared, Unit, first_copy
 
 # Names of inodes that have several, up to which they are kept until all of an inode are known. More would decide the same
 # in each run of ever larger trees, at about 300 bytes of memory a name.
 KEPT = 200_000
+NONE: Inode = (0, 0)
 # First names of an inode that fail, or are to be left as they are, until each of the others is copied by itself. More would
 # take long where no name of a file with many can be read.
 FIRSTS = 8
@@ -35,11 +36,14 @@ class Inodes:
         self.gathered.setdefault(name.inode, []).append(name)
         self.undecided += 1
 
-    def decided(self, names: Iterable[Shared], complete: bool) -> Iterator[tuple[list[Shared], list[Unit]]]:
-        """The names of each inode of which all are known, and the units that they become.
+    def decided(self, names: Iterable[Shared], complete: bool) -> tuple[list[Shared], list[Unit]]:
+        """The names of the inodes of which all are known, and the units that they become.
 
         All are known when as many came as the inode has, with these as the last, or when no more can come: it is ``complete``.
         """
+        done: list[Shared] = []
+        firsts: dict[Hashable, list[Shared]] = {}
+        others: list[Unit] = []
         everything = complete or self.undecided > KEPT
         for inode in list(self.gathered if everything else dict.fromkeys(name.inode for name in names)):
             group = self.gathered[inode]
@@ -47,11 +51,26 @@ class Inodes:
             if everything or (self.one_tree and len(group) >= (known[1] if known else group[0].links)):
                 del self.gathered[inode]
                 self.undecided -= len(group)
+                done += group
                 if not known:
-                    first = min(group, key=self.rank)
+                    first = min(group, key=self.rank) if len(group) > 1 else group[0]
+                    firsts.setdefault(first._replace(name="", inode=NONE, links=0, share=0.0), []).append(first)
+                    if complete and len(group) == 1:  # its other names are elsewhere, as in a cache of packages or a snapshot
+                        continue
                     group.remove(first)
-                    group.insert(0, first)
-                yield group, [self.copy_or_link(name) for name in group]
+                    known = place_of(first), first.links - 1
+                place, left = known
+                # The first name can be there twice, if a worker was killed.
+                others += [
+                    link_to(place, name) if place_of(name) != place else first_copy(name, name.regular) for name in group
+                ]
+                left -= len(group)
+                # Sources can overlap, and a link that is followed is a name too: then it has more names than it says.
+                if left > 0 or not self.one_tree or self.options.dereference:
+                    self.first_names[inode] = (place, left)
+                else:
+                    self.first_names.pop(inode, None)
+        return done, [*(unit for some in firsts.values() for unit in first_copies(some)), *others]
 
     def choose_again(self, inode: Group, links: Sequence[Link]) -> list[Unit]:
         """The first name of an inode was not copied: one of those that wait is to be; nothing, if that was tried enough."""
@@ -59,7 +78,7 @@ class Inodes:
         if not links or self.ruins[inode] >= FIRSTS:
             return []
         first = min(links)
-        place = Place(first.tree, first.path, first.rename or first.name)
+        place = place_of(first)
         if first.inode in self.first_names:
             self.first_names[first.inode] = (place, self.first_names[first.inode][1])
         others = [unit._replace(first=place) for unit in links if unit is not first]
@@ -70,15 +89,21 @@ class Inodes:
         keeps = self.options.overwrite in (Overwrite.NEVER, Overwrite.OLDER)
         return (name.fresh != keeps, name.tree, name.path, name.name)
 
-    def copy_or_link(self, name: Shared) -> Unit:
-        """The first name seen of an inode is copied, the others become links to it when it is there."""
-        place = Place(name.tree, name.path, name.rename or name.name)
-        first, left = self.first_names.get(name.inode, (place, name.links))
-        self.first_names[name.inode] = (first, left - 1)
-        # Sources can overlap, and a link that is followed is a name too: then it has more names than it says.
-        if left == 1 and self.one_tree and not self.options.dereference:
-            del self.first_names[name.inode]
-        if first == place:
-            return first_copy(name, name.regular)
-        link = Link(name.tree, name.path, name.name, name.rename, name.inode, first, name.share, device=name.device)
-        return link._replace(fresh=name.fresh, again=name.again)
+
+def place_of(name: Shared | Link) -> Place:
+    return Place(name.tree, name.path, name.rename or name.name)
+
+
+def link_to(first: Place, name: Shared) -> Link:
+    """What the names of an inode after the first become."""
+    link = Link(name.tree, name.path, name.name, name.rename, name.inode, first, name.share, device=name.device)
+    return link._replace(fresh=name.fresh, again=name.again)
+
+
+def first_copies(names: Sequence[Shared]) -> Iterator[Entries]:
+    """The units that copy names of one directory, each as the first of its inode."""
+    for at in range(0, len(names), BATCH):
+        some = names[at : at + BATCH]
+        whole = first_copy(some[0], some[0].regular)
+        share = sum(name.share for name in some)
+        yield whole._replace(names=tuple(name.name for name in some), first_of=tuple(name.inode for name in some), share=share)

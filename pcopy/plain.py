@@ -59,21 +59,23 @@ class Plain:
             self.works and options.overwrite is Overwrite.CHANGED and not options.checksum and not options.dereference
         )
 
-    def copy(self, pair: Pair, names: Sequence[str], deadline: float, tree: Tree, elsewhere: bool) -> tuple[int, int]:
+    def copy(
+        self, pair: Pair, names: Sequence[str], deadline: float, tree: Tree, elsewhere: bool, first: bool = False
+    ) -> tuple[int, int]:
         """Copy files until one is not plain, or until the deadline. Returns how many were copied, and their bytes.
 
         To see whether a source changed while it was read takes two looks at it, before and after. One will do, after, if
         its change time is older than the copying, by this machine's clock, and reading left the access time alone. That the
         next file is like the last one is a guess: where it is wrong, entry.py does the file again. ``elsewhere``:
-        another machine or process keeps the source, and nobody can wait for a write under way.
+        another machine or process keeps the source, and nobody can wait for a write under way. ``first``: of their inodes.
         """
         done = total = 0
-        contents, links, xattrs, mask, times = self.contents, self.links, self.xattrs, self.mask, self.times
+        contents, links, xattrs, mask, times = self.contents, self.links and not first, self.xattrs, self.mask, self.times
         above, below, top, read, large = pair.source, pair.destination, tree.source_inode[0], self.read, self.large
         open_, fstat, lseek, close, time_ns = os.open, os.fstat, os.lseek, os.close, time.time_ns
         chmod, utime, listxattr = os.fchmod, os.utime, os.listxattr if xattrs else no_attributes
         (user, group), inherits, quick = pair.owner or (None, None), pair.inherits, self.quick
-        first = os.copy_file_range if contents.ranges else contents.first
+        begin = os.copy_file_range if contents.ranges else contents.first
         left = min(deadline - time.monotonic(), 1e9)
         moment = now = time_ns()  # one clock for both: the deadline, and whether it was set back
         late = now + int(left * 1e9)
@@ -91,7 +93,7 @@ class Plain:
             try:
                 if not quick:
                     before = fstat(source)
-                    if not self.is_plain(before) or before.st_ctime_ns >= time_ns() - SHORTLY:
+                    if not self.is_plain(before, links) or before.st_ctime_ns >= time_ns() - SHORTLY:
                         break
                     try:
                         if not elsewhere and lseek(source, 0, SEEK_DATA):  # waits, see fs.wait_for_writes
@@ -105,10 +107,10 @@ class Plain:
                     made = False
                     break
                 try:
-                    copied = first(source, handle, FIRST)
+                    copied = begin(source, handle, FIRST)
                 except OSError as error:
                     contents.refused(error, ranges=True)
-                    first, copied = contents.first, 0
+                    begin, copied = contents.first, 0
                 state = fstat(source)
                 mode, _, device, nlink, uid, gid, size, _, _, _ = state
                 modified = state.st_mtime_ns
@@ -175,20 +177,22 @@ class Plain:
             total += size
         return done, total
 
-    def is_plain(self, state: os.stat_result) -> bool:
-        """Whether a file is regular, has one name, no holes, no more bytes than fit into one step, and a usual time."""
+    def is_plain(self, state: os.stat_result, links: bool) -> bool:
+        """Whether a file is regular, has no holes, no more bytes than fit into one step, and a usual time; with ``links``,
+        one name, too.
+        """
         return (
             state.st_mode & 0o170000 == 0o100000  # S_IFREG
-            and not (self.links and state.st_nlink > 1)
+            and not (links and state.st_nlink > 1)
             and state.st_size <= self.large
             and EARLIEST <= state.st_mtime_ns <= LATEST
             and state.st_blocks * 512 >= state.st_size
         )
 
-    def link(self, pair: Pair, names: Sequence[str], deadline: float, tree: Tree) -> int:
+    def link(self, pair: Pair, names: Sequence[str], deadline: float, tree: Tree, first: bool) -> int:
         """Make hard links to an earlier copy of files that are what they were then. Returns how many there were."""
         done, above, beside = 0, pair.source, pair.earlier[0]
-        links, xattrs, on_disk, earlier = self.links, self.xattrs, tree.on_disk, beside.destination
+        links, xattrs, on_disk, earlier = self.links and not first, self.xattrs, tree.on_disk, beside.destination
         stat, monotonic, differ = os.stat, time.monotonic, self.metadata.attributes_differ
         for name in names:
             if done and monotonic() >= deadline:
@@ -213,7 +217,7 @@ class Plain:
             done += 1
         return done
 
-    def unchanged(self, pair: Pair, names: Sequence[str], deadline: float, tree: Tree) -> int:
+    def unchanged(self, pair: Pair, names: Sequence[str], deadline: float, tree: Tree, first: bool = False) -> int:
         """How many files, from the first on, are what they were when they were copied. Stops at the deadline.
 
         Extended attributes are compared, but for a source that has none and was last changed before its copy, by one clock:
@@ -221,7 +225,7 @@ class Plain:
         shortly before may have been changed while it was copied, and each further name changes the time of a copy.
         """
         done, above, below = 0, pair.source, pair.destination
-        links, xattrs, follow, on_disk = self.links, self.xattrs, self.follow, tree.on_disk
+        links, xattrs, follow, on_disk = self.links and not first, self.xattrs, self.follow, tree.on_disk
         device, other = tree.source_inode[0], tree.destination_inode[0] if tree.one_clock and tree.destination_inode else None
         stat, monotonic, differ = os.stat, time.monotonic, self.metadata.attributes_differ
         try:

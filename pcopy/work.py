@@ -122,10 +122,10 @@ class Entries(NamedTuple):
     """Copy these names of one directory, none of them a directory.
 
     ``fresh``: the destination has none of them. ``regular``: the scan saw regular files. ``rename``: the name in the
-    destination, if there is one name and it differs. ``first_of``: the inode of which this name is to be the first copy.
-    ``cleared``: there is one name, and it waits until the directory that was in its place is removed; ``kept``: which had
-    to stay. ``compared``: of the first name, where contents decide. ``partial``: there is one name, and a run that was cut left
-    this temporary name of it.
+    destination, if there is one name and it differs. ``first_of``: the inodes, in the same order, of which these names are to
+    be the first copies. ``cleared``: there is one name, and it waits until the directory that was in its place is removed;
+    ``kept``: which had to stay. ``compared``: of the first name, where contents decide. ``partial``: there is one name, and a
+    run that was cut left this temporary name of it.
     """
 
     tree: int
@@ -135,7 +135,7 @@ class Entries(NamedTuple):
     regular: bool
     share: float
     rename: str | None = None
-    first_of: Inode | None = None
+    first_of: tuple[Inode, ...] = ()
     tries: int = 0  # how often the source changed under the copy
     failed: int = 0
     cleared: bool = False
@@ -147,12 +147,20 @@ class Entries(NamedTuple):
 
     @property
     def holds(self) -> tuple[Group, ...]:
-        directory = directory_group(self.tree, self.path)
-        return (directory, self.first_of) if self.first_of else (directory,)
+        return (directory_group(self.tree, self.path), *self.first_of)
 
     @property
     def after(self) -> Group:
         return gone_group(self.tree, join(self.path, self.rename or self.names[0])) if self.cleared else None
+
+    def part(self, start: int, stop: int | None = None) -> "Entries":
+        """The unit of some of the names. It has all of the share."""
+        return self._replace(names=self.names[start:stop], first_of=self.first_of[start:stop])
+
+    def one(self, name: str) -> "Entries":
+        """The unit of one of the names, without a share."""
+        at = self.names.index(name)
+        return self.part(at, at + 1)._replace(share=0.0)
 
 
 class Temporary(NamedTuple):
@@ -178,7 +186,7 @@ class Large(NamedTuple):
     size: int  # bytes
     holes: bool
     version: Version
-    first_of: Inode | None
+    first_of: tuple[Inode, ...]  # one or none
     tries: int
     share: float
     why: str = ""  # it is copied
@@ -256,8 +264,7 @@ class Seal(NamedTuple):
 
     @property
     def holds(self) -> tuple[Group, ...]:
-        directory = directory_group(self.tree, self.path)
-        return (directory, self.large.first_of) if self.large.first_of else (directory,)
+        return (directory_group(self.tree, self.path), *self.large.first_of)
 
     @property
     def after(self) -> Group:
@@ -476,7 +483,7 @@ class Shared(NamedTuple):
 
 def first_copy(name: Shared | Link, regular: bool = False) -> Entries:
     """The unit that copies a name of an inode that has several, as the first of them."""
-    copy = Entries(name.tree, name.path, (name.name,), name.fresh, regular, name.share, name.rename, name.inode)
+    copy = Entries(name.tree, name.path, (name.name,), name.fresh, regular, name.share, name.rename, (name.inode,))
     return copy._replace(device=name.device, again=name.again)
 
 

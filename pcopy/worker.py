@@ -232,14 +232,14 @@ class Slice(Account):
         names, deadline, plain = unit.names, self.deadline, self.copier.plain
         if unit.again and pair.destination != ABSENT:
             pair.note_names()
-        tree, done, begun, compared = self.job.trees[unit.tree], 0, False, None
+        tree, done, begun, compared, first = self.job.trees[unit.tree], 0, False, None, bool(unit.first_of)
         usual = unit.regular and not unit.again and not unit.partial
         plainly = usual and unit.fresh
         known = usual and not unit.fresh and plain.compares and pair.destination != ABSENT
         while done < len(names):
-            if plainly and plain.works and unit.first_of is None and not pair.earlier:
+            if plainly and plain.works and not pair.earlier:
                 some = names[done : done + 1] if self.singly else names[done:]
-                count, size = plain.copy(pair, some, deadline, tree, self.is_elsewhere(unit))
+                count, size = plain.copy(pair, some, deadline, tree, self.is_elsewhere(unit), first)
                 self.note_files(unit, some[:count], size)
                 if self.pace:
                     self.pace.pay(size)
@@ -249,32 +249,43 @@ class Slice(Account):
                 if count and self.singly:
                     continue
             elif plainly and plain.links_earlier and pair.earlier:
-                count = plain.link(pair, names[done:], deadline, tree)
+                count = plain.link(pair, names[done:], deadline, tree, first)
                 self.note_linked(unit, names[done : done + count])
                 done += count
                 if done == len(names) or (count and time.monotonic() >= deadline):
                     break
             elif known:
-                count = plain.unchanged(pair, names[done:], deadline, tree)
+                count = plain.unchanged(pair, names[done:], deadline, tree, first)
                 self.note_unchanged(unit, names[done : done + count])
                 done += count
                 if done == len(names) or (count and time.monotonic() >= deadline):
                     break
-            at = len(self.stack)
+            at, shared = len(self.stack), len(self.outcome.shared)
             try:
                 begun = self.copy_entry(unit, pair, names[done])
             except Unfinished as unfinished:
                 compared = unfinished.compared
                 break
             done += 1
+            if usual and len(self.outcome.shared) > shared:
+                done += self.gather(unit, pair, names[done:])
             if begun or time.monotonic() >= deadline or self.stuck:
                 break  # others can join in a large file; a directory that is in the way goes first
         self.outcome.share += unit.share * done / len(names)
         self.outcome.current = join(unit.path, names[max(0, done - 1)])
         if done < len(names):
             share = unit.share * (len(names) - done) / len(names)
-            rest = unit._replace(names=names[done:], share=share, compared=compared)
+            rest = unit.part(done)._replace(share=share, compared=compared)
             self.stack.insert(at if begun else len(self.stack), rest)  # below the units of what was begun
+
+    def gather(self, unit: Entries, pair: Pair, names: Sequence[str]) -> int:
+        """Leave names to the coordinator, so far as their inodes have others, too: often all have. Returns how many."""
+        for count, name in enumerate(names):
+            result = None if time.monotonic() >= self.deadline else self.copier.look_for_names(pair, name)
+            if not result:
+                return count
+            self.settle(unit, name, result)
+        return len(names)
 
     def pair_of(self, unit: Entries | Link) -> Pair:
         pair = self.handles.pair(unit.tree, unit.path)
@@ -289,7 +300,7 @@ class Slice(Account):
         """Copy whatever is behind a name. True if it is not done yet, and to be before the next one."""
         self.copier.auditor.compared, self.copier.partial = unit.compared, unit.partial
         try:
-            result = self.copier.copy(pair, name, unit.rename or name, unit.fresh, unit.first_of is not None, unit.again)
+            result = self.copier.copy(pair, name, unit.rename or name, unit.fresh, bool(unit.first_of), unit.again)
         except Unfinished:
             raise
         except OSError as error:
@@ -313,7 +324,7 @@ class Slice(Account):
         share = unit.share / len(unit.names)
         if result.fate is Fate.BLOCKED:
             self.outcome.share -= share
-            self.clear_first(unit, unit._replace(names=(name,), fresh=False, share=share, cleared=True), name)
+            self.clear_first(unit, unit.one(name)._replace(fresh=False, share=share, cleared=True), name)
         elif result.fate is Fate.SHARED:
             assert result.inode
             self.outcome.share -= share
@@ -327,14 +338,14 @@ class Slice(Account):
             assert result.version and result.temporary
             large = Large(
                 unit.tree, unit.path, name, unit.rename or name, result.temporary, result.size, result.holes, result.version,
-                unit.first_of, unit.tries, share, reason(unit, result.why), unit.device,
+                unit.one(name).first_of, unit.tries, share, reason(unit, result.why), unit.device,
             )  # fmt: skip
             largefile.begin(self, large, result.there)
         elif result.fate is Fate.FILE:
             self.copied_file(unit, name, result.size, result.why)
         else:
             if result.fate is Fate.SKIPPED:
-                self.spoil(unit)
+                self.spoil(unit.one(name))
             if not result.hidden:
                 self.note_there(unit, (name,), unit.rename)
             self.count(result.fate)

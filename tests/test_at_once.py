@@ -166,6 +166,25 @@ def test_copies_that_cannot_be_opened_take_no_handles(unlocked: Path) -> None:
     assert "200 unchanged" in done.stderr
 
 
+def test_files_with_names_elsewhere_are_copied_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As are those of an environment of packages that has links to a cache: what they are is found out once, not one by one."""
+    singly: list[str] = []
+    copy = Copier.copy
+
+    def noted(self: Copier, pair: Any, name: str, *more: Any) -> object:
+        singly.append(name)
+        return copy(self, pair, name, *more)
+
+    source = make_tree(tmp_path / "src", {f"d{one}": Dir({f"f{two}": "1" for two in range(200)}) for one in range(20)})
+    subprocess.run(["cp", "-al", source, tmp_path / "elsewhere"], check=True)
+    assert library.copy(source, tmp_path / "dst", jobs=1).files == 4000  # young ones are copied one by one
+    monkeypatch.setattr(Copier, "copy", noted)
+    assert library.copy(source, tmp_path / "dst", jobs=1).unchanged == 4000
+    assert library.copy(source, tmp_path / "day2", jobs=1, link_dest=tmp_path / "dst").hardlinks == 4000
+    assert len(singly) < 400
+    assert not differences(source, tmp_path / "dst")
+
+
 def test_a_further_name_of_a_copy_does_not_make_it_look_newer(tmp_path: Path) -> None:
     """A link changes the change time, which else says that a copy has the attributes that its source has."""
     source = make_tree(tmp_path / "src", {"a": Dir({"f": File(b"1", xattrs={"user.a": b"1"})})})

@@ -71,7 +71,7 @@ def finish(path: str = "", last: bool = False) -> Finish:
     return Finish(0, path, ATTRIBUTES, last=last)
 
 
-def large(path: str = "", name: str = "big", size: int = 64 * MIB, first_of: tuple[int, int] | None = None) -> Large:
+def large(path: str = "", name: str = "big", size: int = 64 * MIB, first_of: tuple[tuple[int, int], ...] = ()) -> Large:
     return Large(
         0,
         path,
@@ -297,7 +297,7 @@ def test_links_wait_for_the_first_copy() -> None:
     first = take(coordinator, 0)
     assert names_in(first) == [("", "one")]
     assert isinstance(first[0], Entries)
-    assert first[0].first_of == INODE
+    assert first[0].first_of == (INODE,)
     assert take(coordinator, 0) == [finish("d")]
     assert take(coordinator, 0) == []
     done(coordinator, first)
@@ -312,11 +312,56 @@ def test_links_wait_for_the_first_copy() -> None:
     assert take(coordinator, 0) == [finish("")]
 
 
+def pairs_of_names(count: int) -> list[Shared]:
+    """So many inodes of two names each, a<n> and e/b<n>."""
+    names = [shared(f"a{number}", links=2) for number in range(count)] + [
+        shared(f"b{number}", "e", 2) for number in range(count)
+    ]
+    return [name._replace(inode=(1, number % count)) for number, name in enumerate(names)]
+
+
+def test_first_copies_of_a_directory_are_one_unit_and_each_link_waits_for_its_own() -> None:
+    coordinator = a_coordinator(1)
+    done(coordinator, [], shared=pairs_of_names(6))
+    (first,) = units = take(coordinator, 0)
+    assert isinstance(first, Entries)
+    assert names_in(units) == [("", f"a{number}") for number in range(6)]
+    assert first.first_of == tuple((1, number) for number in range(6))
+    assert take(coordinator, 0) == []
+    done(coordinator, units, first.part(3), ruined={(1, 1)})
+    found = [unit for _ in range(4) for unit in take(coordinator, 0)]
+    links = [unit for unit in found if isinstance(unit, Link)]
+    assert sorted((unit.name, unit.first) for unit in links) == [("b0", Place(0, "", "a0")), ("b2", Place(0, "", "a2"))]
+    assert sorted(names_in(found)) == [("", "a3"), ("", "a4"), ("", "a5"), ("e", "b1")]
+    assert take(coordinator, 0) == []
+    done(coordinator, found)
+    links = [unit for _ in range(3) for unit in take(coordinator, 0) if isinstance(unit, Link)]
+    assert sorted(unit.name for unit in links) == ["b3", "b4", "b5"]
+    done(coordinator, list(links))
+    assert nothing_is_held(coordinator)
+
+
+def test_first_copies_are_shared_out() -> None:
+    coordinator = a_coordinator(4)
+    done(coordinator, [], shared=pairs_of_names(16))
+    slices = [take(coordinator, running) for running in range(4)]
+    assert all(slices)
+    for units in slices:
+        assert all(isinstance(unit, Entries) for unit in units)
+        done(coordinator, units)
+    done_links = 0
+    while units := take(coordinator, 0):
+        done_links += sum(isinstance(unit, Link) for unit in units)
+        done(coordinator, units)
+    assert done_links == 16
+    assert nothing_is_held(coordinator)
+
+
 def test_links_wait_for_a_large_first_copy_until_it_has_its_name() -> None:
     coordinator = a_coordinator(1)
     done(coordinator, [], shared=[shared("one", links=2), shared("two", links=2)])
     first = take(coordinator, 0)
-    file = large(name="one", first_of=INODE)
+    file = large(name="one", first_of=(INODE,))
     done(coordinator, first, Seal(file), Span(file, 0, file.size))
     span = take(coordinator, 0)
     assert span == [Span(file, 0, file.size)]
@@ -716,8 +761,8 @@ ODD = ["plain", "with\nnewline", "\udcff\udc80 not utf-8", "ü"]
 MESSAGES: list[object] = [
     *(scan(name) for name in ODD),
     *(entries(name, *ODD) for name in ODD),
-    Entries(1, "p", ("a",), False, True, 0.5, "renamed", INODE, 2),
-    Span(large(first_of=INODE), 5, 9),
+    Entries(1, "p", ("a",), False, True, 0.5, "renamed", (INODE,), 2),
+    Span(large(first_of=(INODE,)), 5, 9),
     Seal(large(), discard=True),
     Link(0, "p", "n", "m", INODE, Place(0, "q", "f"), 0.25),
     finish("p", last=True),

@@ -299,7 +299,7 @@ def test_each_byte_of_a_large_file_is_verified_once_by_many(tmp_path: Path, sour
 
 def a_large() -> Large:
     temporary, version = Temporary(".t", (1, 3), (0, 0), False), Version((1, 2), 4 * LARGE, 3, 4)
-    return Large(0, "", "large", "large", temporary, 4 * LARGE, False, version, None, 0, 1.0)
+    return Large(0, "", "large", "large", temporary, 4 * LARGE, False, version, (), 0, 1.0)
 
 
 def test_what_is_left_of_a_file_that_is_bad_is_not_done(tmp_path: Path) -> None:
