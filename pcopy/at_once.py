@@ -21,6 +21,7 @@ from pcopy import runs
 from pcopy.account import Account
 from pcopy.directory import ALL_OF_OWNER, APPEARED, attributes_of
 from pcopy.handles import ABSENT, Pair, close
+from pcopy.metadata import SPECIAL_BITS
 from pcopy.work import DIRECTORY_WEIGHT, Finish, Scan, Tree, entries_of
 
 MANY = 10_000  # names in a directory: to compare more at once would take memory, and save little
@@ -99,11 +100,16 @@ def compare(work: Account, unit: Scan, pair: Pair) -> bool | None:
     if (
         state.st_mtime_ns != there.st_mtime_ns
         or state.st_mode != there.st_mode
-        or state.st_uid != there.st_uid
-        or state.st_gid != there.st_gid
         or is_apart(work, tree, state)
         or (work.directories.owner and ~there.st_mode & ALL_OF_OWNER)
         or attr.all_attributes(pair.source) != attr.all_attributes(pair.destination)
+    ):
+        return None
+    foreign, metadata = (state.st_uid, state.st_gid) != (there.st_uid, there.st_gid), work.copier.metadata
+    if foreign and (
+        state.st_mode & SPECIAL_BITS
+        or (metadata.keep_owner and not metadata.unprivileged)  # closed to others, until all in it is in place
+        or not metadata.leaves_owner(state.st_uid, state.st_gid, there.st_gid)
     ):
         return None
     runs.stay_out_of_deletion(pair.destination)
@@ -116,7 +122,8 @@ def compare(work: Account, unit: Scan, pair: Pair) -> bool | None:
     pair.mode = stat.S_IMODE(there.st_mode)
     done = work.copier.plain.unchanged(pair, regular, work.deadline, tree) if regular else 0
     whole = done == len(regular) and not other
-    metadata = work.copier.metadata
+    if whole and foreign and metadata.keep_owner:
+        metadata.lose("owner")
     if whole and metadata.keep_times and state.st_atime_ns != there.st_atime_ns:  # somebody has read it
         try:
             metadata.attempt("times", metadata.set_times, pair.destination, state.st_atime_ns, state.st_mtime_ns)

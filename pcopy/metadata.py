@@ -42,11 +42,12 @@ class Metadata:
         self.keep_times, self.keep_xattrs = "times" in keep, "xattr" in keep
         self.umask, self.follow = umask, options.dereference
         self.unprivileged = os.geteuid() != 0
-        self.refused: set[tuple[int, int]] = set()  # owners that we may not set: not tried again in this slice
+        # Owners and groups that we may not set, not tried again in this slice, and whether we may set the group alone.
+        self.refused: dict[tuple[int, int], bool] = {}
         self.lost: dict[str, int] = {}
 
-    def lose(self, kind: str) -> None:
-        self.lost[kind] = self.lost.get(kind, 0) + 1
+    def lose(self, kind: str, times: int = 1) -> None:
+        self.lost[kind] = self.lost.get(kind, 0) + times
 
     def dress(self, source: Target, target: Target, state: os.stat_result, pair: Pair) -> None:
         """Give a new entry all that its source has."""
@@ -209,13 +210,18 @@ class Metadata:
 
     def own(self, target: Target, uid: int, gid: int) -> bool:
         """Set owner and group, or at least the group. True if both are set."""
-        if (uid, gid) not in self.refused:
-            if self.attempt("", attr.set_owner, target, uid, gid):
-                return True
-            if not self.attempt("", attr.set_owner, target, -1, gid):
-                self.refused.add((uid, gid))
+        known = self.refused.get((uid, gid))
+        if known is None and self.attempt("", attr.set_owner, target, uid, gid):
+            return True
+        if known is not False:
+            self.refused[uid, gid] = self.attempt("", attr.set_owner, target, -1, gid)
         self.lose("owner")
         return False
+
+    def leaves_owner(self, uid: int, gid: int, group: int) -> bool:
+        """Whether the copy of what others own, which has this group, would get neither owner nor group from :meth:`own`."""
+        known = self.refused.get((uid, gid))
+        return not self.keep_owner or known is False or (known is True and group == gid)
 
     def copy_attributes(self, source: Target, target: Target, names: list[str]) -> None:
         """Make the target's extended attributes and ACLs those of the source, and drop what it has beyond them."""

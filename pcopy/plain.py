@@ -20,7 +20,7 @@ from pcopy import attributes as attr
 from pcopy import filesystem as fs
 from pcopy.contents import Contents
 from pcopy.handles import Pair
-from pcopy.metadata import EARLIEST, LATEST, SHORTLY, Metadata
+from pcopy.metadata import EARLIEST, LATEST, SHORTLY, SPECIAL_BITS, Metadata
 from pcopy.options import Options, Overwrite, When
 from pcopy.work import Tree
 
@@ -43,7 +43,8 @@ class Plain:
         self.mask = 0o7777 if "mode" in options.preserve else 0o777 & ~metadata.umask
         self.links = "links" in options.preserve
         self.xattrs, self.times = "xattr" in options.preserve and attr.XATTRS, "times" in options.preserve
-        self.follow = options.dereference
+        self.follow, self.tells = options.dereference, options.tells
+        self.user = os.geteuid() if metadata.unprivileged else None
         self.quick, self.guesses = False, True
         self.compares = options.overwrite in (Overwrite.CHANGED, Overwrite.OLDER) and not (options.limited or options.checksum)
         self.works = (
@@ -204,8 +205,10 @@ class Plain:
                     or state.st_size != copy.st_size
                     or state.st_mode != copy.st_mode
                     or state.st_mode & 0o170000 != 0o100000  # S_IFREG
-                    or state.st_uid != copy.st_uid
-                    or state.st_gid != copy.st_gid
+                    or (
+                        (state.st_uid != copy.st_uid or state.st_gid != copy.st_gid)
+                        and (copy.st_uid != self.user or state.st_mode & SPECIAL_BITS)  # ours, as its copy would be
+                    )
                     or (links and state.st_nlink > 1)
                     or (xattrs and differ(beside, name, name))
                     or (on_disk and state.st_size and fs.has_hole(name, earlier, state.st_size))
@@ -224,9 +227,13 @@ class Plain:
         then its copy has none either. What has some may have been copied by a tool that leaves them out, what was changed
         shortly before may have been changed while it was copied, and each further name changes the time of a copy.
         """
-        done, above, below = 0, pair.source, pair.destination
+        done, foreign, above, below = 0, 0, pair.source, pair.destination
         links, xattrs, follow, on_disk = self.links and not first, self.xattrs, self.follow, tree.on_disk
-        device, other = tree.source_inode[0], tree.destination_inode[0] if tree.one_clock and tree.destination_inode else None
+        tells, device, other = (
+            self.tells,
+            tree.source_inode[0],
+            tree.destination_inode[0] if tree.one_clock and tree.destination_inode else None,
+        )
         stat, monotonic, differ = os.stat, time.monotonic, self.metadata.attributes_differ
         try:
             near = attr.way_to(above) if xattrs else ""
@@ -244,8 +251,6 @@ class Plain:
                     or size != size_there
                     or mode != mode_there
                     or mode & 0o170000 != 0o100000  # S_IFREG
-                    or uid != uid_there
-                    or gid != gid_there
                     or (links and nlink > 1)
                     or (
                         xattrs
@@ -261,9 +266,15 @@ class Plain:
                     or (on_disk and size and fs.has_hole(name, below, size))
                 ):
                     break
+                if uid != uid_there or gid != gid_there:
+                    if tells or mode & SPECIAL_BITS or not self.metadata.leaves_owner(uid, gid, gid_there):
+                        break
+                    foreign += 1
             except OSError:
                 break
             done += 1
+        if foreign and self.metadata.keep_owner:
+            self.metadata.lose("owner", foreign)
         return done
 
 

@@ -13,13 +13,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 import pcopy as library
 from tests.conftest import Run, as_root
+from tests.strace import lines_of, strace
 from tests.trees import WHEN, Dir, File, Hard, Link, State, make_tree, read_tree
 
 SERIAL_AND_POOL = pytest.mark.parametrize("jobs", [1, 4])
@@ -494,16 +495,42 @@ def test_a_dry_run_into_nothing_makes_nothing(day: tuple[Path, Path], pcopy: Run
 # ---- without privilege ----------------------------------------------------------------------------------------------
 
 
-def unprivileged(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run the command line as a user who owns what we own, and has no privilege.
+def unprivileged(*arguments: object, before: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    """Run the command line, with such words ``before`` it, as a user who owns what we own, and has no privilege.
 
     In a user namespace of its own: unlike after setuid(2), the interpreter may lie in a directory that is ours alone.
     """
     drop = ["unshare", "--user", "--map-user=1000", "--map-group=1000"] if not os.geteuid() else []
     if drop and subprocess.run([*drop, "true"], capture_output=True, check=False).returncode:
         pytest.skip("no user namespaces here")
-    command = [*drop, sys.executable, "-m", "pcopy", *map(str, arguments)]
+    command = [*before, *drop, sys.executable, "-m", "pcopy", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+@as_root
+@pytest.mark.parametrize("group", [34, 0], ids=["another group", "our group"])
+def test_owners_that_were_refused_are_not_tried_for_each_file(unlocked: Path, group: int) -> None:
+    """Copies of what others own are compared like any others, and what they lack is told in each run."""
+    tree: dict[str | bytes, object] = {f"d{one}": Dir({f"f{two}": "1" for two in range(40)}) for one in range(10)}
+    source, copy, log = make_tree(unlocked / "src", tree), unlocked / "dst", unlocked / "log"
+    for path in [source, *source.rglob("*")]:
+        os.chown(path, 12, group)
+    tracing = strace("-e", "trace=/ch(own|mod)", log=log)
+    for what in ("copied 400 files", " 400 unchanged"):
+        done = unprivileged("-j", 1, source, copy, before=tracing)
+        assert done.returncode == 0, done.stderr
+        assert what in done.stderr
+        assert "owner: could not be preserved on 411 of the copies" in done.stderr
+    assert len(lines_of(log)) < 40  # of the second run
+    (source / "d3/f7").chmod(0o645)
+    done = unprivileged("-j", 1, "--link-dest", copy, "--json", source, unlocked / "day2")
+    assert json.loads(done.stdout)["hardlinks"] == 399
+    assert (unlocked / "day2/d3/f7").stat().st_mode & 0o777 == 0o645
+    os.chown(copy / "d5/f5", 12, group)
+    (copy / "d4/f4").chmod(0o600)
+    assert unprivileged("-j", 1, source, copy).returncode == 0
+    assert {path.stat().st_mode & 0o777 for path in copy.rglob("f*")} == {0o644, 0o645}
+    assert (copy / "d4/f4").stat().st_mode & 0o777 == 0o644
 
 
 @SERIAL_AND_POOL
