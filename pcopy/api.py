@@ -208,7 +208,7 @@ def copy(
 class Request(NamedTuple):
     """What was asked for, and makes sense. ``listing``: where a manifest goes; ``files``: what a run writes besides.
 
-    ``to_delete``: entries that are expected to be deleted, if there is a limit on that.
+    ``to_delete``: entries that are expected to be deleted, if there is a limit on that; ``only_deletions``: see Job.
     """
 
     top: str
@@ -218,6 +218,7 @@ class Request(NamedTuple):
     listing: str | None
     files: Sequence[str]
     to_delete: int = 0
+    only_deletions: bool = False
 
 
 def spared(trees: Sequence[Tree], files: Iterable[str]) -> frozenset[tuple[int, str]]:
@@ -229,7 +230,7 @@ def spared(trees: Sequence[Tree], files: Iterable[str]) -> frozenset[tuple[int, 
 
 def carry_out(request: Request, report: Report, observer: Observer, stop: Stop) -> None:
     """Prepare the destination and do all the work."""
-    top, landings, options, expected, listing, files, to_delete = request
+    top, landings, options, expected, listing, files, to_delete, only_deletions = request
     known = len(report.errors)
     with contextlib.ExitStack() as stack:
         try:
@@ -238,7 +239,8 @@ def carry_out(request: Request, report: Report, observer: Observer, stop: Stop) 
             give_up(report, failures.of(top, error)._replace(operation="prepare the destination", fatal=True), observer)
             return
         spool = stack.enter_context(contextlib.closing(Spool()))
-        coordinator = Coordinator(job._replace(stop=stop, spared=spared(job.trees, files)), report, observer, stop, spool)
+        full = job._replace(stop=stop, spared=spared(job.trees, files), only_deletions=only_deletions)
+        coordinator = Coordinator(full, report, observer, stop, spool)
         coordinator.by_handle = by_handle(job, top, handle)
         coordinator.to_delete = to_delete
         if expected:
@@ -307,12 +309,13 @@ def too_much(request: Request, report: Report, stop: Stop) -> tuple[Failure | No
         empty = next((one.source for one in landings if is_empty(one.source)), None)
         reason = "the source is empty, so that all would be deleted: is it mounted? If it is meant to be, give max-delete"
         return Failure(empty, "delete", None, reason, fatal=True) if empty else None, 0
-    names = names_below([one.destination for one in landings if not one.names], options.max_delete)
+    there = [one.destination for one in landings if not one.names and os.path.lexists(one.destination)]
+    names = names_below(there, options.max_delete)
     if names <= options.max_delete:
         return None, names  # without a plan, which takes longer than to count names
     silent = replace(options, dry_run=True, verbose=False, events=False)
     plan = new_report(silent)
-    carry_out(request._replace(options=silent, expected=None), plan, Observer(), stop)
+    carry_out(request._replace(options=silent, expected=None, only_deletions=True), plan, Observer(), stop)
     report.warnings += [warning for warning in plan.warnings if warning not in report.warnings]
     if plan.deleted <= options.max_delete:
         if not plan.errors:

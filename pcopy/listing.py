@@ -47,6 +47,13 @@ class Listing:
         """What is to be copied of a directory."""
         return None if self.below is None else tuple(self.below.get(name, ()))
 
+    def keep_those_over_directories(self) -> int:
+        """Leave out the entries in whose place is no directory: nothing is deleted for them. Returns how many."""
+        before = len(self.regular) + len(self.other)
+        self.regular = [name for name in self.regular if self.there.get(name)]
+        self.other = [name for name in self.other if self.there.get(name)]
+        return before - len(self.regular) - len(self.other)
+
     def hide(self, here: Here) -> None:
         """Put aside what a filter hides."""
         directories = here.hidden([name for name, _ in self.directories], True)

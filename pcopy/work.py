@@ -51,6 +51,7 @@ class Job(NamedTuple):
     earlier: tuple[Tree, ...] = ()  # numbered after the trees; only their destinations mean anything
     stop: Stop | None = None
     spared: frozenset[tuple[int, str]] = frozenset()  # files of the run in its copy, which nothing removes: (tree, path)
+    only_deletions: bool = False  # a dry run that is to find out no more than how much would be deleted
 
 
 class Attributes(NamedTuple):

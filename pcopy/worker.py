@@ -176,6 +176,8 @@ class Slice(Account):
             self.fail(self.destination_gone(tree, failure.errno) or failure._replace(path=self.full(tree, failure.path)))
         share = unit.share / max(1, found + (DIRECTORY_WEIGHT - 1) * len(listing.directories))
         outcome.share += share * undone if found else unit.share
+        if self.job.only_deletions:
+            outcome.tally.skipped += listing.keep_those_over_directories()
         prefix = f"{path}/" if path else ""
         for name, made in listing.directories:
             weight, replaces = share * DIRECTORY_WEIGHT, name in listing.replaced

@@ -22,6 +22,7 @@ import pcopy as library
 from pcopy import api, runs
 from pcopy import filesystem as fs
 from pcopy.directory import Directories
+from pcopy.entry import Copier
 from tests.conftest import SHARED, Run, as_root, compiled
 from tests.strace import strace
 from tests.test_destination import mounted, unprivileged
@@ -204,6 +205,40 @@ def test_a_limit_that_is_just_enough_is(tmp_path: Path, jobs: int) -> None:
     report = pcopy.copy(source, tmp_path / "dst", jobs=jobs, delete=True, max_delete=extra, filters=["*.o"])
     assert (report.ok, report.deleted) == (True, extra), report.errors
     assert set(os.listdir(tmp_path / "dst")) == {"f", *tree} and os.listdir(tmp_path / "dst/d7") == ["keep"]
+
+
+def test_to_count_what_is_to_go_looks_at_no_file(tmp_path: Path, jobs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither before a first copy, nor before a rerun that compares contents."""
+    if jobs > 1:
+        pytest.skip("what workers look at is not seen here")
+    looked: list[str] = []
+    scanned: list[str] = []
+    copy, scan = Copier.copy, Directories.scan
+
+    def noted(self: Copier, pair: Any, name: str, *more: Any) -> object:
+        looked.append(name)
+        return copy(self, pair, name, *more)
+
+    def noted_scan(self: Directories, unit: Any) -> object:
+        scanned.append(unit.path)
+        return scan(self, unit)
+
+    monkeypatch.setattr(Copier, "copy", noted)
+    monkeypatch.setattr(Directories, "scan", noted_scan)
+    source = make_tree(tmp_path / "src", {f"d{one}": Dir({f"f{two}": b"1" for two in range(9)}) for one in range(9)})
+    for what in ("first", "rerun"):
+        report = pcopy.copy(source, tmp_path / "dst", jobs=jobs, delete=True, max_delete=3, checksum=True)
+        assert (report.ok, len(looked)) == (True, 81), what
+        assert what == "rerun" or scanned == [""], "nothing is there to be counted"
+        looked.clear()
+    make_tree(tmp_path / "dst/d3", {"gone": Dir({"a": b"1", "b": b"2"})})
+    assert pcopy.copy(source, tmp_path / "dst", jobs=jobs, delete=True, max_delete=2, checksum=True).exit_status == 3
+    assert not looked
+    assert pcopy.copy(source, tmp_path / "dst", jobs=jobs, delete=True, max_delete=3, checksum=True).deleted == 3
+    make_tree(source, {"file": b"1", "link": Link("d1")})
+    make_tree(tmp_path / "dst", {name: Dir({"a": b"1"}) for name in ("file", "link")})
+    refused = pcopy.copy(source, tmp_path / "dst", jobs=jobs, delete=True, max_delete=3, checksum=True)
+    assert "would remove 4 entries" in refused.errors[0].reason
 
 
 def test_what_a_link_leads_to_is_copied_before_it_is_deleted(tmp_path: Path, jobs: int) -> None:
