@@ -54,7 +54,7 @@ LONG, SHORT = 0.1, 0.005
 # The first slice runs in this process: a copy that takes no longer never pays for a pool.
 FIRST = 0.01
 # Units in one slice: more would be carried to a worker and back undone.
-MOST = 64
+MOST = 256
 # Bytes of the smallest span worth sharing out.
 SMALLEST_SPAN = 4 << 20
 PAGE = 64 << 10  # bytes: the largest that Linux is built for
