@@ -313,7 +313,7 @@ def too_much(request: Request, report: Report, stop: Stop) -> tuple[Failure | No
     names = names_below(there, options.max_delete)
     if names <= options.max_delete:
         return None, names  # without a plan, which takes longer than to count names
-    silent = replace(options, dry_run=True, verbose=False, events=False)
+    silent = replace(options, dry_run=True, verbose=False, events=False, checksum=False)
     plan = new_report(silent)
     carry_out(request._replace(options=silent, expected=None, only_deletions=True), plan, Observer(), stop)
     report.warnings += [warning for warning in plan.warnings if warning not in report.warnings]

@@ -102,14 +102,14 @@ def compare(work: Account, unit: Scan, pair: Pair) -> bool | None:
         or state.st_mode != there.st_mode
         or is_apart(work, tree, state)
         or (work.directories.owner and ~there.st_mode & ALL_OF_OWNER)
-        or attr.all_attributes(pair.source) != attr.all_attributes(pair.destination)
+        or attr.read_attributes(pair.source) != attr.read_attributes(pair.destination)
     ):
         return None
     foreign, metadata = (state.st_uid, state.st_gid) != (there.st_uid, there.st_gid), work.copier.metadata
     if foreign and (
         state.st_mode & SPECIAL_BITS
-        or (metadata.keep_owner and not metadata.unprivileged)  # closed to others, until all in it is in place
-        or not metadata.leaves_owner(state.st_uid, state.st_gid, there.st_gid)
+        or (metadata.keep_owner and there.st_uid != work.copier.plain.user)
+        or (metadata.keep_owner and not metadata.leaves_owner(state.st_uid, state.st_gid, there.st_gid))
     ):
         return None
     runs.stay_out_of_deletion(pair.destination)

@@ -61,10 +61,10 @@ def way_to(directory: int) -> str:
 
 def attributes_by_name(name: str, directory: int, follow: bool = False) -> dict[str, bytes]:
     """All extended attributes of an entry, without opening it."""
-    return all_attributes(way_to(directory) + name, follow)
+    return read_attributes(way_to(directory) + name, follow)
 
 
-def all_attributes(target: Target, follow: bool = True) -> dict[str, bytes]:
+def read_attributes(target: Target, follow: bool = True) -> dict[str, bytes]:
     """The extended attributes with their values; none where the system or the file system has no such thing."""
     if not XATTRS:
         return {}

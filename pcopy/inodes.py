@@ -55,8 +55,6 @@ class Inodes:
                 if not known:
                     first = min(group, key=self.rank) if len(group) > 1 else group[0]
                     firsts.setdefault(first._replace(name="", inode=NONE, links=0, share=0.0), []).append(first)
-                    if complete and len(group) == 1:  # its other names are elsewhere, as in a cache of packages or a snapshot
-                        continue
                     group.remove(first)
                     known = place_of(first), first.links - 1
                 place, left = known

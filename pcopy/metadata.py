@@ -219,9 +219,9 @@ class Metadata:
         return False
 
     def leaves_owner(self, uid: int, gid: int, group: int) -> bool:
-        """Whether the copy of what others own, which has this group, would get neither owner nor group from :meth:`own`."""
+        """Whether our copy of what others own, which has this group, would get neither owner nor group from :meth:`own`."""
         known = self.refused.get((uid, gid))
-        return not self.keep_owner or known is False or (known is True and group == gid)
+        return known is False or (known is True and group == gid)
 
     def copy_attributes(self, source: Target, target: Target, names: list[str]) -> None:
         """Make the target's extended attributes and ACLs those of the source, and drop what it has beyond them."""

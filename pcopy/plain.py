@@ -226,14 +226,12 @@ class Plain:
         Extended attributes are compared, but for a source that has none and was last changed before its copy, by one clock:
         then its copy has none either. What has some may have been copied by a tool that leaves them out, what was changed
         shortly before may have been changed while it was copied, and each further name changes the time of a copy.
+        ``first``: of their inodes. Owners that our copies cannot get are counted as lost.
         """
         done, foreign, above, below = 0, 0, pair.source, pair.destination
         links, xattrs, follow, on_disk = self.links and not first, self.xattrs, self.follow, tree.on_disk
-        tells, device, other = (
-            self.tells,
-            tree.source_inode[0],
-            tree.destination_inode[0] if tree.one_clock and tree.destination_inode else None,
-        )
+        device, other = tree.source_inode[0], tree.destination_inode[0] if tree.one_clock and tree.destination_inode else None
+        tells, keep_owner = self.tells, self.metadata.keep_owner
         stat, monotonic, differ = os.stat, time.monotonic, self.metadata.attributes_differ
         try:
             near = attr.way_to(above) if xattrs else ""
@@ -246,16 +244,20 @@ class Plain:
                 state, copy = stat(name, dir_fd=above, follow_symlinks=follow), stat(name, dir_fd=below, follow_symlinks=False)
                 mode, _, here, nlink, uid, gid, size, _, _, _ = state
                 mode_there, _, there, nlink_there, uid_there, gid_there, size_there, _, _, _ = copy
+                strange = uid != uid_there or gid != gid_there
                 if (
                     state.st_mtime_ns != copy.st_mtime_ns
                     or size != size_there
                     or mode != mode_there
                     or mode & 0o170000 != 0o100000  # S_IFREG
                     or (links and nlink > 1)
+                    or (strange and mode & SPECIAL_BITS)
                     or (
                         xattrs
                         and (
-                            nlink_there > 1
+                            first
+                            or strange
+                            or nlink_there > 1
                             or state.st_ctime_ns + SHORTLY >= copy.st_ctime_ns
                             or here != device
                             or there != other
@@ -266,14 +268,14 @@ class Plain:
                     or (on_disk and size and fs.has_hole(name, below, size))
                 ):
                     break
-                if uid != uid_there or gid != gid_there:
-                    if tells or mode & SPECIAL_BITS or not self.metadata.leaves_owner(uid, gid, gid_there):
+                if strange and keep_owner:
+                    if tells or uid_there != self.user or not self.metadata.leaves_owner(uid, gid, gid_there):
                         break
                     foreign += 1
             except OSError:
                 break
             done += 1
-        if foreign and self.metadata.keep_owner:
+        if foreign:
             self.metadata.lose("owner", foreign)
         return done
 

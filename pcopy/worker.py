@@ -235,7 +235,7 @@ class Slice(Account):
         if unit.again and pair.destination != ABSENT:
             pair.note_names()
         tree, done, begun, compared, first = self.job.trees[unit.tree], 0, False, None, bool(unit.first_of)
-        usual = unit.regular and not unit.again and not unit.partial
+        usual = unit.regular and not unit.again and not unit.partial and not unit.rename
         plainly = usual and unit.fresh
         known = usual and not unit.fresh and plain.compares and pair.destination != ABSENT
         while done < len(names):

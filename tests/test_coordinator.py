@@ -341,6 +341,16 @@ def test_first_copies_of_a_directory_are_one_unit_and_each_link_waits_for_its_ow
     assert nothing_is_held(coordinator)
 
 
+def test_a_name_that_is_found_when_none_was_to_come_becomes_a_link() -> None:
+    """As of a file that was copied once more, and has got a second name meanwhile."""
+    coordinator = a_coordinator(1)
+    done(coordinator, [], shared=[shared("one", links=2)])
+    (first,) = take(coordinator, 0)
+    assert isinstance(first, Entries)
+    done(coordinator, [first], shared=[shared("two", links=2)])
+    assert take(coordinator, 0) == [Link(0, "", "two", None, INODE, Place(0, "", "one"), 0.1, fresh=True)]
+
+
 def test_first_copies_are_shared_out() -> None:
     coordinator = a_coordinator(4)
     done(coordinator, [], shared=pairs_of_names(16))

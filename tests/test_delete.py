@@ -241,6 +241,14 @@ def test_to_count_what_is_to_go_looks_at_no_file(tmp_path: Path, jobs: int, monk
     assert "would remove 4 entries" in refused.errors[0].reason
 
 
+def test_to_count_what_is_to_go_reads_no_source_that_is_a_file(unlocked: Path) -> None:
+    source = make_tree(unlocked / "src", {"A": Dir({"a": b"1"}), "big": File(b"1", mode=0)})
+    make_tree(unlocked / "dst", {"A": Dir(dict.fromkeys("abc", b"1")), "big": b"1"})
+    done = unprivileged("-j", 1, "-c", "--delete", "--max-delete", 2, source / "A", source / "big", unlocked / "dst")
+    assert done.returncode == 1, done.stderr
+    assert "2 deleted, 1 failed" in done.stderr
+
+
 def test_what_a_link_leads_to_is_copied_before_it_is_deleted(tmp_path: Path, jobs: int) -> None:
     """Whichever of the directories comes first, something in it is to go that another one has a link to."""
     dst = make_tree(tmp_path / "dst", {x: Dir({"old": x.encode(), "more": Dir({"y": b"2"})}) for x in "abc"})
