@@ -21,7 +21,6 @@ from pcopy import runs
 from pcopy.account import Account
 from pcopy.directory import ALL_OF_OWNER, APPEARED, attributes_of
 from pcopy.handles import ABSENT, Pair, close
-from pcopy.metadata import SPECIAL_BITS
 from pcopy.work import DIRECTORY_WEIGHT, Finish, Scan, Tree, entries_of
 
 MANY = 10_000  # names in a directory: to compare more at once would take memory, and save little
@@ -106,11 +105,7 @@ def compare(work: Account, unit: Scan, pair: Pair) -> bool | None:
     ):
         return None
     foreign, metadata = (state.st_uid, state.st_gid) != (there.st_uid, there.st_gid), work.copier.metadata
-    if foreign and (
-        state.st_mode & SPECIAL_BITS
-        or (metadata.keep_owner and there.st_uid != work.copier.plain.user)
-        or (metadata.keep_owner and not metadata.leaves_owner(state.st_uid, state.st_gid, there.st_gid))
-    ):
+    if foreign and not metadata.leaves_owner(state, there):
         return None
     runs.stay_out_of_deletion(pair.destination)
     names = fs.names_in(pair.source)

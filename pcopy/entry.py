@@ -154,7 +154,7 @@ class Copier:
     def is_as_owned_as_can_be(self, state: os.stat_result, copy: os.stat_result) -> bool:
         """Whether a copy made anew would not get its source's owner or group either: who has no privilege cannot give them."""
         beyond = state.st_gid not in (copy.st_gid, os.getegid(), *os.getgroups())
-        return self.metadata.unprivileged and copy.st_uid == self.user and (beyond or state.st_gid == copy.st_gid)
+        return copy.st_uid == self.metadata.user and (beyond or state.st_gid == copy.st_gid)
 
     def open_to_sync(self, name: str, directory: int, state: os.stat_result) -> int:
         """A handle of a regular file, from before its new mode can forbid it; none if there is nothing to sync."""
@@ -260,7 +260,7 @@ class Copier:
         for one in pair.earlier:
             copy = fs.look_if_there(target, one.destination)
             if copy and stat.S_ISREG(copy.st_mode) and state.st_size == copy.st_size:
-                mine = self.metadata.unprivileged and copy.st_uid == self.user  # what a copy of another's file would be too
+                mine = copy.st_uid == self.metadata.user  # what a copy of another's file would be too
                 if (
                     self.judge.same_time(pair, state.st_mtime_ns, copy)
                     and not any(self.metadata.differences(one, name, target, state, copy, owner=not mine))

@@ -42,6 +42,7 @@ class Metadata:
         self.keep_times, self.keep_xattrs = "times" in keep, "xattr" in keep
         self.umask, self.follow = umask, options.dereference
         self.unprivileged = os.geteuid() != 0
+        self.user = os.geteuid() if self.unprivileged else None
         # Owners and groups that we may not set, not tried again in this slice, and whether we may set the group alone.
         self.refused: dict[tuple[int, int], bool] = {}
         self.lost: dict[str, int] = {}
@@ -218,10 +219,13 @@ class Metadata:
         self.lose("owner")
         return False
 
-    def leaves_owner(self, uid: int, gid: int, group: int) -> bool:
-        """Whether our copy of what others own, which has this group, would get neither owner nor group from :meth:`own`."""
-        known = self.refused.get((uid, gid))
-        return known is False or (known is True and group == gid)
+    def leaves_owner(self, state: os.stat_result, copy: os.stat_result) -> bool:
+        """Whether a copy of other owner or group stays so: nobody asks for more, or it is ours and :meth:`own` is refused."""
+        if state.st_mode & SPECIAL_BITS:  # which are only for the right one
+            return False
+        known = self.refused.get((state.st_uid, state.st_gid))
+        refused = known is False or (known is True and state.st_gid == copy.st_gid)
+        return not self.keep_owner or (refused and copy.st_uid == self.user)
 
     def copy_attributes(self, source: Target, target: Target, names: list[str]) -> None:
         """Make the target's extended attributes and ACLs those of the source, and drop what it has beyond them."""

@@ -44,7 +44,6 @@ class Plain:
         self.links = "links" in options.preserve
         self.xattrs, self.times = "xattr" in options.preserve and attr.XATTRS, "times" in options.preserve
         self.follow, self.tells = options.dereference, options.tells
-        self.user = os.geteuid() if metadata.unprivileged else None
         self.quick, self.guesses = False, True
         self.compares = options.overwrite in (Overwrite.CHANGED, Overwrite.OLDER) and not (options.limited or options.checksum)
         self.works = (
@@ -207,7 +206,7 @@ class Plain:
                     or state.st_mode & 0o170000 != 0o100000  # S_IFREG
                     or (
                         (state.st_uid != copy.st_uid or state.st_gid != copy.st_gid)
-                        and (copy.st_uid != self.user or state.st_mode & SPECIAL_BITS)  # ours, as its copy would be
+                        and (copy.st_uid != self.metadata.user or state.st_mode & SPECIAL_BITS)  # ours, as its copy would be
                     )
                     or (links and state.st_nlink > 1)
                     or (xattrs and differ(beside, name, name))
@@ -251,7 +250,6 @@ class Plain:
                     or mode != mode_there
                     or mode & 0o170000 != 0o100000  # S_IFREG
                     or (links and nlink > 1)
-                    or (strange and mode & SPECIAL_BITS)
                     or (
                         xattrs
                         and (
@@ -268,14 +266,14 @@ class Plain:
                     or (on_disk and size and fs.has_hole(name, below, size))
                 ):
                     break
-                if strange and keep_owner:
-                    if tells or uid_there != self.user or not self.metadata.leaves_owner(uid, gid, gid_there):
+                if strange:
+                    if (tells and keep_owner) or not self.metadata.leaves_owner(state, copy):
                         break
                     foreign += 1
             except OSError:
                 break
             done += 1
-        if foreign:
+        if foreign and keep_owner:
             self.metadata.lose("owner", foreign)
         return done
 

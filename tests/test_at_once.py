@@ -135,9 +135,9 @@ def test_plain_directories_take_no_other_way(tmp_path: Path, monkeypatch: pytest
     assert library.copy(source, tmp_path / "dst", jobs=1).files == 20 * 201
     copied.clear()  # those that are young
     assert library.copy(source, tmp_path / "dst", jobs=1).unchanged == 20 * 201
+    assert scanned == ["", ""]
     assert library.copy(source, tmp_path / "day2", jobs=1, link_dest=tmp_path / "dst").hardlinks == 20 * 201
     assert library.copy(source, tmp_path / "dst", jobs=1).unchanged == 20 * 201, "with two names each"
-    assert scanned[:2] == ["", ""]
     assert len(copied) < 80, "more than the one with which a slice ends"
 
 
