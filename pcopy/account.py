@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pcopy import failures, runs
 from pcopy import filesystem as fs
 from pcopy.directory import Directories
-from pcopy.entry import EARLIER, Copier
+from pcopy.entry import Copier
 from pcopy.extra import Extra
 from pcopy.handles import Handles, Pair
 from pcopy.outcome import Event, Failure, Outcome
@@ -103,8 +103,7 @@ class Account:
                 if isinstance(unit, Scan):
                     stack += self.take_back_directory(unit)
                 else:
-                    names = unit.names if isinstance(unit, Entries) else (unit.name,)
-                    targets = {unit.rename or name: name for name in names}
+                    targets = {unit.rename or name: name for name in unit.names}
                     self.copier.halves.clear(self.pair_to_clear(unit), targets, unit.fresh)
         if self.doubtful:
             first, more = self.doubtful[0], len(self.doubtful) - 1
@@ -155,7 +154,7 @@ class Account:
 
     def entry_failed(self, unit: Entries | Link, pair: Pair, name: str, error: OSError) -> None:
         """Gone from the source since the scan is no failure; everything else is, unless it goes better later."""
-        one = unit.one(name) if isinstance(unit, Entries) else unit._replace(share=0.0)
+        one = unit.one(name)
         if self.try_again(one, error.errno):
             return
         self.spoil(one)
@@ -222,7 +221,7 @@ class Account:
             if unit.again and (unit.fresh or not isinstance(unit, Scan) or failure.errno in (None, errno.ENOENT, errno.ESTALE)):
                 self.take_back([unit])
             outcome.share += unit.share
-            names = unit.names if isinstance(unit, Entries) else (unit.name,) if isinstance(unit, Link) else ("",)
+            names = ("",) if isinstance(unit, Scan) else unit.names
             for name in names:
                 if gone:
                     outcome.tally.vanished += 1
@@ -304,15 +303,15 @@ class Account:
             for name in names:
                 self.event("copied", unit, name, why, size if len(names) == 1 else None)
 
-    def note_linked(self, unit: Entries, names: Sequence[str]) -> None:
-        """Names that became links to an earlier copy."""
+    def note_linked(self, unit: Entries | Link, names: Sequence[str], why: str) -> None:
+        """Names that became links."""
         self.outcome.tally.hardlinks += len(names)
         self.note_there(unit, names, unit.rename)
         if self.tells:
             for name in names:
-                self.event("linked", unit, name, EARLIER)
+                self.event("linked", unit, name, why)
 
-    def note_unchanged(self, unit: Entries, names: Sequence[str]) -> None:
+    def note_unchanged(self, unit: Entries | Link, names: Sequence[str]) -> None:
         self.outcome.tally.unchanged += len(names)
         self.note_there(unit, names, unit.rename)
         if self.verbose:
@@ -365,7 +364,7 @@ class Account:
     def source_path(self, unit: Unit) -> str:
         if isinstance(unit, (Remove, Clear)):
             return self.copy_path(unit.tree, unit.path)
-        name = unit.large.name if isinstance(unit, (Span, Verify, Seal)) else unit.name if isinstance(unit, Link) else ""
+        name = unit.large.name if isinstance(unit, (Span, Verify, Seal)) else ""
         return self.full(unit.tree, unit.path, name)
 
     def full(self, tree: int, path: str, name: str = "") -> str:

@@ -21,7 +21,7 @@ from typing import NamedTuple, TypeGuard
 
 from pcopy.account import given_up, take_back
 from pcopy.crew import Crew
-from pcopy.inodes import Inodes
+from pcopy.inodes import Inodes, Name
 from pcopy.manifest import Spool
 from pcopy.outcome import Failure, Outcome
 from pcopy.pace import Throttle
@@ -33,6 +33,7 @@ from pcopy.work import (
     Entries,
     Finish,
     Group,
+    Inode,
     Job,
     Link,
     Remove,
@@ -44,6 +45,7 @@ from pcopy.work import (
     Unit,
     Verify,
     changed_group,
+    directory_group,
     large_group,
 )
 from pcopy.worker import run
@@ -96,6 +98,7 @@ class Coordinator:
         self.waiting: dict[Group, list[Unit]] = {}
         self.last: list[Finish] = []
         self.inodes = Inodes(job)
+        self.copied: list[Inode] = []  # inodes whose first names are done, while others wait
         self.ruined: set[Group] = set()
         self.deaths: Counter[Unit] = Counter()
         self.suspects: deque[Unit] = deque()  # held by a worker when it died
@@ -165,24 +168,29 @@ class Coordinator:
                 self.frontier.append(unit)
                 self.names += len(unit.names) if isinstance(unit, Entries) else 0
 
-    def release(self, units: Iterable[Unit | Shared]) -> None:
+    def release(self, units: Iterable[Unit]) -> None:
         """These units are done, or have come back in another form: whoever waited for the last of them goes on."""
         for unit in units:
             self.unscanned -= isinstance(unit, Scan)
             self.searching -= searches(unit)
             for group in unit.holds:
-                self.holding[group] -= 1
-                if not self.holding[group]:
-                    del self.holding[group]
-                    self.frontier.extend(self.waiting.pop(group, ()))
+                self.let_go(group, 1)
+
+    def let_go(self, group: Group, count: int) -> None:
+        self.holding[group] -= count
+        if not self.holding[group]:
+            del self.holding[group]
+            self.frontier.extend(self.waiting.pop(group, ()))
+            if group in self.inodes.waiting:
+                self.copied.append(group)
 
     def absorb(self, units: list[Unit], outcome: Outcome) -> None:
         """Fold in what a slice of these units did."""
         # A large file is told once, whoever else fails at a span of it.
         outcome.failures += [why for group, why in outcome.broken.items() if why.fatal or group not in self.ruined]
         self.ruined |= outcome.ruined
-        for group in outcome.ruined & self.waiting.keys():
-            self.choose_again(group)
+        for inode in self.inodes.waiting.keys() & outcome.ruined:
+            self.choose_again(inode)
         self.gather(outcome.shared)  # first: a directory that is left to be finished has to wait for them
         self.hold(outcome.uncounted)
         self.add(outcome.leftover)
@@ -245,25 +253,31 @@ class Coordinator:
         elif len(outcome.leftover) > given:
             self.batch = max(self.batch // 2, 1)
 
-    def gather(self, names: Iterable[Shared]) -> None:
-        for name in names:
-            self.holding.update(name.holds)
-            self.inodes.gather(name)
+    def gather(self, found: Iterable[Shared]) -> None:
+        for some in found:
+            self.holding[directory_group(some.tree, some.path)] += len(some.names)
+            self.inodes.gather(some)
 
-    def decide(self, names: Iterable[Shared]) -> None:
+    def decide(self, found: Iterable[Shared]) -> None:
         """Make units of the names of inodes of which all are known by now: these may have been the last."""
-        known, units = self.inodes.decided(names, not self.searching)
-        self.add(units)
-        self.release(known)
+        decided, names, units = self.inodes.decided((inode for some in found for inode in some.inodes), not self.searching)
+        self.replace(names, units)
+        copied = dict.fromkeys(inode for inode in (*self.copied, *decided) if not self.holding[inode])
+        self.copied = []
+        self.replace(*self.inodes.linked(copied, self.ruined))
 
-    def choose_again(self, inode: Group) -> None:
+    def choose_again(self, inode: Inode) -> None:
         """The first name of an inode was not copied: another one is to be, if there is one that waits for it."""
-        links = [unit for unit in self.waiting[inode] if isinstance(unit, Link)]
-        if units := self.inodes.choose_again(inode, links):
+        names, units = self.inodes.choose_again(inode)
+        if units:
             self.ruined.discard(inode)
-            del self.waiting[inode]
-            self.add(units)
-            self.release(links)
+            self.replace(names, units)
+
+    def replace(self, names: Iterable[Name], units: Iterable[Unit]) -> None:
+        """Names have become units."""
+        self.add(units)
+        for group, count in Counter(directory_group(name.among.tree, name.among.path) for name in names).items():
+            self.let_go(group, count)
 
     def tell(self, outcome: Outcome) -> None:
         progress, report = self.progress, self.report
@@ -394,8 +408,6 @@ class Coordinator:
             return unit._replace(changed=True)
         if isinstance(unit, (Span, Verify)) and large_group(unit.large) in self.ruined:
             return unit._replace(start=unit.stop)
-        if isinstance(unit, Link) and unit.inode in self.ruined:
-            return unit._replace(copied=True)
         if isinstance(unit, Finish) and unit.extra and self.is_to_keep_all(unit):
             return unit._replace(extra=())
         if isinstance(unit, (Clear, Entries, Link)) and unit.after in self.ruined:
@@ -467,7 +479,7 @@ class Coordinator:
         left: list[Unit] = [*self.frontier, *self.scans, *self.suspects, *self.uncounted]
         for units in self.waiting.values():
             left += units
-        return left
+        return left + self.inodes.linked(list(self.inodes.waiting), self.ruined)[1]
 
     def clean_up(self, left: list[Unit]) -> list[Unit]:
         """Of what is left when a run stops: the large files under way, to be taken away again.
@@ -506,14 +518,14 @@ def is_begun(unit: Unit) -> TypeGuard[Begun]:
     return isinstance(unit, Begun) and unit.again
 
 
-def searches(unit: Unit | Shared) -> bool:
+def searches(unit: Unit) -> bool:
     """Whether names of inodes that have several may be found in a unit."""
     return isinstance(unit, Scan) or (isinstance(unit, Entries) and not unit.first_of)
 
 
 def divide(unit: Unit, parts: int) -> list[Unit]:
     """A unit in several, if it can be."""
-    if isinstance(unit, (Entries, Remove)) and len(unit.names) > 1:
+    if isinstance(unit, (Entries, Link, Remove)) and len(unit.names) > 1:
         size = max(1, len(unit.names) // parts)
         starts = range(0, len(unit.names), size)
         if isinstance(unit, Remove):

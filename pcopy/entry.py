@@ -14,6 +14,8 @@ import dataclasses
 import errno
 import os
 import stat
+import time
+from collections.abc import Sequence
 
 from pcopy import attributes as attr
 from pcopy import filesystem as fs
@@ -28,7 +30,7 @@ from pcopy.options import Overwrite, When
 from pcopy.plain import CLOSED, Plain, abandon
 from pcopy.select import leaves_out
 from pcopy.verdict import Fate, Judge, Result
-from pcopy.work import Job, Large, Temporary
+from pcopy.work import Inode, Job, Large, Temporary
 
 # Bytes from which a file is shared out in spans: smaller costs two renames and messages for nothing, larger keeps the
 # other workers waiting for the last file.
@@ -106,13 +108,26 @@ class Copier:
         why = self.judge.why(pair, name, target, state, copy, fate) if self.options.tells else ""
         return explained(self.make(pair, name, target, state, copy, first), why)
 
-    def look_for_names(self, pair: Pair, name: str) -> Result | None:
-        """What :meth:`copy` says of a regular file whose inode has several names, if it is one."""
-        with contextlib.suppress(OSError):  # which copy() will meet again
-            state = fs.look_at(name, pair.source, self.follow)
-            if state.st_nlink > 1 and self.keep_links and stat.S_ISREG(state.st_mode) and not self.options.limited:
-                return shared(state)
-        return None
+    def look_for_names(self, pair: Pair, names: Sequence[str], deadline: float) -> list[tuple[Inode, int]]:
+        """Inodes and numbers of names of regular files, from the first on, as long as they have several names.
+
+        Of these, :meth:`copy` says the same. Stops at the deadline.
+        """
+        found: list[tuple[Inode, int]] = []
+        if not self.keep_links or self.options.limited:
+            return found
+        look, source, follow, monotonic = os.stat, pair.source, self.follow, time.monotonic
+        for name in names:
+            if monotonic() >= deadline:
+                break
+            try:
+                state = look(name, dir_fd=source, follow_symlinks=follow)
+            except OSError:  # which copy() will meet again
+                break
+            if state.st_nlink <= 1 or state.st_mode & 0o170000 != 0o100000:  # S_IFREG
+                break
+            found.append(((state.st_dev, state.st_ino), state.st_nlink))
+        return found
 
     def refresh(self, pair: Pair, name: str, target: str, state: os.stat_result, copy: os.stat_result) -> Result | None:
         """Bring the attributes of an unchanged entry up to date. None if it has to be copied anew for that.

@@ -1,24 +1,38 @@
 """Names of inodes that have several: which one is copied, and which become hard links to that.
 
-Shared ─▶ gather ─▶ decided, when all names of an inode are known ─▶ Entries (the first), Link (each other)
-                    choose_again, if the first was not copied     ─▶ Entries (another), Link (each that is left)
+Shared ─▶ gather ─▶ decided, when all names of an inode are known ─▶ Entries (the first)
+                                  others wait ─▶ linked, when the first is done ─▶ Link, or Entries if it was not copied
+                                                 choose_again, if it was not    ─▶ Entries (another)
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
+from typing import NamedTuple
 
 from pcopy.options import Overwrite
-from pcopy.work import BATCH, Entries, Group, Inode, Job, Link, Place, Shared, Unit, first_copy
+from pcopy.work import BATCH, Group, Inode, Job, Link, Place, Shared, Unit, first_copy
 
 # Names of inodes that have several, up to which they are kept until all of an inode are known. More would decide the same
 # in each run of ever larger trees, at about 300 bytes of memory a name.
 KEPT = 200_000
-NONE: Inode = (0, 0)
 # First names of an inode that fail, or are to be left as they are, until each of the others is copied by itself. More would
 # take long where no name of a file with many can be read.
 FIRSTS = 8
+
+
+class Name(NamedTuple):
+    """One of them. ``among``: what it has in common with others."""
+
+    among: Shared
+    name: str
+    inode: Inode
+    links: int
+
+    @property
+    def place(self) -> Place:
+        return Place(self.among.tree, self.among.path, self.among.rename or self.name)
 
 
 class Inodes:
@@ -28,80 +42,108 @@ class Inodes:
         self.options = job.options
         self.one_tree = len(job.trees) == 1
         self.first_names: dict[Inode, tuple[Place, int]] = {}  # of an inode that was decided, and how many names it has left
-        self.gathered: dict[Inode, list[Shared]] = {}  # names of which there may be more
+        self.gathered: dict[Inode, list[Name]] = {}  # names of which there may be more
         self.undecided = 0  # names in there
-        self.ruins: Counter[Group] = Counter()  # of first names
+        self.waiting: dict[Inode, tuple[Place, list[Name]]] = {}  # names that wait for the first, which is at this place
+        self.ruins: Counter[Inode] = Counter()  # of first names
 
-    def gather(self, name: Shared) -> None:
-        self.gathered.setdefault(name.inode, []).append(name)
-        self.undecided += 1
+    def gather(self, found: Shared) -> None:
+        among = found._replace(names=(), inodes=(), links=())
+        for name in map(Name, (among,) * len(found.names), found.names, found.inodes, found.links):
+            self.gathered.setdefault(name.inode, []).append(name)
+        self.undecided += len(found.names)
 
-    def decided(self, names: Iterable[Shared], complete: bool) -> tuple[list[Shared], list[Unit]]:
-        """The names of the inodes of which all are known, and the units that they become.
+    def decided(self, inodes: Iterable[Inode], complete: bool) -> tuple[list[Inode], list[Name], list[Unit]]:
+        """Of these inodes, those of which all names are known by now; the names to be copied, and the units that do it.
 
         All are known when as many came as the inode has, with these as the last, or when no more can come: it is ``complete``.
         """
-        done: list[Shared] = []
-        firsts: dict[Hashable, list[Shared]] = {}
-        others: list[Unit] = []
+        done: list[Inode] = []
+        firsts: list[Name] = []
+        twice: list[Name] = []
         everything = complete or self.undecided > KEPT
-        for inode in list(self.gathered if everything else dict.fromkeys(name.inode for name in names)):
+        for inode in list(self.gathered if everything else dict.fromkeys(inodes)):
             group = self.gathered[inode]
             known = self.first_names.get(inode)
             if everything or (self.one_tree and len(group) >= (known[1] if known else group[0].links)):
                 del self.gathered[inode]
                 self.undecided -= len(group)
-                done += group
+                done.append(inode)
                 if not known:
                     first = min(group, key=self.rank) if len(group) > 1 else group[0]
-                    firsts.setdefault(first._replace(name="", inode=NONE, links=0, share=0.0), []).append(first)
+                    firsts.append(first)
                     group.remove(first)
-                    known = place_of(first), first.links - 1
+                    known = first.place, first.links - 1
                 place, left = known
-                # The first name can be there twice, if a worker was killed.
-                others += [
-                    link_to(place, name) if place_of(name) != place else first_copy(name, name.regular) for name in group
-                ]
                 left -= len(group)
+                waiting = self.waiting.setdefault(inode, (place, []))[1]
+                for name in group:
+                    # The first name can be there twice, if a worker was killed.
+                    again = (name.among.rename or name.name) == place.name and name.place == place
+                    (twice if again else waiting).append(name)
                 # Sources can overlap, and a link that is followed is a name too: then it has more names than it says.
                 if left > 0 or not self.one_tree or self.options.dereference:
                     self.first_names[inode] = (place, left)
                 else:
                     self.first_names.pop(inode, None)
-        return done, [*(unit for some in firsts.values() for unit in first_copies(some)), *others]
+        units = [*first_copies(firsts), *(unit for name in twice for unit in first_copies([name]))]
+        return done, firsts + twice, units
 
-    def choose_again(self, inode: Group, links: Sequence[Link]) -> list[Unit]:
-        """The first name of an inode was not copied: one of those that wait is to be; nothing, if that was tried enough."""
+    def linked(self, inodes: Iterable[Inode], ruined: Set[Group]) -> tuple[list[Name], list[Unit]]:
+        """The names that waited for the first ones of these inodes, and the units that they become."""
+        done: list[Name] = []
+        alone: list[Name] = []
+        links: dict[tuple[Shared, int, str], list[tuple[Name, str]]] = {}
+        for inode in inodes:
+            first, names = self.waiting.pop(inode)
+            done += names
+            if inode in ruined:
+                alone += names
+                continue
+            for name in names:
+                links.setdefault((name.among, first.tree, first.path), []).append((name, first.name))
+        units = [unit for (_, tree, path), some in links.items() for unit in links_to((tree, path), some)]
+        return done, [*first_copies(alone), *units]
+
+    def choose_again(self, inode: Inode) -> tuple[list[Name], list[Unit]]:
+        """The first name of an inode was not copied: one of those that wait is to be; none, if that was tried enough."""
+        names = self.waiting[inode][1]
         self.ruins[inode] += 1
-        if not links or self.ruins[inode] >= FIRSTS:
-            return []
-        first = min(links)
-        place = place_of(first)
-        if first.inode in self.first_names:
-            self.first_names[first.inode] = (place, self.first_names[first.inode][1])
-        others = [unit._replace(first=place) for unit in links if unit is not first]
-        return [first_copy(first), *others]
+        if not names or self.ruins[inode] >= FIRSTS:
+            return [], []
+        first = min(names, key=lambda name: name.place)
+        names.remove(first)
+        self.waiting[inode] = (first.place, names)
+        if inode in self.first_names:
+            self.first_names[inode] = (first.place, self.first_names[inode][1])
+        return [first], first_copies([first])
 
-    def rank(self, name: Shared) -> tuple[bool, int, str, str]:
+    def rank(self, name: Name) -> tuple[bool, int, str, str]:
         """Who comes first is copied: rather a name that is there already, unless such names are to be kept as they are."""
         keeps = self.options.overwrite in (Overwrite.NEVER, Overwrite.OLDER)
-        return (name.fresh != keeps, name.tree, name.path, name.name)
+        return (name.among.fresh != keeps, name.among.tree, name.among.path, name.name)
 
 
-def place_of(name: Shared | Link) -> Place:
-    return Place(name.tree, name.path, name.rename or name.name)
+def first_copies(names: Sequence[Name]) -> list[Unit]:
+    """The units that copy these names, each as the first of its inode."""
+    units: list[Unit] = []
+    together: dict[Shared, list[Name]] = {}
+    for name in names:
+        together.setdefault(name.among, []).append(name)
+    for among, group in together.items():
+        for at in range(0, len(group), BATCH):
+            some = group[at : at + BATCH]
+            called, inodes = tuple(name.name for name in some), tuple(name.inode for name in some)
+            units.append(first_copy(among._replace(names=called, inodes=inodes), among.share * len(some), among.regular))
+    return units
 
 
-def link_to(first: Place, name: Shared) -> Link:
-    """What the names of an inode after the first become."""
-    link = Link(name.tree, name.path, name.name, name.rename, name.inode, first, name.share, device=name.device)
-    return link._replace(fresh=name.fresh, again=name.again)
-
-
-def first_copies(names: Sequence[Shared]) -> Iterator[Entries]:
-    """The units that copy names of one directory, each as the first of its inode."""
+def links_to(beside: tuple[int, str], names: Sequence[tuple[Name, str]]) -> Iterator[Link]:
+    """The units that make links of names of one directory to first copies in another one."""
+    among = names[0][0].among
     for at in range(0, len(names), BATCH):
         some = names[at : at + BATCH]
-        whole = first_copy(some[0], some[0].regular)
-        share = sum(name.share for name in some)
-        yield whole._replace(names=tuple(name.name for name in some), first_of=tuple(name.inode for name in some), share=share)
+        called, inodes = tuple(name.name for name, _ in some), tuple(name.inode for name, _ in some)
+        firsts, share = tuple(first for _, first in some), among.share * len(some)
+        link = Link(among.tree, among.path, called, among.rename, inodes, beside, firsts, share, device=among.device)
+        yield link._replace(fresh=among.fresh, again=among.again)

@@ -273,18 +273,21 @@ class Seal(NamedTuple):
 
 
 class Link(NamedTuple):
-    """Make one more name of an inode whose first copy is at ``first``."""
+    """Make one more name of each of these inodes, whose first copies are ``firsts`` in the directory ``beside``.
+
+    The names are of one directory. ``rename``, ``cleared``, ``kept`` and ``compared``: as for Entries.
+    """
 
     tree: int
     path: str
-    name: str
+    names: tuple[str, ...]
     rename: str | None
-    inode: Inode
-    first: Place
+    inodes: tuple[Inode, ...]
+    beside: tuple[int, str]  # tree and path
+    firsts: tuple[str, ...]
     share: float
-    copied: bool = False  # the first was not copied, so this one has to be
     failed: int = 0
-    cleared: bool = False  # as for Entries; the first copy is there by then
+    cleared: bool = False
     device: int = 0  # as for Scan
     kept: bool = False
     compared: Compared | None = None
@@ -297,7 +300,17 @@ class Link(NamedTuple):
 
     @property
     def after(self) -> Group:
-        return gone_group(self.tree, join(self.path, self.rename or self.name)) if self.cleared else self.inode
+        return gone_group(self.tree, join(self.path, self.rename or self.names[0])) if self.cleared else None
+
+    def part(self, start: int, stop: int | None = None) -> "Link":
+        """The unit of some of the names. It has all of the share."""
+        some = slice(start, stop)
+        return self._replace(names=self.names[some], inodes=self.inodes[some], firsts=self.firsts[some])
+
+    def one(self, name: str) -> "Link":
+        """The unit of one of the names, without a share."""
+        at = self.names.index(name)
+        return self.part(at, at + 1)._replace(share=0.0)
 
 
 class Sums(NamedTuple):
@@ -463,29 +476,25 @@ def changed_group(large: Large) -> Group:
 
 
 class Shared(NamedTuple):
-    """A name whose inode has several: the coordinator decides which name is copied and which ones are linked."""
+    """Names of one directory whose inodes have several: the coordinator decides which are copied and which ones are linked."""
 
     tree: int
     path: str
-    name: str
+    names: tuple[str, ...]
     rename: str | None
     fresh: bool
     regular: bool
-    inode: Inode
-    links: int
-    share: float
+    inodes: tuple[Inode, ...]
+    links: tuple[int, ...]  # names that the inodes have
+    share: float  # of each name
     device: int = 0  # as for Scan
     again: bool = False  # as for Scan
 
-    @property
-    def holds(self) -> tuple[Group, ...]:
-        return (directory_group(self.tree, self.path),)
 
-
-def first_copy(name: Shared | Link, regular: bool = False) -> Entries:
-    """The unit that copies a name of an inode that has several, as the first of them."""
-    copy = Entries(name.tree, name.path, (name.name,), name.fresh, regular, name.share, name.rename, (name.inode,))
-    return copy._replace(device=name.device, again=name.again)
+def first_copy(some: Shared | Link, share: float, regular: bool = False) -> Entries:
+    """The unit that copies names of inodes that have several, as the first of them."""
+    copy = Entries(some.tree, some.path, some.names, some.fresh, regular, share, some.rename, some.inodes)
+    return copy._replace(device=some.device, again=some.again)
 
 
 def entries_of(scan: Scan, names: Sequence[str], new: bool, regular: bool, share: float, device: int) -> Iterator[Entries]:

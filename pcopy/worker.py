@@ -25,7 +25,7 @@ from pcopy import large as largefile
 from pcopy.account import Account, unforeseen
 from pcopy.audit import Unfinished
 from pcopy.crew import Effort
-from pcopy.entry import IN_ITS_PLACE
+from pcopy.entry import EARLIER, IN_ITS_PLACE
 from pcopy.handles import ABSENT, Handles, Pair
 from pcopy.links import Linker
 from pcopy.listing import Listing
@@ -252,7 +252,7 @@ class Slice(Account):
                     continue
             elif plainly and plain.links_earlier and pair.earlier:
                 count = plain.link(pair, names[done:], deadline, tree, first)
-                self.note_linked(unit, names[done : done + count])
+                self.note_linked(unit, names[done : done + count], EARLIER)
                 done += count
                 if done == len(names) or (count and time.monotonic() >= deadline):
                     break
@@ -270,7 +270,7 @@ class Slice(Account):
                 break
             done += 1
             if usual and len(self.outcome.shared) > shared:
-                done += self.gather(unit, pair, names[done:])
+                done += self.gather(pair, names[done:])
             if begun or time.monotonic() >= deadline or self.stuck:
                 break  # others can join in a large file; a directory that is in the way goes first
         self.outcome.share += unit.share * done / len(names)
@@ -280,14 +280,19 @@ class Slice(Account):
             rest = unit.part(done)._replace(share=share, compared=compared)
             self.stack.insert(at if begun else len(self.stack), rest)  # below the units of what was begun
 
-    def gather(self, unit: Entries, pair: Pair, names: Sequence[str]) -> int:
-        """Leave names to the coordinator, so far as their inodes have others, too: often all have. Returns how many."""
-        for count, name in enumerate(names):
-            result = None if time.monotonic() >= self.deadline else self.copier.look_for_names(pair, name)
-            if not result:
-                return count
-            self.settle(unit, name, result)
-        return len(names)
+    def gather(self, pair: Pair, names: Sequence[str]) -> int:
+        """Leave names to the coordinator, as one before them, so far as their inodes have others, too: often all have.
+
+        Returns how many.
+        """
+        found = self.copier.look_for_names(pair, names, self.deadline)
+        if found:
+            one, (inodes, links) = self.outcome.shared.pop(), zip(*found, strict=True)
+            self.outcome.share -= one.share * len(found)
+            names = names[: len(found)]
+            more = one._replace(names=one.names + tuple(names), inodes=one.inodes + inodes, links=one.links + links)
+            self.outcome.shared.append(more)
+        return len(found)
 
     def pair_of(self, unit: Entries | Link) -> Pair:
         pair = self.handles.pair(unit.tree, unit.path)
@@ -331,7 +336,7 @@ class Slice(Account):
             assert result.inode
             self.outcome.share -= share
             shared = Shared(
-                unit.tree, unit.path, name, unit.rename, unit.fresh, unit.regular, result.inode, result.links, share,
+                unit.tree, unit.path, (name,), unit.rename, unit.fresh, unit.regular, (result.inode,), (result.links,), share,
                 unit.device, unit.again,
             )  # fmt: skip
             self.outcome.shared.append(shared)
@@ -372,26 +377,56 @@ class Slice(Account):
         pair = self.pair_of(unit)
         if unit.again and pair.destination != ABSENT:
             pair.note_names()
-        first = self.handles.pair(unit.first.tree, unit.first.path)
+        first = self.handles.pair(*unit.beside)
+        names, firsts, done, height, compared = unit.names, unit.firsts, 0, len(self.stack), None
+        each = unit.share / len(names)
+        usual = not (unit.again or unit.rename or unit.cleared or self.job.options.dry_run or self.job.options.dereference)
+        while done < len(names):
+            if usual:
+                make = self.linker.new if unit.fresh else self.linker.unchanged
+                count = make(pair, names[done:], firsts[done:], first, self.deadline)
+                if unit.fresh:
+                    self.note_linked(unit, names[done : done + count], "new")
+                else:
+                    self.note_unchanged(unit, names[done : done + count])
+                done += count
+                if done == len(names) or (count and time.monotonic() >= self.deadline):
+                    break
+            try:
+                self.link_one(unit.part(done, done + 1)._replace(share=each), pair, first)
+            except Unfinished as unfinished:
+                compared = unfinished.compared
+                break
+            done += 1
+            if len(self.stack) > height or time.monotonic() >= self.deadline or self.stuck:
+                break  # what has to be copied, or is in the way, goes first
+        self.outcome.share += each * done
+        self.outcome.current = join(unit.path, names[max(0, done - 1)])
+        if done < len(names):
+            share = each * (len(names) - done)
+            self.stack.insert(height, unit.part(done)._replace(share=share, compared=compared))
+
+    def link_one(self, unit: Link, pair: Pair, first: Pair) -> None:
+        """Make one name, that of a unit, whatever is there."""
+        name = unit.names[0]
         self.copier.auditor.compared = unit.compared
         try:
-            result = None if unit.copied else self.linker.link(pair, unit, first)
-        except Unfinished as unfinished:
-            self.stack.append(unit._replace(compared=unfinished.compared))
-            return
+            result = self.linker.link(pair, unit, first)
+        except Unfinished:
+            raise
         except OSError as error:
-            self.entry_failed(unit, pair, unit.name, error)
+            self.entry_failed(unit, pair, name, error)
         else:
             if result is None:  # it is copied, as if it were the first
-                self.stack.append(first_copy(unit))
-                return
-            if result.fate is Fate.BLOCKED:
-                self.clear_first(unit, unit._replace(cleared=True), unit.name)
-                return
-            self.note_there(unit, (unit.name,), unit.rename)
-            self.count(result.fate)
-            self.tell(unit, unit.name, result)
-        self.outcome.share += unit.share
+                self.outcome.share -= unit.share
+                self.stack.append(first_copy(unit, unit.share))
+            elif result.fate is Fate.BLOCKED:
+                self.outcome.share -= unit.share
+                self.clear_first(unit, unit._replace(cleared=True), name)
+            else:
+                self.note_there(unit, (name,), unit.rename)
+                self.count(result.fate)
+                self.tell(unit, name, result)
 
     def finish(self, unit: Finish) -> None:
         if unit.last:

@@ -12,7 +12,7 @@ import os
 import pickle
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future
 from dataclasses import asdict
 from pathlib import Path
@@ -38,7 +38,6 @@ from pcopy.work import (
     Job,
     Large,
     Link,
-    Place,
     Remove,
     Scan,
     Seal,
@@ -93,7 +92,16 @@ def tree_of(source: Path, destination: Path) -> Tree:
 
 
 def shared(name: str, path: str = "", links: int = 3) -> Shared:
-    return Shared(0, path, name, None, True, True, INODE, links, 0.1)
+    return Shared(0, path, (name,), None, True, True, (INODE,), (links,), 0.1)
+
+
+def link(name: str, first: str, path: str = "") -> Link:
+    return Link(0, path, (name,), None, (INODE,), (0, ""), (first,), 0.1, fresh=True)
+
+
+def links_in(units: Iterable[Unit]) -> list[tuple[str, str]]:
+    """Names that are to become links, and to which."""
+    return [pair for unit in units if isinstance(unit, Link) for pair in zip(unit.names, unit.firsts, strict=True)]
 
 
 def a_coordinator(jobs: int = 1, units: Sequence[Unit] = (), top: Path | None = None) -> Coordinator:
@@ -301,12 +309,8 @@ def test_links_wait_for_the_first_copy() -> None:
     assert take(coordinator, 0) == [finish("d")]
     assert take(coordinator, 0) == []
     done(coordinator, first)
-    place = Place(0, "", "one")
     links = [unit for _ in range(2) for unit in take(coordinator, 0)]
-    assert links == [
-        Link(0, "", "three", None, INODE, place, 0.1, fresh=True),
-        Link(0, "e", "two", None, INODE, place, 0.1, fresh=True),
-    ]
+    assert links == [link("three", "one"), link("two", "one", "e")]
     assert take(coordinator, 0) == []  # the directory's times wait for the link, too
     done(coordinator, links)
     assert take(coordinator, 0) == [finish("")]
@@ -317,7 +321,7 @@ def pairs_of_names(count: int) -> list[Shared]:
     names = [shared(f"a{number}", links=2) for number in range(count)] + [
         shared(f"b{number}", "e", 2) for number in range(count)
     ]
-    return [name._replace(inode=(1, number % count)) for number, name in enumerate(names)]
+    return [name._replace(inodes=((1, number % count),)) for number, name in enumerate(names)]
 
 
 def test_first_copies_of_a_directory_are_one_unit_and_each_link_waits_for_its_own() -> None:
@@ -330,14 +334,13 @@ def test_first_copies_of_a_directory_are_one_unit_and_each_link_waits_for_its_ow
     assert take(coordinator, 0) == []
     done(coordinator, units, first.part(3), ruined={(1, 1)})
     found = [unit for _ in range(4) for unit in take(coordinator, 0)]
-    links = [unit for unit in found if isinstance(unit, Link)]
-    assert sorted((unit.name, unit.first) for unit in links) == [("b0", Place(0, "", "a0")), ("b2", Place(0, "", "a2"))]
+    assert sorted(links_in(found)) == [("b0", "a0"), ("b2", "a2")]
     assert sorted(names_in(found)) == [("", "a3"), ("", "a4"), ("", "a5"), ("e", "b1")]
     assert take(coordinator, 0) == []
     done(coordinator, found)
-    links = [unit for _ in range(3) for unit in take(coordinator, 0) if isinstance(unit, Link)]
-    assert sorted(unit.name for unit in links) == ["b3", "b4", "b5"]
-    done(coordinator, list(links))
+    links = [unit for _ in range(3) for unit in take(coordinator, 0)]
+    assert sorted(links_in(links)) == [("b3", "a3"), ("b4", "a4"), ("b5", "a5")]
+    done(coordinator, links)
     assert nothing_is_held(coordinator)
 
 
@@ -348,7 +351,20 @@ def test_a_name_that_is_found_when_none_was_to_come_becomes_a_link() -> None:
     (first,) = take(coordinator, 0)
     assert isinstance(first, Entries)
     done(coordinator, [first], shared=[shared("two", links=2)])
-    assert take(coordinator, 0) == [Link(0, "", "two", None, INODE, Place(0, "", "one"), 0.1, fresh=True)]
+    assert take(coordinator, 0) == [link("two", "one")]
+
+
+def test_a_name_that_is_found_when_the_first_is_long_done_becomes_a_link() -> None:
+    coordinator = a_coordinator(1, [scan("d")])
+    search = take(coordinator, 0)
+    done(coordinator, search, shared=[shared("one", links=3), shared("two", links=3)])
+    done(coordinator, take(coordinator, 0))
+    done(coordinator, take(coordinator, 0))
+    done(coordinator, [], shared=[shared("three", links=3)])
+    units = take(coordinator, 0)
+    assert units == [link("three", "one")]
+    done(coordinator, units)
+    assert nothing_is_held(coordinator)
 
 
 def test_first_copies_are_shared_out() -> None:
@@ -361,7 +377,7 @@ def test_first_copies_are_shared_out() -> None:
         done(coordinator, units)
     done_links = 0
     while units := take(coordinator, 0):
-        done_links += sum(isinstance(unit, Link) for unit in units)
+        done_links += len(links_in(units))
         done(coordinator, units)
     assert done_links == 16
     assert nothing_is_held(coordinator)
@@ -381,9 +397,9 @@ def test_links_wait_for_a_large_first_copy_until_it_has_its_name() -> None:
     assert seal == [Seal(file)]
     assert take(coordinator, 0) == []
     done(coordinator, seal)
-    (link,) = take(coordinator, 0)
-    assert isinstance(link, Link)
-    done(coordinator, [link])
+    units = take(coordinator, 0)
+    assert links_in(units) == [("two", "one")]
+    done(coordinator, units)
     assert nothing_is_held(coordinator)
 
 
@@ -407,7 +423,7 @@ def test_the_same_name_is_copied_in_whatever_order_they_are_found() -> None:
         first = take(coordinator, 0)
         assert names_in(first) == [("", "a")]
         done(coordinator, first)
-        assert sorted(unit.name for _ in "bc" for unit in take(coordinator, 0) if isinstance(unit, Link)) == ["b", "c"]
+        assert sorted(links_in(unit for _ in "bc" for unit in take(coordinator, 0))) == [("b", "a"), ("c", "a")]
 
 
 def test_a_name_that_is_there_already_comes_first_unless_it_is_to_be_kept() -> None:
@@ -436,9 +452,9 @@ def test_when_the_first_name_is_not_copied_another_one_is() -> None:
         assert names_in(first) == [("", name)]
         done(coordinator, first, ruined={INODE})
     done(coordinator, take(coordinator, 0))
-    (link,) = take(coordinator, 0)
-    assert link == Link(0, "", "d", None, INODE, Place(0, "", "c"), 0.1, fresh=True)
-    done(coordinator, [link])
+    units = take(coordinator, 0)
+    assert units == [link("d", "c")]
+    done(coordinator, units)
     assert nothing_is_held(coordinator)
 
 
@@ -774,7 +790,7 @@ MESSAGES: list[object] = [
     Entries(1, "p", ("a",), False, True, 0.5, "renamed", (INODE,), 2),
     Span(large(first_of=(INODE,)), 5, 9),
     Seal(large(), discard=True),
-    Link(0, "p", "n", "m", INODE, Place(0, "q", "f"), 0.25),
+    Link(0, "p", ("n",), "m", (INODE,), (0, "q"), ("f",), 0.25),
     finish("p", last=True),
     Job(Options(jobs=3), (Tree("s", "d", INODE, None, 1),), "0123abcd", 0o077),
     Outcome(),

@@ -20,7 +20,7 @@ import pcopy.mounts
 from pcopy.metadata import SHORTLY
 from pcopy.options import Options
 from pcopy.runs import temporary_name
-from pcopy.work import Job, Link, Place, Tree
+from pcopy.work import Job, Link, Tree
 from pcopy.worker import run
 from tests.conftest import Run, as_root
 from tests.test_destination import mounted, unprivileged
@@ -416,7 +416,7 @@ def test_a_link_begun_by_a_killed_worker_is_made(tmp_path: Path) -> None:
     begun = temporary_name(job.token, 0, "b")
     (copy / begun).write_bytes(b"begun")
     state = (source / "a").stat()
-    unit = Link(0, "", "b", None, (state.st_dev, state.st_ino), Place(0, "", "a"), 1.0)
+    unit = Link(0, "", ("b",), None, ((state.st_dev, state.st_ino),), (0, ""), ("a",), 1.0)
     outcome = run(job, [unit], 1.0)
     assert (outcome.failures, outcome.tally.hardlinks) == ([], 1)
     assert sorted(os.listdir(copy)) == ["a", "b"]
