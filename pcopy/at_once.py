@@ -197,5 +197,4 @@ def leave(
     if not whole:
         stack.append(Finish(tree, path, attributes_of(state), fresh, work.closes(state.st_mode), device=device))
         stack += entries_of(unit, other, fresh, False, share, device)
-        stack += entries_of(unit, regular[done + 1 :], fresh, True, share, device)
-        stack += entries_of(unit, regular[done : done + 1], fresh, False, share, device)  # which is not plain
+        stack += entries_of(unit, regular[done:], fresh, True, share, device)

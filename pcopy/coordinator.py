@@ -196,7 +196,7 @@ class Coordinator:
         self.add(outcome.leftover)
         self.place(self.counted(outcome))
         self.release(units)
-        self.decide(outcome.shared)
+        self.decide(outcome)
         for unit in units:
             self.deaths.pop(unit, None)
         self.begun += [unit for unit in units if outcome.fatal and is_begun(unit)]
@@ -258,9 +258,13 @@ class Coordinator:
             self.holding[directory_group(some.tree, some.path)] += len(some.names)
             self.inodes.gather(some)
 
-    def decide(self, found: Iterable[Shared]) -> None:
-        """Make units of the names of inodes of which all are known by now: these may have been the last."""
-        decided, names, units = self.inodes.decided((inode for some in found for inode in some.inodes), not self.searching)
+    def decide(self, outcome: Outcome) -> None:
+        """Make units of the names of inodes of which all are known by now: those of an outcome may have been the last."""
+        found = (inode for some in outcome.shared for inode in some.inodes)
+        decided, unchanged, names, units = self.inodes.decided(found, not self.searching)
+        outcome.tally.unchanged += len(unchanged)
+        outcome.share += sum(name.among.share for name in unchanged)
+        self.replace(unchanged, ())
         self.replace(names, units)
         copied = dict.fromkeys(inode for inode in (*self.copied, *decided) if not self.holding[inode])
         self.copied = []

@@ -30,7 +30,7 @@ from pcopy.options import Overwrite, When
 from pcopy.plain import CLOSED, Plain, abandon
 from pcopy.select import leaves_out
 from pcopy.verdict import Fate, Judge, Result
-from pcopy.work import Inode, Job, Large, Temporary
+from pcopy.work import Job, Large, Seen, Temporary
 
 # Bytes from which a file is shared out in spans: smaller costs two renames and messages for nothing, larger keeps the
 # other workers waiting for the last file.
@@ -108,12 +108,9 @@ class Copier:
         why = self.judge.why(pair, name, target, state, copy, fate) if self.options.tells else ""
         return explained(self.make(pair, name, target, state, copy, first), why)
 
-    def look_for_names(self, pair: Pair, names: Sequence[str], deadline: float) -> list[tuple[Inode, int]]:
-        """Inodes and numbers of names of regular files, from the first on, as long as they have several names.
-
-        Of these, :meth:`copy` says the same. Stops at the deadline.
-        """
-        found: list[tuple[Inode, int]] = []
+    def look_for_names(self, pair: Pair, names: Sequence[str], deadline: float) -> list[Seen]:
+        """The inodes of regular files, from the first on, as long as they have several names. Stops at the deadline."""
+        found: list[Seen] = []
         if not self.keep_links or self.options.limited:
             return found
         look, source, follow, monotonic = os.stat, pair.source, self.follow, time.monotonic
@@ -126,7 +123,7 @@ class Copier:
                 break
             if state.st_nlink <= 1 or state.st_mode & 0o170000 != 0o100000:  # S_IFREG
                 break
-            found.append(((state.st_dev, state.st_ino), state.st_nlink))
+            found.append(((state.st_dev, state.st_ino), state.st_nlink, None))
         return found
 
     def refresh(self, pair: Pair, name: str, target: str, state: os.stat_result, copy: os.stat_result) -> Result | None:

@@ -1,6 +1,6 @@
 """Names of inodes that have several: which one is copied, and which become hard links to that.
 
-Shared ─▶ gather ─▶ decided, when all names of an inode are known ─▶ Entries (the first)
+Shared ─▶ gather ─▶ decided, when all names of an inode are known ─▶ Entries (the first); nothing, if all are unchanged
                                   others wait ─▶ linked, when the first is done ─▶ Link, or Entries if it was not copied
                                                  choose_again, if it was not    ─▶ Entries (another)
 """
@@ -29,6 +29,7 @@ class Name(NamedTuple):
     name: str
     inode: Inode
     links: int
+    copy: Inode | None
 
     @property
     def place(self) -> Place:
@@ -48,17 +49,19 @@ class Inodes:
         self.ruins: Counter[Inode] = Counter()  # of first names
 
     def gather(self, found: Shared) -> None:
-        among = found._replace(names=(), inodes=(), links=())
-        for name in map(Name, (among,) * len(found.names), found.names, found.inodes, found.links):
+        among = found._replace(names=(), inodes=(), links=(), copies=())
+        for name in map(Name, (among,) * len(found.names), found.names, found.inodes, found.links, found.copies):
             self.gathered.setdefault(name.inode, []).append(name)
         self.undecided += len(found.names)
 
-    def decided(self, inodes: Iterable[Inode], complete: bool) -> tuple[list[Inode], list[Name], list[Unit]]:
-        """Of these inodes, those of which all names are known by now; the names to be copied, and the units that do it.
+    def decided(self, inodes: Iterable[Inode], complete: bool) -> tuple[list[Inode], list[Name], list[Name], list[Unit]]:
+        """Of these inodes, those of which all names are known by now; the names of such as have copies under all of these that
+        are what they would become; the names that are to be copied, and the units that do it.
 
         All are known when as many came as the inode has, with these as the last, or when no more can come: it is ``complete``.
         """
         done: list[Inode] = []
+        unchanged: list[Name] = []
         firsts: list[Name] = []
         twice: list[Name] = []
         everything = complete or self.undecided > KEPT
@@ -67,15 +70,20 @@ class Inodes:
             known = self.first_names.get(inode)
             if everything or (self.one_tree and len(group) >= (known[1] if known else group[0].links)):
                 del self.gathered[inode]
-                self.undecided -= len(group)
+                size = len(group)
+                self.undecided -= size
                 done.append(inode)
                 if not known:
                     first = min(group, key=self.rank) if len(group) > 1 else group[0]
-                    firsts.append(first)
-                    group.remove(first)
-                    known = first.place, first.links - 1
+                    known = first.place, first.links
+                    if first.copy and all(name.copy == first.copy for name in group):
+                        unchanged += group
+                        group = []
+                    else:
+                        firsts.append(first)
+                        group.remove(first)
                 place, left = known
-                left -= len(group)
+                left -= size
                 waiting = self.waiting.setdefault(inode, (place, []))[1]
                 for name in group:
                     # The first name can be there twice, if a worker was killed.
@@ -87,7 +95,7 @@ class Inodes:
                 else:
                     self.first_names.pop(inode, None)
         units = [*first_copies(firsts), *(unit for name in twice for unit in first_copies([name]))]
-        return done, firsts + twice, units
+        return done, unchanged, firsts + twice, units
 
     def linked(self, inodes: Iterable[Inode], ruined: Set[Group]) -> tuple[list[Name], list[Unit]]:
         """The names that waited for the first ones of these inodes, and the units that they become."""

@@ -22,7 +22,7 @@ from pcopy.contents import Contents
 from pcopy.handles import Pair
 from pcopy.metadata import EARLIEST, LATEST, SHORTLY, SPECIAL_BITS, Metadata
 from pcopy.options import Options, Overwrite, When
-from pcopy.work import Tree
+from pcopy.work import Seen, Tree
 
 CLOSED = -1
 # Bytes copied before a file's length is looked at: more would cost more where it is found to be a large file after all,
@@ -219,15 +219,25 @@ class Plain:
             done += 1
         return done
 
-    def unchanged(self, pair: Pair, names: Sequence[str], deadline: float, tree: Tree, first: bool = False) -> int:
+    def unchanged(
+        self,
+        pair: Pair,
+        names: Sequence[str],
+        deadline: float,
+        tree: Tree,
+        first: bool = False,
+        seen: list[Seen] | None = None,
+    ) -> int:
         """How many files, from the first on, are what they were when they were copied. Stops at the deadline.
 
         Extended attributes are compared, but for a source that has none and was last changed before its copy, by one clock:
         then its copy has none either. What has some may have been copied by a tool that leaves them out, what was changed
         shortly before may have been changed while it was copied, and each further name changes the time of a copy.
-        ``first``: of their inodes. Owners that our copies cannot get are counted as lost.
+        ``first``: of their inodes. ``seen`` gets what is found of files that have several names, and it stops at others.
+        Owners that our copies cannot get are counted as lost.
         """
         done, foreign, above, below = 0, 0, pair.source, pair.destination
+        first, several = first or seen is not None, seen is not None
         links, xattrs, follow, on_disk = self.links and not first, self.xattrs, self.follow, tree.on_disk
         device, other = tree.source_inode[0], tree.destination_inode[0] if tree.one_clock and tree.destination_inode else None
         tells, keep_owner = self.tells, self.metadata.keep_owner
@@ -264,9 +274,12 @@ class Plain:
                         and differ(pair, name, name)
                     )
                     or (on_disk and size and fs.has_hole(name, below, size))
+                    or (several and (nlink <= 1 or strange))
                 ):
                     break
-                if strange:
+                if seen is not None:
+                    seen.append(((here, state.st_ino), nlink, (there, copy.st_ino)))
+                elif strange:
                     if (tells and keep_owner) or not self.metadata.leaves_owner(state, copy):
                         break
                     foreign += 1

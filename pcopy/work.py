@@ -23,6 +23,7 @@ DIRECTORY_WEIGHT = 10
 
 Group = Hashable
 Inode = tuple[int, int]  # (st_dev, st_ino)
+Seen = tuple[Inode, int, Inode | None]  # of a name: its inode, how many names that has, and as for Shared.copies
 
 
 class Tree(NamedTuple):
@@ -476,7 +477,10 @@ def changed_group(large: Large) -> Group:
 
 
 class Shared(NamedTuple):
-    """Names of one directory whose inodes have several: the coordinator decides which are copied and which ones are linked."""
+    """Names of one directory whose inodes have several: the coordinator decides which are copied and which ones are linked.
+
+    ``copies``: the inodes of those copies that have the contents and attributes of the source, None for others.
+    """
 
     tree: int
     path: str
@@ -486,6 +490,7 @@ class Shared(NamedTuple):
     regular: bool
     inodes: tuple[Inode, ...]
     links: tuple[int, ...]  # names that the inodes have
+    copies: tuple[Inode | None, ...]
     share: float  # of each name
     device: int = 0  # as for Scan
     again: bool = False  # as for Scan

@@ -44,6 +44,7 @@ from pcopy.work import (
     Remove,
     Scan,
     Seal,
+    Seen,
     Shared,
     Span,
     Sums,
@@ -262,15 +263,18 @@ class Slice(Account):
                 done += count
                 if done == len(names) or (count and time.monotonic() >= deadline):
                     break
-            at, shared = len(self.stack), len(self.outcome.shared)
+            if usual and not first and (count := self.gather(unit, pair, names[done:], known)):
+                done += count
+                if done == len(names) or time.monotonic() >= deadline:
+                    break
+                continue
+            at = len(self.stack)
             try:
                 begun = self.copy_entry(unit, pair, names[done])
             except Unfinished as unfinished:
                 compared = unfinished.compared
                 break
             done += 1
-            if usual and len(self.outcome.shared) > shared:
-                done += self.gather(pair, names[done:])
             if begun or time.monotonic() >= deadline or self.stuck:
                 break  # others can join in a large file; a directory that is in the way goes first
         self.outcome.share += unit.share * done / len(names)
@@ -280,19 +284,26 @@ class Slice(Account):
             rest = unit.part(done)._replace(share=share, compared=compared)
             self.stack.insert(at if begun else len(self.stack), rest)  # below the units of what was begun
 
-    def gather(self, pair: Pair, names: Sequence[str]) -> int:
-        """Leave names to the coordinator, as one before them, so far as their inodes have others, too: often all have.
+    def gather(self, unit: Entries, pair: Pair, names: Sequence[str], known: bool) -> int:
+        """Leave names to the coordinator, from the first on, so far as their inodes have others, too. Returns how many.
 
-        Returns how many.
+        ``known``: they may have copies that are what they would become. Of these it makes no units, so nobody tells of them.
         """
-        found = self.copier.look_for_names(pair, names, self.deadline)
-        if found:
-            one, (inodes, links) = self.outcome.shared.pop(), zip(*found, strict=True)
-            self.outcome.share -= one.share * len(found)
-            names = names[: len(found)]
-            more = one._replace(names=one.names + tuple(names), inodes=one.inodes + inodes, links=one.links + links)
-            self.outcome.shared.append(more)
-        return len(found)
+        seen: list[Seen] = []
+        if known and self.copier.keep_links and not self.tells and not self.summing:
+            self.copier.plain.unchanged(pair, names, self.deadline, self.job.trees[unit.tree], seen=seen)
+        seen += self.copier.look_for_names(pair, names[len(seen) :], self.deadline)
+        if seen:
+            self.leave(unit, names[: len(seen)], seen)
+        return len(seen)
+
+    def leave(self, unit: Entries, names: Sequence[str], seen: Sequence[Seen]) -> None:
+        """Leave names to the coordinator."""
+        share, (inodes, links, copies) = unit.share / len(unit.names), zip(*seen, strict=True)
+        self.outcome.share -= share * len(names)
+        shared = Shared(unit.tree, unit.path, tuple(names), unit.rename, unit.fresh, unit.regular, inodes, links, copies, share)
+        self.outcome.shared.append(shared._replace(device=unit.device, again=unit.again))
+        self.open.add(directory_group(unit.tree, unit.path))
 
     def pair_of(self, unit: Entries | Link) -> Pair:
         pair = self.handles.pair(unit.tree, unit.path)
@@ -334,13 +345,7 @@ class Slice(Account):
             self.clear_first(unit, unit.one(name)._replace(fresh=False, share=share, cleared=True), name)
         elif result.fate is Fate.SHARED:
             assert result.inode
-            self.outcome.share -= share
-            shared = Shared(
-                unit.tree, unit.path, (name,), unit.rename, unit.fresh, unit.regular, (result.inode,), (result.links,), share,
-                unit.device, unit.again,
-            )  # fmt: skip
-            self.outcome.shared.append(shared)
-            self.open.add(directory_group(unit.tree, unit.path))
+            self.leave(unit, (name,), ((result.inode, result.links, None),))
         elif result.fate is Fate.LARGE:
             assert result.version and result.temporary
             large = Large(

@@ -35,6 +35,7 @@ from pcopy.work import (
     Clear,
     Entries,
     Finish,
+    Inode,
     Job,
     Large,
     Link,
@@ -92,7 +93,7 @@ def tree_of(source: Path, destination: Path) -> Tree:
 
 
 def shared(name: str, path: str = "", links: int = 3) -> Shared:
-    return Shared(0, path, (name,), None, True, True, (INODE,), (links,), 0.1)
+    return Shared(0, path, (name,), None, True, True, (INODE,), (links,), (None,), 0.1)
 
 
 def link(name: str, first: str, path: str = "") -> Link:
@@ -130,8 +131,8 @@ def nothing_is_held(coordinator: Coordinator) -> bool:
     """Whatever the run was, at its end no bookkeeping is left: a million files must not leave a million marks."""
     queues = (coordinator.frontier, coordinator.scans, coordinator.suspects, coordinator.last, coordinator.uncounted)
     marks = (coordinator.holding, coordinator.waiting, coordinator.inodes.first_names, coordinator.unscanned)
-    names = (coordinator.inodes.gathered, coordinator.inodes.undecided, coordinator.searching)
-    return not any([*queues, *marks, *names])
+    names = (coordinator.inodes.gathered, coordinator.inodes.undecided, coordinator.inodes.waiting, coordinator.copied)
+    return not any([*queues, *marks, *names, coordinator.searching])
 
 
 # ---- order ----
@@ -365,6 +366,22 @@ def test_a_name_that_is_found_when_the_first_is_long_done_becomes_a_link() -> No
     assert units == [link("three", "one")]
     done(coordinator, units)
     assert nothing_is_held(coordinator)
+
+
+@pytest.mark.parametrize(("copies", "settled"), [(((7, 1), (7, 1)), True), (((7, 1), (7, 2)), False), (((7, 1), None), False)])
+def test_names_that_are_unchanged_together_become_no_units(copies: tuple[Inode | None, ...], settled: bool) -> None:
+    coordinator = a_coordinator(1, [finish("d")])
+    pair = Shared(0, "d", ("one", "two"), None, False, True, (INODE,) * 2, (2,) * 2, copies, 0.125)
+    done(coordinator, [], shared=[pair])
+    units = take(coordinator, 0)
+    if settled:
+        assert units == [finish("d")]
+        assert (coordinator.report.unchanged, coordinator.progress.share) == (2, 0.25)
+        done(coordinator, units)
+        assert nothing_is_held(coordinator)
+    else:
+        assert names_in(units) == [("d", "one")]
+        assert (coordinator.report.unchanged, coordinator.progress.share) == (0, 0)
 
 
 def test_first_copies_are_shared_out() -> None:

@@ -116,3 +116,46 @@ def test_all_names_of_many_inodes_in_and_across_directories(tmp_path: Path, jobs
         report = pcopy.copy([source], tmp_path / "dst", jobs=jobs)
         assert (report.files, report.hardlinks, report.symlinks, report.unchanged) == expected
         assert read_tree(tmp_path / "dst") == read_tree(source)
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_a_rerun_finds_names_that_are_links_no_more_and_such_as_became_links(tmp_path: Path, jobs: int) -> None:
+    """Where all names of an inode are unchanged nothing is done; where one is not, what a first run would."""
+    firsts: dict[str | bytes, object] = {f"a{number}": f"text {number}" for number in range(60)}
+    entries = {**firsts, "d": Dir({f"b{number}": Hard(f"a{number}") for number in range(60)})}
+    source, copy = make_tree(tmp_path / "src", entries), tmp_path / "dst"
+    pcopy.copy([source], copy, jobs=jobs)
+    for name in ("a3", "d/b4"):  # of its own now, with the same text
+        text = (copy / name).read_bytes()
+        times = (copy / name).stat()
+        (copy / name).unlink()
+        (copy / name).write_bytes(text)
+        os.utime(copy / name, ns=(times.st_atime_ns, times.st_mtime_ns))
+    (source / "a5").write_text("longer than it was")
+    os.setxattr(source / "a7", "user.new", b"1")
+    (source / "d/b9").unlink()
+    os.link(source / "a10", source / "c10")
+    report = pcopy.copy([source], copy, jobs=jobs, delete=True)
+    assert read_tree(copy) == read_tree(source)
+    # a3 or d/b3, and a4 or d/b4, c10; a5 and a7 are copied, and their other names are links to that
+    assert (report.files, report.hardlinks, report.deleted, report.failed) == (2, 5, 1, 0)
+    assert report.unchanged == 120 - 7
+    assert pcopy.copy([source], copy, jobs=jobs).unchanged == 120
+
+
+@pytest.mark.parametrize("spoiled", ["contents", "xattr", "mode"])
+def test_what_is_not_unchanged_under_one_name_is_not_left_as_it_is(tmp_path: Path, spoiled: str) -> None:
+    """The names of an inode lead to two files in the copy, one of which is not what it should be."""
+    source = make_tree(tmp_path / "src", {"a": b"text", "b": Hard("a"), "c": Hard("a")})
+    pcopy.copy([source], tmp_path / "dst")
+    other = tmp_path / "dst/b"
+    times = other.stat()
+    other.unlink()
+    other.write_bytes(b"TEXT" if spoiled == "contents" else b"text")
+    if spoiled == "xattr":
+        os.setxattr(other, "user.theirs", b"1")
+    other.chmod(0o600 if spoiled == "mode" else 0o644)
+    os.utime(other, ns=(times.st_atime_ns, times.st_mtime_ns))
+    report = pcopy.copy([source], tmp_path / "dst")
+    assert (report.unchanged, report.hardlinks) == (2, 1)
+    assert read_tree(tmp_path / "dst") == read_tree(source)
