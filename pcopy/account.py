@@ -295,13 +295,18 @@ class Account:
 
     # ---- notes ----
 
-    def note_files(self, unit: Entries, names: Sequence[str], size: int, why: str = "new") -> None:
+    def note_files(self, unit: Entries, names: Sequence[str], sizes: Sequence[int], why: str = "new") -> None:
         self.outcome.tally.files += len(names)
-        self.outcome.tally.bytes += size
+        self.outcome.tally.bytes += sum(sizes)
         self.note_there(unit, names, unit.rename, copied=True)
+        self.tell_files(unit, names, sizes, why)
+
+    def tell_files(self, unit: Scan | Entries, names: Sequence[str], sizes: Sequence[int], why: str) -> None:
         if self.tells:
-            for name in names:
-                self.event("copied", unit, name, why, size if len(names) == 1 else None)
+            above = self.full(unit.tree, unit.path).rstrip("/")
+            self.outcome.events += [
+                Event("copied", f"{above}/{name}", why, size) for name, size in zip(names, sizes, strict=True)
+            ]
 
     def note_linked(self, unit: Entries | Link, names: Sequence[str], why: str) -> None:
         """Names that became links."""
@@ -368,10 +373,16 @@ class Account:
         return self.full(unit.tree, unit.path, name)
 
     def full(self, tree: int, path: str, name: str = "") -> str:
-        return "/".join(part for part in (self.job.trees[tree].source.rstrip("/"), path, name) if part)
+        return below(self.job.trees[tree].source, path, name)
 
     def copy_path(self, tree: int, path: str, name: str = "") -> str:
-        return "/".join(part for part in (self.job.trees[tree].destination.rstrip("/"), path, name) if part)
+        return below(self.job.trees[tree].destination, path, name)
+
+
+def below(top: str, path: str, name: str) -> str:
+    """The path of a name in a directory of a tree, or of that, or of the tree itself, whose top may be the root."""
+    inside = join(path, name) if name else path
+    return os.path.join(top, inside) if inside else top.rstrip("/") or "/"
 
 
 def given_up(job: Job, unit: Unit, reason: str) -> Outcome:

@@ -33,7 +33,7 @@ def may_be(work: Account) -> bool:
     return (
         work.copier.plain.works
         and "mode" in options.preserve
-        and not (options.dereference or work.tells or work.summing or work.pace or job.earlier or job.umask & ALL_OF_OWNER)
+        and not (options.dereference or work.verbose or work.summing or work.pace or job.earlier or job.umask & ALL_OF_OWNER)
     )
 
 
@@ -78,9 +78,8 @@ def copy(work: Account, unit: Scan, pair: Pair) -> bool | None:
     made = make_all(work, unit, directories, pair.destination) if directories else directories
     if made is None:
         return False
-    done = size = 0
-    if regular:
-        done, size = work.copier.plain.copy(pair, regular, work.deadline, tree, tree.elsewhere)
+    sizes = work.copier.plain.copy(pair, regular, work.deadline, tree, tree.elsewhere) if regular else []
+    done = len(sizes)
     whole = done == len(regular) and not other and not work.closes(state.st_mode)
     if whole:
         try:
@@ -88,7 +87,10 @@ def copy(work: Account, unit: Scan, pair: Pair) -> bool | None:
         except OSError:  # the unit will meet it again
             whole = False
     work.outcome.tally.files += done
-    work.outcome.tally.bytes += size
+    work.outcome.tally.bytes += sum(sizes)
+    if work.tells:
+        work.event("made", unit, why="kind" if unit.replaces else "new")
+        work.tell_files(unit, regular[:done], sizes, "new")
     leave(work, unit, state, names, shown, made, done, whole)
     return bool(made) or not whole
 
@@ -105,7 +107,7 @@ def compare(work: Account, unit: Scan, pair: Pair) -> bool | None:
     ):
         return None
     foreign, metadata = (state.st_uid, state.st_gid) != (there.st_uid, there.st_gid), work.copier.metadata
-    if foreign and not metadata.leaves_owner(state, there):
+    if foreign and (work.tells or not metadata.leaves_owner(state, there)):
         return None
     runs.stay_out_of_deletion(pair.destination)
     names = fs.names_in(pair.source)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import NamedTuple
 
 from pcopy.options import Overwrite
-from pcopy.work import BATCH, Group, Inode, Job, Link, Place, Shared, Unit, first_copy
+from pcopy.work import BATCH, Group, Inode, Job, Link, Shared, Unit, first_copy
 
 # Names of inodes that have several, up to which they are kept until all of an inode are known. More would decide the same
 # in each run of ever larger trees, at about 300 bytes of memory a name.
@@ -20,6 +20,14 @@ KEPT = 200_000
 # First names of an inode that fail, or are to be left as they are, until each of the others is copied by itself. More would
 # take long where no name of a file with many can be read.
 FIRSTS = 8
+
+
+class Place(NamedTuple):
+    """One name in the destination."""
+
+    tree: int
+    path: str
+    name: str
 
 
 class Name(NamedTuple):

@@ -1,5 +1,6 @@
 """Hard links: one more name of an inode whose first copy is there.
 
+new, unchanged: many names, so far as nothing is unusual; link: whatever is there
 decide ─▶ unchanged │ skipped │ hardlink ─▶ link ─▶ rename, if it replaces something
                     └ copy: the first copy cannot be linked to
 """

@@ -61,15 +61,15 @@ class Plain:
 
     def copy(
         self, pair: Pair, names: Sequence[str], deadline: float, tree: Tree, elsewhere: bool, first: bool = False
-    ) -> tuple[int, int]:
-        """Copy files until one is not plain, or until the deadline. Returns how many were copied, and their bytes.
+    ) -> list[int]:
+        """Copy files until one is not plain, or until the deadline. Returns the bytes of those that were copied.
 
         To see whether a source changed while it was read takes two looks at it, before and after. One will do, after, if
         its change time is older than the copying, by this machine's clock, and reading left the access time alone. That the
         next file is like the last one is a guess: where it is wrong, entry.py does the file again. ``elsewhere``:
         another machine or process keeps the source, and nobody can wait for a write under way. ``first``: of their inodes.
         """
-        done = total = 0
+        sizes: list[int] = []
         contents, links, xattrs, mask, times = self.contents, self.links and not first, self.xattrs, self.mask, self.times
         above, below, top, read, large = pair.source, pair.destination, tree.source_inode[0], self.read, self.large
         open_, fstat, lseek, close, time_ns = os.open, os.fstat, os.lseek, os.close, time.time_ns
@@ -82,7 +82,7 @@ class Plain:
         at_rest = now - REST if tree.one_clock else 0
         handle, made = CLOSED, False
         for name in names:
-            if moment >= late and done:
+            if moment >= late and sizes:
                 break
             try:
                 source = open_(name, read, dir_fd=above)
@@ -173,9 +173,8 @@ class Plain:
                     pass
                 if made:
                     abandon(handle, name, below)
-            done += 1
-            total += size
-        return done, total
+            sizes.append(size)
+        return sizes
 
     def is_plain(self, state: os.stat_result, links: bool) -> bool:
         """Whether a file is regular, has no holes, no more bytes than fit into one step, and a usual time; with ``links``,

@@ -87,14 +87,6 @@ class Compared(NamedTuple):
     copy: Version
 
 
-class Place(NamedTuple):
-    """One name in the destination."""
-
-    tree: int
-    path: str
-    name: str
-
-
 class Scan(NamedTuple):
     """Read one directory and make the copies of its subdirectories.
 

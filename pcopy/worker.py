@@ -100,7 +100,7 @@ class Slice(Account):
         self.linker = Linker(self.copier)
         self.copier.auditor.deadline = deadline
         self.at_once = at_once.may_be(self) and not ahead
-        self.singly = self.tells or pace is not None  # plain files too, so that the bytes of each are known
+        self.singly = pace is not None  # plain files too, so that the bytes of each are known before the next one
         if pace:
             self.copier.share_out(pace.piece)
 
@@ -242,10 +242,11 @@ class Slice(Account):
         while done < len(names):
             if plainly and plain.works and not pair.earlier:
                 some = names[done : done + 1] if self.singly else names[done:]
-                count, size = plain.copy(pair, some, deadline, tree, self.is_elsewhere(unit), first)
-                self.note_files(unit, some[:count], size)
+                sizes = plain.copy(pair, some, deadline, tree, self.is_elsewhere(unit), first)
+                count = len(sizes)
+                self.note_files(unit, some[:count], sizes)
                 if self.pace:
-                    self.pace.pay(size)
+                    self.pace.pay(sum(sizes))
                 done += count
                 if done == len(names) or (count and time.monotonic() >= deadline):
                     break
@@ -333,7 +334,7 @@ class Slice(Account):
         return False
 
     def copied_file(self, unit: Entries, name: str, size: int, why: str = "") -> None:
-        self.note_files(unit, (name,), size, reason(unit, why))
+        self.note_files(unit, (name,), (size,), reason(unit, why))
         if self.pace and size <= self.copier.large:  # a larger one shares its source's blocks, or it would be in spans
             self.pace.pay(size)
 

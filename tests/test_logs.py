@@ -95,6 +95,41 @@ def test_the_schema_of_the_log_refuses_what_is_wrong(line: dict[str, Any]) -> No
         check({**good, **line}, "log")
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_log_tells_the_same_with_verbose_but_for_what_stays_as_it_is(tmp_path: Path, pcopy: Run, jobs: int) -> None:
+    """Without, directories that hold nothing but plain files are done another way, and so are runs of these."""
+    below: dict[str | bytes, object] = {f"f{number}": "x" * number for number in range(20)}
+    entries: dict[str | bytes, object] = {f"d{number}": Dir({**below, "e": Dir(below)}) for number in range(4)}
+    entries["mixed"] = Dir({**below, "link": Link("f1"), "hard": Hard("d1/f3"), "x": Dir({})})
+    source = make_tree(tmp_path / "src", {**entries, "top": "text"})
+
+    def change() -> None:
+        (source / "d1/f3").write_text("changed")
+        (source / "d2/e/f4").unlink()
+        (source / "d3/new").write_text("new")
+        (source / "d3/e").chmod(0o700)
+        (source / "mixed/f5").chmod(0o600)
+
+    for step in ("first", "again", "changed"):
+        if step == "changed":
+            change()
+        told: list[Counter[tuple[object, ...]]] = []
+        for copy, more in (("brief", []), ("verbose", ["-v"])):
+            log = tmp_path / f"log-{copy}"
+            log.unlink(missing_ok=True)
+            assert pcopy("-j", jobs, *more, "--delete", "--log", log, "src", copy).returncode == 0
+            lines = [line for line in lines_of(log) if line["event"] not in ("started", "finished", "unchanged", "directory")]
+            paths = [line["path"].replace(f"/{copy}/", "/") for line in lines]
+            told.append(
+                Counter(
+                    (line["event"], path, line.get("why"), line.get("bytes")) for line, path in zip(lines, paths, strict=True)
+                )
+            )
+        assert told[0] == told[1]
+        assert bool(told[0]) == (step != "again")
+    assert {what for what, *_ in told[0]} == {"copied", "linked", "updated", "deleted"}
+
+
 @JOBS
 def test_the_report_is_as_its_schema_says(tmp_path: Path, source: Path, pcopy: Run, jobs: int) -> None:
     (tmp_path / "dst/a/in the way").mkdir(parents=True)
