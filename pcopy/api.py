@@ -181,7 +181,7 @@ def copy(
     top, landings = land(found, there)
     if files_from is not None:
         landings = [only_listed(found, landings, files_from)]
-    refuse_overlap(found, there, landings)
+    refuse_overlap(found, there, landings, one_file_system)
     check_deletion(options, found, landings)
     listing = None if manifest is None else check_place(os.fsdecode(manifest), top, landings)
     options = replace(options, link_dest=tuple(check_earlier(one, top, found, delete) for one in options.link_dest))

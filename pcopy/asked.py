@@ -277,14 +277,22 @@ def absolute(path: str) -> str:
         raise UsageError(f"{path}: the working directory is gone: change to another, or give an absolute path") from None
 
 
-def refuse_overlap(sources: Sequence[Source], destination: Destination, landings: Sequence[Landing]) -> None:
-    """No source may hold the destination or be it; by inode, so that no link or bind mount of either hides it."""
+def refuse_overlap(
+    sources: Sequence[Source], destination: Destination, landings: Sequence[Landing], one_file_system: bool
+) -> None:
+    """No source may hold the destination or be it; by inode, so that no link or bind mount of either hides it.
+
+    It may lie below one on another file system, if that is left out: so systems are backed up to a mounted disk.
+    """
     above = inodes_above(destination.path)
     for source in sources:
         if source.is_directory and source.inode in above:
-            same = destination.exists and source.inode == above[0]
-            what = "are the same directory" if same else "the destination lies in the source, which would never end"
-            raise UsageError(f"{source.given} and {destination.given}: {what}; give another destination")
+            if destination.exists and source.inode == above[0]:
+                raise UsageError(f"{source.given} and {destination.given}: are the same directory; give another destination")
+            apart = above[0][0] != source.inode[0]
+            if not apart or not one_file_system:
+                what, but = "the destination lies in the source, which would never end", ", or one-file-system" * apart
+                raise UsageError(f"{source.given} and {destination.given}: {what}; give another destination{but}")
     for landing in landings:
         with contextlib.suppress(OSError):
             if not landing.names and os.path.samestat(os.stat(landing.source), os.lstat(landing.destination)):

@@ -702,6 +702,37 @@ def test_what_is_mounted_below_the_source_can_be_left_out(tmp_path: Path, jobs: 
 
 
 @as_root
+def test_a_system_is_copied_to_a_disk_that_is_mounted_in_it(tmp_path: Path, jobs: int) -> None:
+    source = make_tree(tmp_path / "src", {"f": b"text", "mount": Dir(), "d": Dir({"g": b"1"})})
+    with mounted(source / "mount", "-t", "tmpfs", "none") as mount:
+        with pytest.raises(pcopy.UsageError, match=r"never end; give another destination, or one-file-system$"):
+            pcopy.copy(source, mount / "copy", jobs=jobs)
+        for there in (mount / "copy", mount):
+            for copied in (2, 0):
+                report = pcopy.copy(source, there, jobs=jobs, one_file_system=True)
+                assert report.ok
+                assert (report.files, report.unchanged) == (copied, 2 - copied)
+        assert read_tree(mount / "copy").keys() == {b".", b"f", b"mount", b"d", b"d/g"}
+    with pytest.raises(pcopy.UsageError, match=r"never end; give another destination$"):
+        pcopy.copy(source, source / "d/copy", jobs=jobs, one_file_system=True)
+
+
+@as_root
+def test_what_is_told_of_the_root_directory_has_its_path(tmp_path: Path) -> None:
+    events: list[pcopy.Event] = []
+
+    class Log(pcopy.Observer):
+        def event(self, event: pcopy.Event) -> None:
+            events.append(event)
+
+    with mounted(tmp_path / "mount", "-t", "tmpfs", "none") as mount:
+        log, there = Log(), mount / "copy"
+        assert pcopy.copy("/", there, observer=log, one_file_system=True, dry_run=True, verbose=True, filters=["*"]).ok
+    assert {event.path for event in events if event.what == "hidden"} == {f"/{name}" for name in os.listdir("/")}
+    assert {event.path for event in events if event.what != "hidden"} == {"/"}
+
+
+@as_root
 def test_a_bind_mount_of_the_same_file_system_is_not_left_out(tmp_path: Path, jobs: int) -> None:
     source = make_tree(tmp_path / "src", {"d": Dir({"f": b"text"}), "mount": Dir()})
     if subprocess.run(["mount", "--bind", str(source / "d"), str(source / "mount")], check=False).returncode:
