@@ -14,6 +14,7 @@ import contextlib
 import errno
 import os
 import stat
+from collections.abc import Sequence
 
 from pcopy import attributes as attr
 from pcopy import filesystem as fs
@@ -91,7 +92,7 @@ def copy(work: Account, unit: Scan, pair: Pair) -> bool | None:
     if work.tells:
         work.event("made", unit, why="kind" if unit.replaces else "new")
         work.tell_files(unit, regular[:done], sizes, "new")
-    leave(work, unit, state, names, shown, made, done, whole)
+    leave(work, unit, state, names, shown, made, done, whole, alone(pair, regular[done : done + 1]))
     return bool(made) or not whole
 
 
@@ -127,8 +128,20 @@ def compare(work: Account, unit: Scan, pair: Pair) -> bool | None:
         except OSError:
             whole = False
     work.outcome.tally.unchanged += done
-    leave(work, unit, state, names, shown, directories, done, whole)
+    leave(work, unit, state, names, shown, directories, done, whole, alone(pair, regular[done : done + 1]))
     return bool(directories) or not whole
+
+
+def alone(pair: Pair, names: Sequence[str]) -> int:
+    """How many of these, one or none, are to be a unit of their own: what is not plain is not tried as such once more.
+
+    But if its inode has several names, the next ones often are of such, too, and all go to the coordinator together.
+    """
+    for name in names:
+        with contextlib.suppress(OSError):
+            if os.stat(name, dir_fd=pair.source, follow_symlinks=False).st_nlink > 1:
+                return 0
+    return len(names)
 
 
 def is_apart(work: Account, tree: Tree, state: os.stat_result) -> bool:
@@ -171,12 +184,20 @@ def make_all(work: Account, unit: Scan, names: list[str], parent: int) -> list[s
 
 
 def leave(
-    work: Account, unit: Scan, state: os.stat_result, names: Names, shown: Names, below: list[str], done: int, whole: bool
+    work: Account,
+    unit: Scan,
+    state: os.stat_result,
+    names: Names,
+    shown: Names,
+    below: list[str],
+    done: int,
+    whole: bool,
+    odd: int,
 ) -> None:
     """Note what became of a directory, and make units of what is left to do.
 
     ``names``: all in it; ``shown``: by the filters. ``below``: directories in it that are to be done. ``done``: so many regular
-    files are. ``whole``: nothing else is left.
+    files are. ``whole``: nothing else is left. ``odd``: so many of the next ones are a unit of their own.
     """
     (tree, path, fresh), stack, outcome, tally = unit[:3], work.stack, work.outcome, work.outcome.tally
     directories, regular, other = shown
@@ -199,4 +220,5 @@ def leave(
     if not whole:
         stack.append(Finish(tree, path, attributes_of(state), fresh, work.closes(state.st_mode), device=device))
         stack += entries_of(unit, other, fresh, False, share, device)
-        stack += entries_of(unit, regular[done:], fresh, True, share, device)
+        stack += entries_of(unit, regular[done + odd :], fresh, True, share, device)
+        stack += entries_of(unit, regular[done : done + odd], fresh, False, share, device)

@@ -46,7 +46,7 @@ def temporary(top: Path) -> list[Path]:
 
 def cut(source: Path, destination: Path, jobs: int) -> Path:
     """Kill a run, workers and all, when a good part of its large file is written. Returns the file's temporary name."""
-    run = Script(["-m", "pcopy", "-q", "-j", str(jobs), "--bwlimit", "60M", str(source), str(destination)], source.parent)
+    run = Script(["-m", "pcopy", "-q", "-j", str(jobs), "--bwlimit", "20M", str(source), str(destination)], source.parent)
 
     def begun() -> bool:
         return any(written(path)[1] > 4 * MARGIN for path in temporary(destination.parent))
