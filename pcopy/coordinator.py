@@ -401,10 +401,9 @@ class Coordinator:
         return [self.current(unit._replace(last=False)) for unit in sorted(units, key=lambda unit: unit.path.count("/"))]
 
     def current(self, unit: Unit) -> Unit:
-        """A large file of which a span failed is not to be sealed, nor a name linked to one that was not copied.
+        """A large file of which a span failed is not to be sealed; its other spans have nothing left to do.
 
-        Nothing is to be deleted where an entry was not copied, nor a directory that has to keep something. The other spans of a
-        large file that failed have nothing left to do.
+        Nothing is to be deleted where an entry was not copied, nor a directory that has to keep something.
         """
         if isinstance(unit, Seal) and large_group(unit.large) in self.ruined:
             return unit._replace(discard=True)
@@ -479,7 +478,7 @@ class Coordinator:
             self.absorb([], Outcome(failures=[failure]))
 
     def left(self) -> list[Unit]:
-        """The units that are not done when a run stops."""
+        """The units that are not done when a run stops, of which nothing is handed out any more."""
         left: list[Unit] = [*self.frontier, *self.scans, *self.suspects, *self.uncounted]
         for units in self.waiting.values():
             left += units

@@ -62,9 +62,7 @@ class Directories:
             for name in [name for name in listing.partial if name in listing.hidden]:
                 fs.remove_if_there(listing.partial.pop(name), pair.destination)
         if "mode" not in self.options.preserve:
-            begun = unit.fresh or ((pair.mode or 0) & ~SET_GROUP_ID) == mode_begun(self.options)
-            mode = state.st_mode & 0o777 & ~self.job.umask if begun else pair.mode or 0
-            listing.attributes = listing.attributes._replace(mode=mode)
+            listing.attributes = listing.attributes._replace(mode=self.mode_kept(state, pair.mode or 0, unit.fresh))
         self.make_directories(pair, listing, unit)
         return listing
 
@@ -278,6 +276,11 @@ class Directories:
         finally:
             fs.close_read(source)
 
+    def mode_kept(self, state: os.stat_result, mode: int, fresh: bool) -> int:
+        """Where modes are not preserved: the one that a copy has, or what the umask leaves of its source's if it is new."""
+        begun = fresh or mode & ~SET_GROUP_ID == mode_begun(self.options)
+        return state.st_mode & 0o777 & ~self.job.umask if begun else mode
+
     def take_away(self, unit: Scan) -> Finish | None:
         """The source of a directory that this run made cannot be read: it must not look like an empty one.
 
@@ -292,7 +295,8 @@ class Directories:
         parent = self.handles.pair(unit.tree, parent_path)
         attributes = attributes_of(os.fstat(parent.source))
         if "mode" not in self.options.preserve:
-            attributes = attributes._replace(mode=stat.S_IMODE(os.fstat(parent.destination).st_mode))
+            mode = stat.S_IMODE(os.fstat(parent.destination).st_mode)  # maybe it is still to be finished, by another worker
+            attributes = attributes._replace(mode=self.mode_kept(os.fstat(parent.source), mode, False))
         try:
             fs.remove_directory(name, parent.destination)
         except PermissionError:  # the directory above has been finished already

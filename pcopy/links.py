@@ -24,7 +24,7 @@ from pcopy.work import Link
 
 
 def is_alike(state: os.stat_result, made: os.stat_result, times: bool) -> bool:
-    """Whether this certainly is the copy of this inode: see :meth:`Linker.is_copy`, which looks closer."""
+    """Whether this is the copy of this inode for all that shows; :meth:`Linker.is_copy` also knows of coarse times."""
     return (
         not (state.st_mode ^ made.st_mode) & 0o170000  # S_IFMT
         and state.st_size == made.st_size

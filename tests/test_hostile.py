@@ -20,11 +20,12 @@ import pcopy.mounts
 from pcopy.metadata import SHORTLY
 from pcopy.options import Options
 from pcopy.runs import temporary_name
-from pcopy.work import Job, Link, Tree
+from pcopy.work import Job, Scan, Tree
+from pcopy.work import Link as LinkUnit
 from pcopy.worker import run
 from tests.conftest import Run, as_root
 from tests.test_destination import mounted, unprivileged
-from tests.trees import Dir, Fifo, File, Hard, Holes, Socket, make_tree, read_tree
+from tests.trees import Dir, Fifo, File, Hard, Holes, Link, Socket, make_tree, read_tree
 
 JOBS = pytest.mark.parametrize("jobs", [1, 3])
 
@@ -407,6 +408,19 @@ def test_a_copy_that_its_owner_may_not_read_is_brought_up_to_date(tmp_path: Path
     assert read_tree(tmp_path / "dst") == read_tree(source)
 
 
+def test_a_directory_that_is_not_finished_gets_its_mode_though_one_in_it_is_taken_away(tmp_path: Path) -> None:
+    """By another worker than the one that finishes it, which may be done before."""
+    source = make_tree(tmp_path / "src", {"d": Dir({"loop": Link(".")}, mode=0o555)})
+    copy = make_tree(tmp_path / "dst", {"d": Dir({"loop": Dir()}, mode=0o1700)})
+    states = [(path.stat().st_dev, path.stat().st_ino) for path in (source, copy)]
+    options = Options(preserve=frozenset({"times"}), dereference=True)
+    job = Job(options, (Tree(str(source), str(copy), states[0], states[1]),), "0123abcd", 0o022)
+    outcome = run(job, [Scan(0, "d/loop", True, 1.0)], 1.0)
+    assert [failure.path for failure in outcome.failures] == [str(source / "d/loop")]
+    assert os.listdir(copy / "d") == []
+    assert (copy / "d").stat().st_mode & 0o7777 == 0o555
+
+
 def test_a_link_begun_by_a_killed_worker_is_made(tmp_path: Path) -> None:
     """It died between making the link under a temporary name and the rename."""
     source = make_tree(tmp_path / "src", {"a": b"1", "b": Hard("a")})
@@ -416,7 +430,7 @@ def test_a_link_begun_by_a_killed_worker_is_made(tmp_path: Path) -> None:
     begun = temporary_name(job.token, 0, "b")
     (copy / begun).write_bytes(b"begun")
     state = (source / "a").stat()
-    unit = Link(0, "", ("b",), None, ((state.st_dev, state.st_ino),), (0, ""), ("a",), 1.0)
+    unit = LinkUnit(0, "", ("b",), None, ((state.st_dev, state.st_ino),), (0, ""), ("a",), 1.0)
     outcome = run(job, [unit], 1.0)
     assert (outcome.failures, outcome.tally.hardlinks) == ([], 1)
     assert sorted(os.listdir(copy)) == ["a", "b"]
