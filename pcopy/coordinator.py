@@ -260,13 +260,12 @@ class Coordinator:
 
     def decide(self, outcome: Outcome) -> None:
         """Make units of the names of inodes of which all are known by now: those of an outcome may have been the last."""
-        found = (inode for some in outcome.shared for inode in some.inodes)
-        decided, unchanged, names, units = self.inodes.decided(found, not self.searching)
-        outcome.tally.unchanged += len(unchanged)
-        outcome.share += sum(name.among.share for name in unchanged)
-        self.replace(unchanged, ())
-        self.replace(names, units)
-        copied = dict.fromkeys(inode for inode in (*self.copied, *decided) if not self.holding[inode])
+        decided = self.inodes.decided((inode for some in outcome.shared for inode in some.inodes), not self.searching)
+        outcome.tally.unchanged += len(decided.unchanged)
+        outcome.share += sum(name.among.share for name in decided.unchanged)
+        self.replace(decided.unchanged, ())
+        self.replace(decided.firsts, decided.units)
+        copied = dict.fromkeys(inode for inode in (*self.copied, *decided.waiting) if not self.holding[inode])
         self.copied = []
         self.replace(*self.inodes.linked(copied, self.ruined))
 

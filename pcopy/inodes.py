@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pcopy.options import Overwrite
@@ -44,6 +45,16 @@ class Name(NamedTuple):
         return Place(self.among.tree, self.among.path, self.among.rename or self.name)
 
 
+@dataclass
+class Decided:
+    """What becomes of names, as all names of their inodes are known."""
+
+    waiting: list[Inode] = field(default_factory=list)  # whose names wait until the first one is copied
+    unchanged: list[Name] = field(default_factory=list)  # under all names of their inode: nothing is to be done
+    firsts: list[Name] = field(default_factory=list)  # to be copied, by the units
+    units: list[Unit] = field(default_factory=list)
+
+
 class Inodes:
     """What is known of them. Decides the same in each run and in a dry run, in whatever order the names are found."""
 
@@ -62,48 +73,45 @@ class Inodes:
             self.gathered.setdefault(name.inode, []).append(name)
         self.undecided += len(found.names)
 
-    def decided(self, inodes: Iterable[Inode], complete: bool) -> tuple[list[Inode], list[Name], list[Name], list[Unit]]:
-        """Of these inodes, those of which all names are known by now; the names of such as have copies under all of these that
-        are what they would become; the names that are to be copied, and the units that do it.
+    def decided(self, inodes: Iterable[Inode], complete: bool) -> Decided:
+        """What becomes of those of these inodes of which all names are known by now.
 
         All are known when as many came as the inode has, with these as the last, or when no more can come: it is ``complete``.
         """
-        done: list[Inode] = []
-        unchanged: list[Name] = []
-        firsts: list[Name] = []
-        twice: list[Name] = []
+        decided, twice = Decided(), list[Name]()
         everything = complete or self.undecided > KEPT
         for inode in list(self.gathered if everything else dict.fromkeys(inodes)):
             group = self.gathered[inode]
             known = self.first_names.get(inode)
-            if everything or (self.one_tree and len(group) >= (known[1] if known else group[0].links)):
-                del self.gathered[inode]
-                size = len(group)
-                self.undecided -= size
-                done.append(inode)
-                if not known:
-                    first = min(group, key=self.rank) if len(group) > 1 else group[0]
-                    known = first.place, first.links
-                    if first.copy and all(name.copy == first.copy for name in group):
-                        unchanged += group
-                        group = []
-                    else:
-                        firsts.append(first)
-                        group.remove(first)
-                place, left = known
-                left -= size
-                waiting = self.waiting.setdefault(inode, (place, []))[1]
-                for name in group:
-                    # The first name can be there twice, if a worker was killed.
-                    again = (name.among.rename or name.name) == place.name and name.place == place
-                    (twice if again else waiting).append(name)
-                # Sources can overlap, and a link that is followed is a name too: then it has more names than it says.
-                if left > 0 or not self.one_tree or self.options.dereference:
-                    self.first_names[inode] = (place, left)
-                else:
-                    self.first_names.pop(inode, None)
-        units = [*first_copies(firsts), *(unit for name in twice for unit in first_copies([name]))]
-        return done, unchanged, firsts + twice, units
+            if not everything and not (self.one_tree and len(group) >= (known[1] if known else group[0].links)):
+                continue
+            del self.gathered[inode]
+            self.undecided -= len(group)
+            first = min(group, key=self.rank) if len(group) > 1 else group[0]
+            place, left = known or (first.place, first.links)
+            left -= len(group)
+            # Sources can overlap, and a link that is followed is a name too: then it has more names than it says.
+            if left > 0 or not self.one_tree or self.options.dereference:
+                self.first_names[inode] = (place, left)
+            else:
+                self.first_names.pop(inode, None)
+            if not known and first.copy and all(name.copy == first.copy for name in group):
+                decided.unchanged.extend(group)
+                continue
+            if not known:
+                decided.firsts.append(first)
+                group.remove(first)
+            decided.waiting.append(inode)
+            waiting = self.waiting.setdefault(inode, (place, []))[1]
+            for name in group:
+                # The first name can be there twice, if a worker was killed.
+                again = (name.among.rename or name.name) == place.name and name.place == place
+                (twice if again else waiting).append(name)
+        decided.units.extend(first_copies(decided.firsts))
+        for name in twice:
+            decided.firsts.append(name)
+            decided.units.extend(first_copies([name]))
+        return decided
 
     def linked(self, inodes: Iterable[Inode], ruined: Set[Group]) -> tuple[list[Name], list[Unit]]:
         """The names that waited for the first ones of these inodes, and the units that they become."""
