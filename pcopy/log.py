@@ -44,6 +44,7 @@ class Log(Observer):
         self.files = [self.path]
         self.handle = CLOSED
         self.lines: list[str] = []
+        self.time = ""  # of these lines: what happened in a slice is told together
         self.always: dict[str, Any] = {}  # in each line
         self.trouble: Failure | None = None
         self.torn = False  # the last line is not whole
@@ -88,11 +89,12 @@ class Log(Observer):
     # ---- lines ----
 
     def add(self, what: str, **more: Any) -> None:
-        self.lines.append(json.dumps({"time": now(), **self.always, "event": what, **more}) + "\n")
+        self.time = self.time or now()
+        self.lines.append(json.dumps({"time": self.time, **self.always, "event": what, **more}) + "\n")
 
     def flush(self) -> None:
         """Write what there is, unless that has failed before: then the log ends, and nothing is kept for it."""
-        lines, self.lines = self.lines, []
+        lines, self.lines, self.time = self.lines, [], ""
         if not lines or self.trouble:
             return
         data = ("\n" if self.torn else "") + "".join(lines)
