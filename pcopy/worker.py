@@ -422,6 +422,8 @@ class Slice(Account):
             raise
         except OSError as error:
             self.entry_failed(unit, pair, name, error)
+        except Exception as error:
+            self.fail(unforeseen(self.full(unit.tree, unit.path, name), error))
         else:
             if result is None:  # it is copied, as if it were the first
                 self.outcome.share -= unit.share

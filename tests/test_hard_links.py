@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import pcopy
+from pcopy.links import Linker
 from pcopy.options import Options
 from pcopy.outcome import Outcome
 from pcopy.work import Job, Tree
@@ -68,6 +69,20 @@ def test_what_is_unlike_the_others_is_no_link_and_the_others_are(trees: tuple[Pa
     assert [(copy / f"b{number}").read_text() for number in (1, 2, 3, 7)] == ["text 1", "text 2", "text 3", "theirs"]
     assert not (copy / "b5").exists()
     assert outcome.share == pytest.approx(1)
+
+
+def test_a_fault_at_one_name_takes_no_other_with_it(trees: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    source, copy = trees
+    (copy / "b4").write_text("theirs")  # so that it is looked at by itself
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a fault in pcopy")
+
+    monkeypatch.setattr(Linker, "link", fail)
+    outcome = link(source, copy)
+    assert (outcome.tally.hardlinks, outcome.tally.failed) == (COUNT - 1, 1)
+    assert [failure.path for failure in outcome.failures] == [str(source / "b4")]
+    assert linked(copy) == [number for number in range(COUNT) if number != 4]
 
 
 @pytest.mark.parametrize("seconds", [10.0, 0.0])
