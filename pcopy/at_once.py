@@ -92,7 +92,7 @@ def copy(work: Account, unit: Scan, pair: Pair) -> bool | None:
     if work.tells:
         work.event("made", unit, why="kind" if unit.replaces else "new")
         work.tell_files(unit, regular[:done], sizes, "new")
-    leave(work, unit, state, names, shown, made, done, whole, alone(pair, regular[done : done + 1]))
+    leave(work, unit, state, names, shown, made, done, whole, alone(pair, regular, done))
     return bool(made) or not whole
 
 
@@ -128,20 +128,22 @@ def compare(work: Account, unit: Scan, pair: Pair) -> bool | None:
         except OSError:
             whole = False
     work.outcome.tally.unchanged += done
-    leave(work, unit, state, names, shown, directories, done, whole, alone(pair, regular[done : done + 1]))
+    leave(work, unit, state, names, shown, directories, done, whole, alone(pair, regular, done))
     return bool(directories) or not whole
 
 
-def alone(pair: Pair, names: Sequence[str]) -> int:
-    """How many of these, one or none, are to be a unit of their own: what is not plain is not tried as such once more.
+def alone(pair: Pair, names: Sequence[str], done: int) -> int:
+    """How many of the names that are not done, one or none, are to be a unit of their own.
 
-    But if its inode has several names, the next ones often are of such, too, and all go to the coordinator together.
+    The next one is not plain, and not tried as such once more. But if its inode has several names, those after it often are of
+    such, too, and all go to the coordinator together.
     """
-    for name in names:
-        with contextlib.suppress(OSError):
-            if os.stat(name, dir_fd=pair.source, follow_symlinks=False).st_nlink > 1:
-                return 0
-    return len(names)
+    if done == len(names):
+        return 0
+    try:
+        return int(os.stat(names[done], dir_fd=pair.source, follow_symlinks=False).st_nlink <= 1)
+    except OSError:  # which the unit will meet again
+        return 1
 
 
 def is_apart(work: Account, tree: Tree, state: os.stat_result) -> bool:

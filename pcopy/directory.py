@@ -293,10 +293,11 @@ class Directories:
             return None
         parent_path, _, name = unit.path.rpartition("/")
         parent = self.handles.pair(unit.tree, parent_path)
-        attributes = attributes_of(os.fstat(parent.source))
+        state = os.fstat(parent.source)
+        attributes = attributes_of(state)
         if "mode" not in self.options.preserve:
             mode = stat.S_IMODE(os.fstat(parent.destination).st_mode)  # maybe it is still to be finished, by another worker
-            attributes = attributes._replace(mode=self.mode_kept(os.fstat(parent.source), mode, False))
+            attributes = attributes._replace(mode=self.mode_kept(state, mode, False))
         try:
             fs.remove_directory(name, parent.destination)
         except PermissionError:  # the directory above has been finished already

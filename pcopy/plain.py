@@ -232,12 +232,11 @@ class Plain:
         Extended attributes are compared, but for a source that has none and was last changed before its copy, by one clock:
         then its copy has none either. What has some may have been copied by a tool that leaves them out, what was changed
         shortly before may have been changed while it was copied, and each further name changes the time of a copy.
-        ``first``: of their inodes. ``seen`` gets what is found of files that have several names; it stops at one that has not,
-        or another owner than its source.
-        Owners that our copies cannot get are counted as lost.
+        ``first``: of their inodes. Owners that our copies cannot get are counted as lost. ``seen`` gets what is found of files
+        that have several names; it stops at one that has not, or another owner than its source.
         """
         done, foreign, above, below = 0, 0, pair.source, pair.destination
-        first, several = first or seen is not None, seen is not None  # asked for each file
+        first = first or seen is not None
         links, xattrs, follow, on_disk = self.links and not first, self.xattrs, self.follow, tree.on_disk
         device, other = tree.source_inode[0], tree.destination_inode[0] if tree.one_clock and tree.destination_inode else None
         tells, keep_owner = self.tells, self.metadata.keep_owner
@@ -274,7 +273,7 @@ class Plain:
                         and differ(pair, name, name)
                     )
                     or (on_disk and size and fs.has_hole(name, below, size))
-                    or (several and (nlink <= 1 or strange))
+                    or (seen is not None and (nlink <= 1 or strange))
                 ):
                     break
                 if seen is not None:

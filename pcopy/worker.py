@@ -36,6 +36,7 @@ from pcopy.work import (
     DIRECTORY_WEIGHT,
     Check,
     Clear,
+    Compared,
     Entries,
     Finish,
     Job,
@@ -233,8 +234,6 @@ class Slice(Account):
             return
         pair = self.pair_of(unit)
         names, deadline, plain = unit.names, self.deadline, self.copier.plain
-        if unit.again and pair.destination != ABSENT:
-            pair.note_names()
         tree, done, begun, compared, first = self.job.trees[unit.tree], 0, False, None, bool(unit.first_of)
         usual = unit.regular and not unit.again and not unit.partial and not unit.rename
         plainly = usual and unit.fresh
@@ -278,12 +277,16 @@ class Slice(Account):
             done += 1
             if begun or time.monotonic() >= deadline or self.stuck:
                 break  # others can join in a large file; a directory that is in the way goes first
-        self.outcome.share += unit.share * done / len(names)
+        self.part(unit, done, at if begun else len(self.stack), compared)
+
+    def part(self, unit: Entries | Link, done: int, height: int, compared: Compared | None) -> None:
+        """So many names of a unit are done. The others go on the stack, below the units of what was begun at that height."""
+        names, each = unit.names, unit.share / len(unit.names)
+        self.outcome.share += each * done
         self.outcome.current = join(unit.path, names[max(0, done - 1)])
         if done < len(names):
-            share = unit.share * (len(names) - done) / len(names)
-            rest = unit.part(done)._replace(share=share, compared=compared)
-            self.stack.insert(at if begun else len(self.stack), rest)  # below the units of what was begun
+            rest = unit.part(done)._replace(share=each * (len(names) - done), compared=compared)
+            self.stack.insert(height, rest)
 
     def gather(self, unit: Entries, pair: Pair, names: Sequence[str], known: bool) -> int:
         """Leave names to the coordinator, from the first on, so far as their inodes have others, too. Returns how many.
@@ -313,6 +316,8 @@ class Slice(Account):
         kept = unit.kept or unit.after in self.outcome.ruined
         if unit.cleared and self.job.options.dry_run and not kept:
             return replace(pair, destination=ABSENT)  # as if it were cleared
+        if unit.again and pair.destination != ABSENT:
+            pair.note_names()
         return pair
 
     def copy_entry(self, unit: Entries, pair: Pair, name: str) -> bool:
@@ -381,8 +386,6 @@ class Slice(Account):
 
     def link(self, unit: Link) -> None:
         pair = self.pair_of(unit)
-        if unit.again and pair.destination != ABSENT:
-            pair.note_names()
         first = self.handles.pair(*unit.beside)
         names, firsts, done, height, compared = unit.names, unit.firsts, 0, len(self.stack), None
         each = unit.share / len(names)
@@ -406,11 +409,7 @@ class Slice(Account):
             done += 1
             if len(self.stack) > height or time.monotonic() >= self.deadline or self.stuck:
                 break  # what has to be copied, or is in the way, goes first
-        self.outcome.share += each * done
-        self.outcome.current = join(unit.path, names[max(0, done - 1)])
-        if done < len(names):
-            share = each * (len(names) - done)
-            self.stack.insert(height, unit.part(done)._replace(share=share, compared=compared))
+        self.part(unit, done, height, compared)
 
     def link_one(self, unit: Link, pair: Pair, first: Pair) -> None:
         """Make one name, that of a unit, whatever is there."""
