@@ -70,7 +70,10 @@ class Inodes:
     def gather(self, found: Shared) -> None:
         among = found._replace(names=(), inodes=(), links=(), copies=())
         for name in map(Name, (among,) * len(found.names), found.names, found.inodes, found.links, found.copies):
-            self.gathered.setdefault(name.inode, []).append(name)
+            if group := self.gathered.get(name.inode):
+                group.append(name)
+            else:
+                self.gathered[name.inode] = [name]  # without room for more: most have one name here, others elsewhere
         self.undecided += len(found.names)
 
     def decided(self, inodes: Iterable[Inode], complete: bool) -> Decided:
@@ -101,6 +104,8 @@ class Inodes:
             if not known:
                 decided.firsts.append(first)
                 group.remove(first)
+            if not group:
+                continue
             decided.waiting.append(inode)
             waiting = self.waiting.setdefault(inode, (place, []))[1]
             for name in group:
