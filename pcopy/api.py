@@ -9,7 +9,6 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from types import FrameType
 from typing import Literal, NamedTuple
 
@@ -184,7 +183,7 @@ def copy(
     refuse_overlap(found, there, landings, one_file_system)
     check_deletion(options, found, landings)
     listing = None if manifest is None else check_place(os.fsdecode(manifest), top, landings)
-    options = replace(options, link_dest=tuple(check_earlier(one, top, found, delete) for one in options.link_dest))
+    options = options._replace(link_dest=tuple(check_earlier(one, top, found, delete) for one in options.link_dest))
     report, stop, started = new_report(options), stop or Stop(), time.monotonic()
     observer.started([one.path for one in found], there.path, options)
     try:
@@ -196,7 +195,7 @@ def copy(
                 give_up(report, failure, observer)
                 return report
             note(report, failure, observer)
-            request = request._replace(options=replace(options, delete=False))
+            request = request._replace(options=options._replace(delete=False))
         carry_out(request, report, observer, stop)
     finally:
         report.signal = stop.signal
@@ -313,7 +312,7 @@ def too_much(request: Request, report: Report, stop: Stop) -> tuple[Failure | No
     names = names_below(there, options.max_delete)
     if names <= options.max_delete:
         return None, names  # without a plan, which takes longer than to count names
-    silent = replace(options, dry_run=True, verbose=False, events=False, checksum=False)
+    silent = options._replace(dry_run=True, verbose=False, events=False, checksum=False)
     plan = new_report(silent)
     carry_out(request._replace(options=silent, expected=None, only_deletions=True), plan, Observer(), stop)
     report.warnings += [warning for warning in plan.warnings if warning not in report.warnings]

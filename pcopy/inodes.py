@@ -5,8 +5,7 @@ Shared ─▶ gather ─▶ decided, when all names of an inode are known ─▶
                                                  choose_again, if it was not    ─▶ Entries (another)
 """
 
-from __future__ import annotations
-
+# Annotations are no texts here, see work.py.
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field

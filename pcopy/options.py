@@ -1,11 +1,9 @@
 """How to copy, read once, frozen, and sent to every worker."""
 
-from __future__ import annotations
-
+# Annotations are no texts here, see work.py.
 import enum
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 METHODS = ("fork", "forkserver", "spawn")  # of starting processes (multiprocessing.set_start_method)
 ALL_ATTRIBUTES = frozenset({"mode", "owner", "times", "links", "xattr"})
@@ -50,8 +48,7 @@ class Hash(str, enum.Enum):
     BLAKE3 = "blake3"
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(NamedTuple):
     """Every choice of a run.
 
     ``adapts``: ``jobs`` is what the run begins with, and it finds a better number by itself. ``preserve`` is a subset of

@@ -1,7 +1,6 @@
 """What comes back from a slice: what it did, what failed, and the units that it leaves to others."""
 
-from __future__ import annotations
-
+# Annotations are no texts here, see work.py.
 from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
@@ -44,7 +43,7 @@ class Tally:
     vanished: int = 0
     skipped: int = 0
 
-    def add(self, other: Tally) -> None:
+    def add(self, other: "Tally") -> None:
         for one in fields(Tally):
             setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
 

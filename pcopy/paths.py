@@ -5,8 +5,7 @@ one other entry    DESTINATION is its new name, or the directory that it goes in
 several            DESTINATION is a directory, each goes to DESTINATION/its-name
 """
 
-from __future__ import annotations
-
+# Annotations are no texts here, see work.py.
 import os
 from collections.abc import Sequence
 from typing import NamedTuple

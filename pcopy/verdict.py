@@ -4,8 +4,7 @@ fate_of ─▶ unchanged │ skipped │ None: it is replaced
 same    ─▶ kind, size, time as far as the file system keeps it, holes that the source has not
 """
 
-from __future__ import annotations
-
+# Annotations are no texts here, see work.py.
 import contextlib
 import enum
 import os
