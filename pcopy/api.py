@@ -24,6 +24,7 @@ from pcopy.asked import (
     check_count,
     check_deletion,
     check_earlier,
+    check_files,
     check_filters,
     check_hash,
     check_jobs,
@@ -182,8 +183,9 @@ def copy(
         landings = [only_listed(found, landings, files_from)]
     refuse_overlap(found, there, landings, one_file_system)
     check_deletion(options, found, landings)
+    check_files(observer.files, landings, options)
     listing = None if manifest is None else check_place(os.fsdecode(manifest), top, landings)
-    options = options._replace(link_dest=tuple(check_earlier(one, top, found, delete) for one in options.link_dest))
+    options = options._replace(link_dest=tuple(check_earlier(one, top, found, options) for one in options.link_dest))
     report, stop, started = new_report(options), stop or Stop(), time.monotonic()
     observer.started([one.path for one in found], there.path, options)
     try:

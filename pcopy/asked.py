@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, TypeVar
 
 from pcopy.errors import UsageError
-from pcopy.manifest import hasher
+from pcopy.manifest import copied_to, hasher
 from pcopy.options import AUTO, Hash, Options, Overwrite, When, attributes_from
 from pcopy.paths import Destination, Landing, Source
 from pcopy.result import Observer, Several
@@ -87,7 +87,23 @@ def refuse_sources_in(copy: str, sources: Sequence[Source]) -> None:
             raise UsageError(f"{source.given}: lies in {copy}, from which delete would remove it: move it")
 
 
-def check_earlier(given: str, top: str, sources: Sequence[Source], delete: bool) -> str:
+def check_files(files: Iterable[str], landings: Sequence[Landing], options: Options) -> None:
+    """Refuse what a run writes besides the copy, such as its log, where the copy of something else is to be."""
+    chosen = selection(options.filters)
+    for file in files:
+        path = os.path.join(os.path.realpath(os.path.dirname(file)), os.path.basename(file))
+        for landing in landings:
+            source = copied_to(path, landing)
+            below = source and os.path.relpath(source, landing.source)
+            if not below or (landing.only is not None and below not in landing.only):
+                continue
+            if landing.names or not chosen or not chosen.hides(below, False):
+                raise UsageError(
+                    f"{file}: would take the place of the copy of {source}; name another file, or exclude that one"
+                )
+
+
+def check_earlier(given: str, top: str, sources: Sequence[Source], options: Options) -> str:
     """An earlier copy that hard links can be made to. A relative path is relative to the destination, as for rsync."""
     path = os.path.normpath(os.path.join(top, given))
     try:
@@ -103,9 +119,10 @@ def check_earlier(given: str, top: str, sources: Sequence[Source], delete: bool)
         raise UsageError(f"link-dest {given}: is the destination itself; give an earlier copy")
     above = inodes_above(path)
     for source in sources:
-        if source.is_directory and source.inode in above:
+        left_out = options.one_file_system and state.st_dev != source.inode[0]
+        if source.is_directory and source.inode in above and not left_out:
             raise UsageError(f"link-dest {given}: is in {source.given}, whose own files would be the copy; give an earlier one")
-    if delete and os.path.exists(top) and (there.st_dev, there.st_ino) in above:
+    if options.delete and os.path.exists(top) and (there.st_dev, there.st_ino) in above:
         raise UsageError(f"link-dest {given}: lies in the destination, from which delete would remove it; move it out of there")
     return path
 

@@ -40,10 +40,9 @@ class Directories:
 
     def scan(self, unit: Scan) -> Listing:
         """List a directory, and make the copies of the directories in it."""
-        pair, state = self.enter(unit)
+        pair, state, differs = self.enter(unit)
         listing = Listing(attributes_of(state), state.st_dev)
-        if self.tells and not unit.fresh and pair.destination != ABSENT:
-            listing.differs = ", ".join(self.metadata.directory_differences(pair, state))
+        listing.differs = ", ".join(differs)
         tree = self.job.trees[unit.tree]
         if self.options.one_file_system and state.st_dev != tree.source_inode[0]:
             return listing
@@ -66,8 +65,8 @@ class Directories:
         self.make_directories(pair, listing, unit)
         return listing
 
-    def enter(self, unit: Scan) -> tuple[Pair, os.stat_result]:
-        """Open a directory and its copy, and keep the handles."""
+    def enter(self, unit: Scan) -> tuple[Pair, os.stat_result, list[str]]:
+        """Open a directory and its copy, and keep the handles. Tells what the copy lacks, before anything is made of it."""
         parent_path, _, name = unit.path.rpartition("/")
         parent = self.handles.pair(unit.tree, parent_path)  # of a tree's top, itself
         source = fs.open_directory(name or ".", parent.source, self.options.dereference)
@@ -84,7 +83,9 @@ class Directories:
             else:
                 pair.owner, pair.inherits = parent.owner, parent.inherits
         self.handles.hold(pair)
-        if not unit.fresh and destination != ABSENT and not self.options.dry_run:
+        there = not unit.fresh and destination != ABSENT
+        differs = self.metadata.directory_differences(pair, state) if there and self.tells else []
+        if there and not self.options.dry_run:
             try:
                 if unit.path:
                     runs.stay_out_of_deletion(destination)
@@ -93,7 +94,7 @@ class Directories:
                 self.metadata.close_to_others(pair, copy, state)
             except OSError as error:
                 raise self.error_of_copy(unit, error) from None
-        return pair, state
+        return pair, state, differs
 
     def error_of_copy(self, unit: Scan, error: OSError) -> OSError:
         """What fails is the copy of the directory: it is named, and not its source."""

@@ -206,13 +206,19 @@ def holds_something_else(path: str) -> bool:
 
 def source_of(path: str, landing: Landing) -> str | None:
     """The source that is this file, or whose copy it would be."""
-    below = within(path, landing.destination)
     for name in landing.names:
         source = os.path.join(landing.source, name)
-        if below == (landing.rename or name) or (
-            os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source)
-        ):
+        if os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source):
             return source
+    return copied_to(path, landing)
+
+
+def copied_to(path: str, landing: Landing) -> str | None:
+    """The source whose copy a file would be."""
+    below = within(path, landing.destination)
+    for name in landing.names:
+        if below == (landing.rename or name):
+            return os.path.join(landing.source, name)
     source = os.path.join(landing.source, below or "")
     return source if below and not landing.names and os.path.lexists(source) else None
 

@@ -15,7 +15,7 @@ import pytest
 import pcopy as library
 from pcopy.outcome import Tally
 from pcopy.progress import DRY_RUN
-from tests.conftest import Run
+from tests.conftest import Run, as_root
 from tests.test_destination import unprivileged
 from tests.trees import WHEN, Dir, Fifo, File, Hard, Link, make_tree, read_tree
 
@@ -360,6 +360,18 @@ def test_the_lines_of_a_dry_run_are_those_of_the_run_in_other_words(tmp_path: Pa
     assert f"would copy {tmp_path}/src/size (size)" in lines[0]
     assert f"copied {tmp_path}/src/size (size)" in lines[1]
     assert f"unchanged {tmp_path}/src/same" in lines[0]
+
+
+@JOBS
+@as_root
+def test_another_owner_of_a_directory_is_told_by_the_run_too(tmp_path: Path, pcopy: Run, jobs: int) -> None:
+    """Though it gets that before anything comes into it."""
+    source = make_tree(tmp_path / "src", {"d": Dir({"f": b"1"})})
+    assert pcopy("-q", "src", "dst").returncode == 0
+    os.chown(source / "d", 1234, 1234)
+    assert f"would update {source}/d (owner)" in pcopy("-n", "-v", "-j", jobs, "src", "dst").stderr
+    assert f"updated {source}/d (owner)" in pcopy("-v", "-j", jobs, "src", "dst").stderr
+    assert (tmp_path / "dst/d").stat().st_uid == 1234
 
 
 def test_a_dry_run_says_that_the_destination_cannot_be_made(tmp_path: Path) -> None:

@@ -713,6 +713,8 @@ def test_a_system_is_copied_to_a_disk_that_is_mounted_in_it(tmp_path: Path, jobs
                 assert report.ok
                 assert (report.files, report.unchanged) == (copied, 2 - copied)
         assert read_tree(mount / "copy").keys() == {b".", b"f", b"mount", b"d", b"d/g"}
+        report = pcopy.copy(source, mount / "next", jobs=jobs, one_file_system=True, link_dest=mount / "copy")
+        assert (report.ok, report.hardlinks, report.files) == (True, 2, 0)
     with pytest.raises(pcopy.UsageError, match=r"never end; give another destination$"):
         pcopy.copy(source, source / "d/copy", jobs=jobs, one_file_system=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -464,6 +465,27 @@ def test_bad_input_is_one_line_and_touches_nothing(
     (line,) = done.stderr.splitlines()
     assert line.startswith("pcopy: ") and says in line
     assert read_tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("option", ["--log", "--metrics"])
+def test_the_copy_of_something_does_not_take_the_place_of_a_record(tmp_path: Path, pcopy: Run, option: str) -> None:
+    """As in a chain of copies, each with its log in it: the first one's log is in the second one's source."""
+    source = make_tree(tmp_path / "src", {"f": b"1", "record": b"", "d": Dir({"record": b""})})
+    before = read_tree(source)
+    for place in ("dst/record", "dst/d/record"):
+        (tmp_path / place).parent.mkdir(parents=True)
+        done = pcopy(option, place, "src", "dst")
+        assert (done.returncode, "would take the place of the copy of" in done.stderr) == (2, True), done.stderr
+        done = pcopy(option, place, "src/record", "src/f", os.path.dirname(place))
+        assert (done.returncode, "would take the place of the copy of" in done.stderr) == (2, True), done.stderr
+        assert [name for *_, names in os.walk(tmp_path / "dst") for name in names] == []
+        shutil.rmtree(tmp_path / "dst")
+    assert read_tree(source) == before
+    (tmp_path / "dst").mkdir()
+    for words in (["--exclude", "record"], ["--files-from", "list"]):
+        (tmp_path / "list").write_text("f\n")
+        assert pcopy(option, "dst/record", *words, "src", "dst").returncode == 0
+        assert (tmp_path / "dst/record").stat().st_size > 100
 
 
 # ---- the library ----------------------------------------------------------------------------------------------------
