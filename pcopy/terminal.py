@@ -84,6 +84,7 @@ def leave(status: int) -> NoReturn:
 # ---- signals --------------------------------------------------------------------------------------------------------
 
 ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SOON = 0.01  # seconds
 
 
 @contextlib.contextmanager
@@ -115,15 +116,30 @@ def interruptible(stop: Stop) -> contextlib.AbstractContextManager[None]:
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
     """A comparison ends by an exception, which takes its directory away."""
+    hook, alarm = sys.unraisablehook, signal.getsignal(signal.SIGALRM)
 
     def end(number: int, frame: FrameType | None) -> None:
         for one in ASKING:  # cleaning up takes a moment, and must not be cut short
             signal.signal(one, signal.SIG_IGN)
         raise SystemExit(ExitStatus.SIGNAL + number)
 
+    def once_more(lost: Any) -> None:
+        """The exception met a finalizer, such as that of Popen, which lets none out: in a moment it will not."""
+        if not isinstance(lost.exc_value, SystemExit):
+            hook(lost)
+            return
+        number = int(lost.exc_value.code or 0) - ExitStatus.SIGNAL
+        signal.signal(signal.SIGALRM, lambda _, frame: end(number, frame))
+        signal.setitimer(signal.ITIMER_REAL, SOON)
+
+    sys.unraisablehook = once_more
     try:
         with handled(end):
             yield
     except SystemExit:
         say("interrupted: every copy is removed")
         raise
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, alarm)
+        sys.unraisablehook = hook

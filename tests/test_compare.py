@@ -903,3 +903,23 @@ def test_copies_that_are_hard_to_remove_are_removed_after_a_signal(awkward_sourc
     time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
     assert_ended(process, place, signal.SIGINT)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_meets_a_finalizer_ends_it_too(number: int) -> None:
+    """Popen has one, and what is raised in it goes nowhere."""
+    code = f"""
+import os, time
+from pcopy.terminal import ended_by_signals
+
+class Finalized:
+    def __del__(self):
+        os.kill(os.getpid(), {number:d})
+        time.sleep(0)
+
+with ended_by_signals():
+    Finalized()
+    time.sleep(20)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=30)
+    assert (done.returncode, done.stderr) == (128 + number, "interrupted: every copy is removed\n")
