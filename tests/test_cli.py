@@ -487,16 +487,22 @@ def long_copy(memory: Path) -> Path:
 
 
 def begun(source: Path, destination: Path, jobs: int) -> subprocess.Popen[str]:
-    """A copy that is under way: files are there, and the large one has not its name yet."""
+    """A copy that is under way: files are there, and the large one has not its name yet.
+
+    On a busy machine it can be over before anybody has looked: then another one is begun.
+    """
     command = [sys.executable, "-m", "pcopy", "-j", str(jobs), "--sparse", "always", str(source), str(destination)]
-    run = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    end = time.monotonic() + 30
-    while time.monotonic() < end and run.poll() is None:
-        with contextlib.suppress(OSError):
-            if sum(1 for one in destination.rglob("f*")) > 100 and (jobs == 1 or len(processes_of(run.pid)) > jobs):
-                return run
-        time.sleep(0.002)
-    raise AssertionError(f"the copy did not begin, or was too short: {run.communicate()}")
+    for _ in range(3):
+        shutil.rmtree(destination, ignore_errors=True)
+        run = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        end = time.monotonic() + 30
+        while time.monotonic() < end and run.poll() is None:
+            with contextlib.suppress(OSError):
+                if sum(1 for one in destination.rglob("f*")) > 100 and (jobs == 1 or len(processes_of(run.pid)) > jobs):
+                    return run
+            time.sleep(0.002)
+        said = run.communicate()
+    raise AssertionError(f"the copy did not begin, or was too short: {said}")
 
 
 def processes_of(session: int) -> list[int]:
