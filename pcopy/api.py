@@ -46,7 +46,7 @@ from pcopy.asked import (
 )
 from pcopy.coordinator import Coordinator, begin, wind_up
 from pcopy.errors import UsageError
-from pcopy.manifest import Spool, check_place, within, write
+from pcopy.manifest import Spool, check_place, place_of, within, write
 from pcopy.options import ALL_ATTRIBUTES, METHODS, Hash, Options, Overwrite, When
 from pcopy.outcome import Event, Failure
 from pcopy.paths import Landing, land
@@ -224,7 +224,7 @@ class Request(NamedTuple):
 
 def spared(trees: Sequence[Tree], files: Iterable[str]) -> frozenset[tuple[int, str]]:
     """The files of a run that lie in the copy, which lacks a source for them: (tree, path below it)."""
-    places = [os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path)) for path in files]
+    places = [place_of(path) for path in files]
     below = [(tree, within(path, one.destination)) for tree, one in enumerate(trees) for path in places]
     return frozenset((tree, path) for tree, path in below if path)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, TypeVar
 
 from pcopy.errors import UsageError
-from pcopy.manifest import copied_to, hasher
+from pcopy.manifest import copied_to, hasher, place_of
 from pcopy.options import AUTO, Hash, Options, Overwrite, When, attributes_from
 from pcopy.paths import Destination, Landing, Source
 from pcopy.result import Observer, Several
@@ -91,7 +91,7 @@ def check_files(files: Iterable[str], landings: Sequence[Landing], options: Opti
     """Refuse what a run writes besides the copy, such as its log, where the copy of something else is to be."""
     chosen = selection(options.filters)
     for file in files:
-        path = os.path.join(os.path.realpath(os.path.dirname(file)), os.path.basename(file))
+        path = place_of(file)
         for landing in landings:
             source = copied_to(path, landing)
             below = source and os.path.relpath(source, landing.source)

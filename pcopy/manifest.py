@@ -176,8 +176,8 @@ def check_place(given: str, top: str, landings: Sequence[Landing]) -> str:
     name = os.path.basename(given)
     if not name or "\0" in given or os.path.isdir(given):
         raise UsageError(f"manifest {given!r}: is a directory; name a file")
-    where, real_top = os.path.realpath(os.path.dirname(given) or "."), os.path.realpath(top)
-    path = os.path.join(where, name)
+    path, real_top = place_of(given), os.path.realpath(top)
+    where = os.path.dirname(path)
     if where != real_top and not os.path.isdir(where):  # the destination will be there
         raise UsageError(f"manifest {given}: {where} is not a directory that exists; make it first (mkdir -p)")
     if os.path.isdir(where) and not os.access(where, os.W_OK | os.X_OK):
@@ -221,6 +221,11 @@ def copied_to(path: str, landing: Landing) -> str | None:
             return os.path.join(landing.source, name)
     source = os.path.join(landing.source, below or "")
     return source if below and not landing.names and os.path.lexists(source) else None
+
+
+def place_of(path: str) -> str:
+    """Where a name is: links on the way to it are followed, one that it may be itself is not."""
+    return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
 
 
 def within(path: str, top: str) -> str | None:

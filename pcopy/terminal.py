@@ -128,8 +128,8 @@ def ended_by_signals() -> Iterator[None]:
         if not isinstance(lost.exc_value, SystemExit):
             hook(lost)
             return
-        number = int(lost.exc_value.code or 0) - ExitStatus.SIGNAL
-        signal.signal(signal.SIGALRM, lambda _, frame: end(number, frame))
+        status = lost.exc_value.code
+        signal.signal(signal.SIGALRM, lambda *_: sys.exit(status))
         signal.setitimer(signal.ITIMER_REAL, SOON)
 
     sys.unraisablehook = once_more
