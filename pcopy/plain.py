@@ -44,7 +44,7 @@ class Plain:
         self.links = "links" in options.preserve
         self.xattrs, self.times = "xattr" in options.preserve and attr.XATTRS, "times" in options.preserve
         self.follow, self.tells = options.dereference, options.tells
-        self.quick, self.guesses = False, True
+        self.quick, self.waits, self.guesses = False, False, True
         self.compares = options.overwrite in (Overwrite.CHANGED, Overwrite.OLDER) and not (options.limited or options.checksum)
         self.works = (
             not options.dry_run
@@ -66,8 +66,9 @@ class Plain:
 
         To see whether a source changed while it was read takes two looks at it, before and after. One will do, after, if
         its change time is older than the copying, by this machine's clock, and reading left the access time alone. That the
-        next file is like the last one is a guess: where it is wrong, entry.py does the file again. ``elsewhere``:
-        another machine or process keeps the source, and nobody can wait for a write under way. ``first``: of their inodes.
+        next file is like the last one, and no younger than REST unless that one was, is a guess: where it is wrong, entry.py does
+        the file again. ``elsewhere``: another machine or process keeps the source, and nobody can wait for a write under way.
+        ``first``: of their inodes.
         """
         sizes: list[int] = []
         contents, links, xattrs, mask, times = self.contents, self.links and not first, self.xattrs, self.mask, self.times
@@ -75,11 +76,13 @@ class Plain:
         open_, fstat, lseek, close, time_ns = os.open, os.fstat, os.lseek, os.close, time.time_ns
         chmod, utime, listxattr = os.fchmod, os.utime, os.listxattr if xattrs else no_attributes
         (user, group), inherits, quick = pair.owner or (None, None), pair.inherits, self.quick
+        waits = self.waits if quick else not elsewhere
         begin = os.copy_file_range if contents.ranges else contents.first
         left = min(deadline - time.monotonic(), 1e9)
         moment = now = time_ns()  # one clock for both: the deadline, and whether it was set back
         late = now + int(left * 1e9)
         at_rest = now - REST if tree.one_clock else 0
+        settled = at_rest if elsewhere or not at_rest else now - SHORTLY
         handle, made = CLOSED, False
         for name in names:
             if moment >= late and sizes:
@@ -95,8 +98,9 @@ class Plain:
                     before = fstat(source)
                     if not self.is_plain(before, links) or before.st_ctime_ns >= time_ns() - SHORTLY:
                         break
+                if waits:
                     try:
-                        if not elsewhere and lseek(source, 0, SEEK_DATA):  # waits, see fs.wait_for_writes
+                        if lseek(source, 0, SEEK_DATA):  # waits, see fs.wait_for_writes
                             break
                     except OSError:  # nothing but a hole, or nobody can tell
                         pass
@@ -116,7 +120,7 @@ class Plain:
                 modified = state.st_mtime_ns
                 if quick:
                     if (
-                        state.st_ctime_ns >= at_rest
+                        state.st_ctime_ns >= (settled if waits else at_rest)
                         or mode & 0o170000 != 0o100000  # S_IFREG; is_plain, but a call less
                         or (nlink > 1 and links)
                         or size > large
@@ -162,7 +166,8 @@ class Plain:
                         break
                 made = False
                 if not quick and self.guesses and read & fs.NOATIME:
-                    self.quick = quick = before.st_ctime_ns < at_rest and device == top
+                    self.quick = quick = before.st_ctime_ns < settled and device == top
+                    waits = before.st_ctime_ns >= at_rest if quick else waits
             except Exception:
                 self.works = not made  # in the rest of this slice: what is refused for one file is refused for the next
                 break
@@ -174,6 +179,8 @@ class Plain:
                 if made:
                     abandon(handle, name, below)
             sizes.append(size)
+        if sizes:
+            self.waits = waits and state.st_ctime_ns >= at_rest
         return sizes
 
     def is_plain(self, state: os.stat_result, links: bool) -> bool:

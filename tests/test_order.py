@@ -386,7 +386,7 @@ def test_a_source_that_changes_all_the_time_is_reported_and_leaves_nothing(
     copy_equals(source, tmp_path / "dst", jobs)  # now that nobody writes to it
 
 
-@pytest.mark.parametrize("way", ["looked at once", "by another clock", "changed just now"])
+@pytest.mark.parametrize("way", ["looked at once", "waited for", "by another clock", "changed just now"])
 @pytest.mark.parametrize("change", [b"appended", b""], ids=["grown", "rewritten"])
 def test_a_source_that_changes_while_it_is_read_is_copied_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, change: bytes
@@ -395,7 +395,7 @@ def test_a_source_that_changes_while_it_is_read_is_copied_again(
     source = make_tree(tmp_path / "src", {f"f{number}": b"before" for number in range(9)})
     time.sleep(0.02)  # longer than the ticks in which the kernel keeps change times
     monkeypatch.setattr("pcopy.plain.SHORTLY", 10**10 if way == "changed just now" else 0)
-    monkeypatch.setattr("pcopy.plain.REST", 0)
+    monkeypatch.setattr("pcopy.plain.REST", 60 * 10**9 if way == "waited for" else 0)
     if way == "by another clock":
         monkeypatch.setattr("pcopy.mounts.LOCAL", frozenset())
     monkeypatch.setattr("pcopy.coordinator.FIRST", 60.0)  # each slice begins with two looks
@@ -422,7 +422,7 @@ def test_a_source_that_changes_while_it_is_read_is_copied_again(
     assert (tmp_path / "dst/f5").read_bytes() == b"after!" + change
     assert read_tree(tmp_path / "dst") == read_tree(source)
     assert sorted({looks[(source / f"f{number}").stat().st_ino] for number in (1, 2, 3)}) == [
-        {"looked at once": 1, "by another clock": 2, "changed just now": 3}[way]
+        {"looked at once": 1, "waited for": 1, "by another clock": 2, "changed just now": 3}[way]
     ]
 
 
