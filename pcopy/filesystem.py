@@ -204,6 +204,11 @@ def list_directory(handle: int) -> dict[str, bool]:
     return {entry.name: entry.is_dir(follow_symlinks=False) for some in read_directory(handle) for entry in some}
 
 
+def list_names(handle: int) -> list[str]:
+    """The names in an open directory."""
+    return os.listdir(handle)
+
+
 def wait_for_writes(handle: int) -> None:
     """Return when all that was being written to an open file, by writes that began before this, is in it.
 
@@ -390,12 +395,12 @@ def remove_if_there(name: str, directory: int) -> None:
 
 def remove_some(names: Iterable[str], directory: int, deadline: float) -> int:
     """How many names, from the first on, are gone: up to one that cannot be removed, or to the deadline (monotonic)."""
-    done = 0
+    done, unlink, monotonic = 0, os.unlink, time.monotonic
     for name in names:
-        if done and time.monotonic() >= deadline:
+        if done and monotonic() >= deadline:
             break
         try:
-            os.unlink(name, dir_fd=directory)
+            unlink(name, dir_fd=directory)
         except FileNotFoundError:
             pass
         except OSError:

@@ -66,9 +66,9 @@ class Plain:
 
         To see whether a source changed while it was read takes two looks at it, before and after. One will do, after, if
         its change time is older than the copying, by this machine's clock, and reading left the access time alone. That the
-        next file is like the last one, and no younger than REST unless that one was, is a guess: where it is wrong, entry.py does
-        the file again. ``elsewhere``: another machine or process keeps the source, and nobody can wait for a write under way.
-        ``first``: of their inodes.
+        next file is like the last one, and younger than REST only if that one was, is a guess: where it is wrong, entry.py
+        does the file again. ``elsewhere``: another machine or process keeps the source, and nobody can wait for a write under
+        way. ``first``: of their inodes.
         """
         sizes: list[int] = []
         contents, links, xattrs, mask, times = self.contents, self.links and not first, self.xattrs, self.mask, self.times
