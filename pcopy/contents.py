@@ -42,6 +42,7 @@ class Contents:
         self.extent = (0, 0)  # of the file at hand: the stretch of data that was found last
         self.direct = options.reflink is not When.ALWAYS and options.sparse is not When.ALWAYS
         self.sendfile = hasattr(os, "sendfile") and sys.platform == "linux"
+        self.elsewhere = self.shared = False
         self.uncached = True
         self.buffer: memoryview | None = None
 
@@ -82,24 +83,23 @@ class Contents:
                 raise
             return False
 
-    def begin(self) -> None:
-        """Another file is at hand."""
-        self.extent = (0, 0)
+    def begin(self, elsewhere: bool = False, shared: bool = False) -> None:
+        """Another file is at hand. ``elsewhere``: another machine or process keeps it; ``shared``: others copy it, too."""
+        self.extent, self.elsewhere, self.shared = (0, 0), elsewhere, shared
 
     def skip_hole(self, source: int, start: int, stop: int) -> int:
         """Where there is something to copy from ``start`` on; ``stop`` if there is nothing."""
         return start if self.sparse is When.NEVER else self.next_data(source, start, stop)[0]
 
-    def span(self, source: int, target: int, start: int, stop: int, holes: bool, elsewhere: bool = False) -> int:
+    def span(self, source: int, target: int, start: int, stop: int, holes: bool) -> int:
         """Copy the bytes from start to stop to the same place; if there are ``holes``, without them unless to be filled.
 
-        ``elsewhere``: the source is kept by another machine or process. Returns how far it came: less than ``stop`` if the
-        source ends earlier.
+        Returns how far it came: less than ``stop`` if the source ends earlier.
         """
         holes = holes and self.sparse is not When.NEVER
         while start < stop:
             data, end = self.next_data(source, start, stop) if holes else (start, stop)
-            if data < end and (done := self.piece(source, target, data, end - data, elsewhere)) < end - data:
+            if data < end and (done := self.piece(source, target, data, end - data)) < end - data:
                 return data + done
             start = end
         return stop
@@ -114,7 +114,7 @@ class Contents:
         data, end = self.extent
         return min(max(data, start), stop), min(end, stop)
 
-    def piece(self, source: int, target: int, start: int, size: int, elsewhere: bool) -> int:
+    def piece(self, source: int, target: int, start: int, size: int) -> int:
         """Copy ``size`` bytes from ``start`` to the same place. Returns how many there were."""
         os.lseek(source, start, os.SEEK_SET)
         os.lseek(target, start, os.SEEK_SET)
@@ -122,7 +122,9 @@ class Contents:
             return copy_but_zeros(source, target, size)
         if self.sparse is When.NEVER:
             return read_up_to(source, target, size)
-        return self.stream(source, target, size, elsewhere)
+        if self.shared and not self.elsewhere:  # one reads while the other writes; copy_file_range locks the target for both
+            return read_up_to(source, target, size)
+        return self.stream(source, target, size, self.elsewhere)
 
     def stream(self, source: int, target: int, size: int, elsewhere: bool = False) -> int:
         """Copy ``size`` bytes from the current offsets. Returns how many there were."""

@@ -543,6 +543,8 @@ def divide(unit: Unit, parts: int) -> list[Unit]:
     if isinstance(unit, (Span, Verify)) and unit.stop - unit.start >= 2 * SMALLEST_SPAN:
         size = max(SMALLEST_SPAN, -(-(unit.stop - unit.start) // parts))
         size = -(-size // PAGE) * PAGE  # no page is written by two workers, one of which has verified its part of it
+        if isinstance(unit, Span):
+            unit = unit._replace(shared=True)
         starts = range(unit.start, unit.stop, size)
         return [unit._replace(start=start, stop=min(start + size, unit.stop)) for start in starts]
     return [unit]

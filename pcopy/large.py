@@ -55,8 +55,7 @@ def copy(work: Account, unit: Span) -> None:
         return
     pair = work.handles.pair(large.tree, large.path)
     work.outcome.current = join(large.path, large.name)
-    work.copier.contents.begin()
-    elsewhere = work.is_elsewhere(unit)
+    work.copier.contents.begin(work.is_elsewhere(unit), unit.shared)
     source = open_source(large, pair, work.job.options.dereference)
     if source is None:
         work.outcome.ruined.add(changed_group(large))
@@ -75,7 +74,7 @@ def copy(work: Account, unit: Span) -> None:
                     position = data
                 step = max(BLOCK, min(piece, widest))
                 stop = min(unit.stop, (position + step) // BLOCK * BLOCK)  # a hole would not show in a part of a block
-                if work.copier.contents.span(source, target, position, stop, large.holes, elsewhere) < stop:
+                if work.copier.contents.span(source, target, position, stop, large.holes) < stop:
                     break  # the source has shrunk: the seal will see it
                 work.outcome.large_done += stop - position
                 if work.pace:

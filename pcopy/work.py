@@ -188,12 +188,13 @@ class Large(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Copy the bytes from start to stop of a large file."""
+    """Copy the bytes from start to stop of a large file. ``shared``: others have spans of it, too."""
 
     large: Large
     start: int
     stop: int
     failed: int = 0
+    shared: bool = False
 
     @property
     def tree(self) -> int:

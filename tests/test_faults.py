@@ -162,13 +162,17 @@ OPENAT(openat64)
 
 ssize_t read(int file, void *to, size_t size) {
     NEXT(ssize_t, "read", int, void *, size_t);
-    return fails_on("read", file) ? -1 : next(file, to, size);
+    if (fails_on("read", file)) return -1;
+    ssize_t done = next(file, to, size);
+    fails_on("ranged", file);
+    return done;
 }
 ssize_t write(int file, const void *from, size_t size) {
     NEXT(ssize_t, "write", int, const void *, size_t);
     return fails_on("write", file) ? -1 : next(file, from, size);
 }
-/* "range" before the bytes are copied, "ranged" afterwards; the path is that of the source. "into": of the copy. */
+/* "range" before the bytes are copied, "ranged" afterwards, or when they are read; the path is that of the source. "into": of
+   the copy. */
 ssize_t copy_file_range(int source, off64_t *from, int target, off64_t *to, size_t size, unsigned flags) {
     NEXT(ssize_t, "copy_file_range", int, off64_t *, int, off64_t *, size_t, unsigned);
     if (fails_on("range", source) || fails_on("into", target)) return -1;

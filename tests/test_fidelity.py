@@ -611,6 +611,39 @@ def test_a_large_file_that_another_process_keeps_is_read_past_the_cache(tmp_path
     assert (past == 0 and through > size // 2) if refused else past > size // 2  # ends of slices may be less than a request
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_large_file_that_several_copy_is_read_and_written(tmp_path: Path, jobs: int) -> None:
+    """While one has the copy locked, to write to it, the other can read: copy_file_range locks it for both."""
+    source, log = make_tree(tmp_path / "src", {"f": os.urandom(3 * LARGE)}), tmp_path / "strace"
+    words = [
+        *strace("-e", "trace=read,copy_file_range", log=log),
+        sys.executable,
+        "-c",
+        ALL_IN_WORKERS,
+        source,
+        tmp_path / "dst",
+        jobs,
+    ]
+    subprocess.run([str(word) for word in words], check=True, timeout=100)
+    assert read_tree(tmp_path / "dst") == read_tree(source)
+    done = {"read": 0, "copy_file_range": 0}
+    for line in lines_of(log):
+        if found := re.search(r"\b(read|copy_file_range)\b.* = (\d{5,})$", line):  # not the reading of modules
+            done[found[1]] += int(found[2])
+    if not any(done.values()):
+        pytest.skip("the file system shares blocks")
+    if jobs == 1:
+        assert done["copy_file_range"] == 3 * LARGE
+    else:
+        assert done["read"] > 2 * LARGE > LARGE > done["copy_file_range"]
+
+
+ALL_IN_WORKERS = """
+import sys, pcopy, pcopy.coordinator
+pcopy.coordinator.FIRST = 0.0
+assert pcopy.copy(sys.argv[1], sys.argv[2], jobs=int(sys.argv[3])).ok
+"""
+
 # ---- options --------------------------------------------------------------------------------------------------------
 
 
