@@ -45,8 +45,9 @@ def kind_of(path: str) -> str:
             mount = mount_of(handle)
         finally:
             fs.close_read(handle)
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-            return next(line.partition(" - ")[2].split()[0] for line in lines if line.split()[0] == mount)
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
+            line = next(line for line in lines if line.startswith(f"{mount} "))
+        return line.partition(" - ")[2].partition(" ")[0]  # spaces and newlines in names are escaped, nothing else is
     except (OSError, StopIteration):
         return ""
 

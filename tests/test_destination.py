@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 import pcopy as library
+from pcopy import mounts
 from tests.conftest import Run, as_root
 from tests.strace import lines_of, strace
 from tests.trees import WHEN, Dir, File, Hard, Link, State, make_tree, read_tree
@@ -260,6 +261,17 @@ def test_a_bind_mount_does_not_hide_that_the_destination_lies_in_the_source(here
             assert done.returncode == 2
             assert "give another destination" in line
         assert read_tree(here) == before
+
+
+@as_root
+def test_a_mount_of_an_odd_name_is_one_as_any_other(here: Path, pcopy: Run) -> None:
+    """The kernel's table of mounts has names as they are, but for spaces, tabs, newlines and backslashes."""
+    odd = here / "two\n \\lines\r\x0c\u2003\udcff - x"
+    odd.mkdir()
+    with mounted(odd, "-t", "tmpfs", "none"):
+        assert mounts.kind_of(str(odd)) == "tmpfs"
+        assert pcopy("src", odd / "new", cwd=here).returncode == 0
+        assert mounts.kind_of(str(here / "src")) == mounts.kind_of(str(here))
 
 
 # ---- a rerun --------------------------------------------------------------------------------------------------------

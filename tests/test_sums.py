@@ -83,13 +83,22 @@ SHIM = r"""
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* Storage that goes wrong: of each range copied from a path that holds FLIP, the last byte is another one. */
+/* Storage that goes wrong: of each range copied, or read, from a path that holds FLIP, the last byte is another one. */
+int goes_wrong(int source) {
+    char link[64], path[8192] = "";
+    snprintf(link, sizeof link, "/proc/self/fd/%d", source);
+    return readlink(link, path, sizeof path - 1) > 0 && strstr(path, getenv("FLIP"));
+}
+ssize_t read(int file, void *to, size_t size) {
+    ssize_t done = syscall(SYS_read, file, to, size);
+    if (done > 0 && goes_wrong(file)) ((char *)to)[done - 1] ^= 1;
+    return done;
+}
 ssize_t copy_file_range(int source, off64_t *from, int target, off64_t *to, size_t size, unsigned flags) {
     ssize_t (*next)(int, off64_t *, int, off64_t *, size_t, unsigned) = dlsym(RTLD_NEXT, "copy_file_range");
     ssize_t done = next(source, from, target, to, size, flags);
-    char link[64], path[8192] = "", byte;
-    snprintf(link, sizeof link, "/proc/self/fd/%d", source);
-    if (done > 0 && readlink(link, path, sizeof path - 1) > 0 && strstr(path, getenv("FLIP"))) {
+    char byte;
+    if (done > 0 && goes_wrong(source)) {
         off_t last = lseek(source, 0, SEEK_CUR) - 1;
         syscall(SYS_pread64, source, &byte, 1, last);
         byte ^= 1;
