@@ -120,9 +120,8 @@ class Contents:
         os.lseek(target, start, os.SEEK_SET)
         if self.sparse is When.ALWAYS:
             return copy_but_zeros(source, target, size)
-        if self.sparse is When.NEVER:
-            return read_up_to(source, target, size)
-        if self.shared and not self.elsewhere:  # one reads while the other writes; copy_file_range locks the target for both
+        in_turns = self.shared and not self.elsewhere  # one reads, the other writes: copy_file_range locks the target for both
+        if self.sparse is When.NEVER or in_turns:
             return read_up_to(source, target, size)
         return self.stream(source, target, size, self.elsewhere)
 

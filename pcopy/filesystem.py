@@ -204,11 +204,6 @@ def list_directory(handle: int) -> dict[str, bool]:
     return {entry.name: entry.is_dir(follow_symlinks=False) for some in read_directory(handle) for entry in some}
 
 
-def list_names(handle: int) -> list[str]:
-    """The names in an open directory."""
-    return os.listdir(handle)
-
-
 def wait_for_writes(handle: int) -> None:
     """Return when all that was being written to an open file, by writes that began before this, is in it.
 

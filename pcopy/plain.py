@@ -82,7 +82,7 @@ class Plain:
         moment = now = time_ns()  # one clock for both: the deadline, and whether it was set back
         late = now + int(left * 1e9)
         at_rest = now - REST if tree.one_clock else 0
-        settled = at_rest if elsewhere or not at_rest else now - SHORTLY
+        settled = now - SHORTLY if tree.one_clock and not elsewhere else at_rest
         handle, made = CLOSED, False
         for name in names:
             if moment >= late and sizes:
@@ -167,7 +167,8 @@ class Plain:
                 made = False
                 if not quick and self.guesses and read & fs.NOATIME:
                     self.quick = quick = before.st_ctime_ns < settled and device == top
-                    waits = before.st_ctime_ns >= at_rest if quick else waits
+                    if quick:
+                        self.waits = waits = before.st_ctime_ns >= at_rest
             except Exception:
                 self.works = not made  # in the rest of this slice: what is refused for one file is refused for the next
                 break
@@ -179,8 +180,6 @@ class Plain:
                 if made:
                     abandon(handle, name, below)
             sizes.append(size)
-        if sizes:
-            self.waits = waits and state.st_ctime_ns >= at_rest
         return sizes
 
     def is_plain(self, state: os.stat_result, links: bool) -> bool:

@@ -136,9 +136,12 @@ def clear_files(work: Account, unit: Clear, handle: int, parent: int) -> bool:
 
     Nobody asks what the names are of: a directory is not unlinked (unlink(2)).
     """
-    if os.fstat(handle).st_nlink > 2:  # directories are in it, where they are counted
+    try:
+        if os.fstat(handle).st_nlink > 2:  # directories are in it, where they are counted
+            return False
+        names = os.listdir(handle)
+    except OSError:  # the unit will meet it again, and say what it is
         return False
-    names = fs.list_names(handle)
     if runs.may_be_stale(names) or (work.counts and len(names) >= work.deletes):
         return False
     gone = fs.remove_some(names, handle, work.deadline)

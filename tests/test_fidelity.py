@@ -615,15 +615,8 @@ def test_a_large_file_that_another_process_keeps_is_read_past_the_cache(tmp_path
 def test_a_large_file_that_several_copy_is_read_and_written(tmp_path: Path, jobs: int) -> None:
     """While one has the copy locked, to write to it, the other can read: copy_file_range locks it for both."""
     source, log = make_tree(tmp_path / "src", {"f": os.urandom(3 * LARGE)}), tmp_path / "strace"
-    words = [
-        *strace("-e", "trace=read,copy_file_range", log=log),
-        sys.executable,
-        "-c",
-        ALL_IN_WORKERS,
-        source,
-        tmp_path / "dst",
-        jobs,
-    ]
+    how = strace("-e", "trace=read,copy_file_range", log=log)
+    words = [*how, sys.executable, "-c", ALL_IN_WORKERS, source, tmp_path / "dst", jobs]
     subprocess.run([str(word) for word in words], check=True, timeout=100)
     assert read_tree(tmp_path / "dst") == read_tree(source)
     done = {"read": 0, "copy_file_range": 0}
