@@ -243,7 +243,7 @@ def carry_out(request: Request, report: Report, observer: Observer, stop: Stop) 
         full = job._replace(stop=stop, spared=spared(job.trees, files), only_deletions=only_deletions)
         coordinator = Coordinator(full, report, observer, stop, spool)
         coordinator.by_handle = by_handle(job, top, handle)
-        coordinator.to_delete = to_delete
+        coordinator.quota.expected = to_delete
         if expected:
             coordinator.progress.expected = (expected.entries, expected.bytes)
         for failure in report.errors[known:]:  # of whole sources

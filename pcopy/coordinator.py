@@ -21,14 +21,15 @@ from typing import NamedTuple, TypeGuard
 
 from pcopy.account import given_up, take_back
 from pcopy.crew import Crew
+from pcopy.division import divide
 from pcopy.inodes import Inodes, Name
 from pcopy.manifest import Spool
 from pcopy.outcome import Failure, Outcome
 from pcopy.pace import Throttle
+from pcopy.quota import Quota
 from pcopy.result import Observer, Progress, Report, Stop
 from pcopy.work import (
     Begun,
-    Check,
     Clear,
     Entries,
     Finish,
@@ -36,12 +37,10 @@ from pcopy.work import (
     Inode,
     Job,
     Link,
-    Remove,
     Scan,
     Seal,
     Shared,
     Span,
-    Sums,
     Unit,
     Verify,
     changed_group,
@@ -57,17 +56,12 @@ LONG, SHORT = 0.1, 0.005
 FIRST = 0.01
 # Units in one slice: more would be carried to a worker and back undone.
 MOST = 256
-# Bytes of the smallest span worth sharing out.
-SMALLEST_SPAN = 4 << 20
-PAGE = 64 << 10  # bytes: the largest that Linux is built for
 # Names in the frontier up to which directories are read ahead of the copying, for a total. More would know the total of
 # larger trees early, at about 100 bytes of memory a name.
 AHEAD = 100_000
 # Seconds an entry from which on that is worth it. Each directory is then opened twice and carried to a worker twice,
 # about 50 microseconds of processor time: nothing where an entry takes longer, a quarter more where it takes 20.
 SLOW = 200e-6
-# Entries that a slice may delete before they are counted: about as many as it can in its time.
-GRANT = 10_000
 # Deaths in a row of the worker that holds a unit, until the unit is given up.
 DEATHS = 3
 STARTS = 8  # executors in a row that cannot be started, until the run is given up
@@ -111,9 +105,7 @@ class Coordinator:
         self.searching = 0  # units in which more names of known inodes may be found
         self.names = 0  # of entries in the frontier
         self.said: set[Failure] = set()  # of directories, for each part of which it is found again
-        self.deletions = 0  # entries counted against a limit, deleted or to be
-        self.to_delete = 0  # entries that a count before the run expects to be, less those that are
-        self.uncounted: list[Remove | Clear] = []  # too many, if slices under way delete all that they may
+        self.quota = Quota(job.options.max_delete or 0 if job.options.limits_deletion else 0)
         self.small_seconds = 0.0  # that slices without large files took
         self.progress = Progress()
         limit = job.options.bwlimit
@@ -194,7 +186,7 @@ class Coordinator:
         self.gather(outcome.shared)  # first: a directory that is left to be finished has to wait for them
         self.hold(outcome.uncounted)
         self.add(outcome.leftover)
-        self.place(self.counted(outcome))
+        self.place(self.quota.counted(outcome))
         self.release(units)
         self.decide(outcome)
         for unit in units:
@@ -213,27 +205,11 @@ class Coordinator:
             self.crew.note(outcome, time.monotonic())
         self.tell(outcome)
 
-    def counted(self, outcome: Outcome) -> list[Unit]:
-        """Count what slices found to be deleted, as far as the limit allows. The plan did so too, but the source may have lost
-        entries since.
-        """
-        self.deletions -= outcome.undeleted
-        self.to_delete = max(0, self.to_delete - outcome.tally.deleted)
-        self.uncounted += outcome.uncounted
-        counted: list[Unit] = []
-        while self.uncounted and self.deletions + self.uncounted[-1].entries <= (self.job.options.max_delete or 0):
-            unit = self.uncounted.pop()
-            self.deletions += unit.entries
-            counted.append(unit._replace(counted=True))
-        return counted[::-1]
-
     def refuse_uncounted(self) -> None:
         """No slice is under way that may still give back some of what it may delete: what is not counted by now is too much."""
-        if self.uncounted and not self.stopped:
-            limit = self.job.options.max_delete
-            reason = f"by now more is to be deleted than max-delete allows ({limit:,}): is the source still all there?"
-            failure = Failure(self.job.trees[0].destination, "delete", None, reason, fatal=True)
-            self.absorb([], Outcome(failures=[failure]))
+        refusal = None if self.stopped else self.quota.refusal(self.job.trees[0].destination)
+        if refusal:
+            self.absorb([], Outcome(failures=[refusal]))
 
     def worth_telling(self, failures: list[Failure]) -> list[Failure]:
         """That nothing more can be written is said once, not for each entry under way; so is what holds for a directory."""
@@ -314,7 +290,7 @@ class Coordinator:
     def next_portion(self, running: int) -> Portion | None:
         if not running:
             self.refuse_uncounted()
-        if self.stopped or self.outgrown or self.uncounted or (running >= self.jobs and not self.can_queue(running)):
+        if self.stopped or self.outgrown or self.quota.uncounted or (running >= self.jobs and not self.can_queue(running)):
             return None
         if running and (self.suspects or self.trial):
             return None  # a unit that may kill its worker must be alone in flight for that to be seen
@@ -367,17 +343,7 @@ class Coordinator:
         return self.granted(portion._replace(rate=self.throttle.rate(1)) if self.throttle else portion)
 
     def granted(self, portion: Portion) -> Portion:
-        """With entries that it may delete before they are counted, of those that the limit has beyond what is expected.
-
-        So what is expected is never too much because somebody else has not used theirs. Who dies has spent all of them, for all
-        that is known.
-        """
-        if not self.job.options.limits_deletion:
-            return portion
-        spare = (self.job.options.max_delete or 0) - self.deletions - self.to_delete
-        grant = max(0, min(GRANT, spare // (2 * self.jobs)))
-        self.deletions += grant
-        return portion._replace(deletes=grant)
+        return portion._replace(deletes=self.quota.grant(self.jobs)) if self.quota.most else portion
 
     def everything(self) -> Portion:
         if self.runs_ahead:
@@ -478,7 +444,7 @@ class Coordinator:
 
     def left(self) -> list[Unit]:
         """The units that are not done when a run stops, of which nothing is handed out any more."""
-        left: list[Unit] = [*self.frontier, *self.scans, *self.suspects, *self.uncounted]
+        left: list[Unit] = [*self.frontier, *self.scans, *self.suspects, *self.quota.uncounted]
         for units in self.waiting.values():
             left += units
         return left + self.inodes.linked(list(self.inodes.waiting), self.ruined)[1]
@@ -494,7 +460,7 @@ class Coordinator:
 
     @property
     def has_work(self) -> bool:
-        return not self.stopped and bool(self.frontier or self.scans or self.suspects or self.last or self.uncounted)
+        return not self.stopped and bool(self.frontier or self.scans or self.suspects or self.last or self.quota.uncounted)
 
 
 def begin(coordinator: Coordinator) -> None:
@@ -523,28 +489,3 @@ def is_begun(unit: Unit) -> TypeGuard[Begun]:
 def searches(unit: Unit) -> bool:
     """Whether names of inodes that have several may be found in a unit."""
     return isinstance(unit, Scan) or (isinstance(unit, Entries) and not unit.first_of)
-
-
-def divide(unit: Unit, parts: int) -> list[Unit]:
-    """A unit in several, if it can be."""
-    if isinstance(unit, (Entries, Link, Remove)) and len(unit.names) > 1:
-        size = max(1, len(unit.names) // parts)
-        starts = range(0, len(unit.names), size)
-        if isinstance(unit, Remove):
-            return [unit._replace(names=unit.names[at : at + size]) for at in starts]
-        some = [unit.part(at, at + size) for at in starts]
-        return [one._replace(share=unit.share * len(one.names) / len(unit.names)) for one in some]
-    if isinstance(unit, Check) and unit.length > 1:
-        size = max(1, unit.length // parts)
-        return [unit.part(at, at + size) for at in range(0, unit.length, size)]
-    if isinstance(unit, Sums) and len(unit.names) > 1:
-        size = max(1, len(unit.names) // parts)
-        return [unit._replace(names=unit.names[at : at + size]) for at in range(0, len(unit.names), size)]
-    if isinstance(unit, (Span, Verify)) and unit.stop - unit.start >= 2 * SMALLEST_SPAN:
-        size = max(SMALLEST_SPAN, -(-(unit.stop - unit.start) // parts))
-        size = -(-size // PAGE) * PAGE  # no page is written by two workers, one of which has verified its part of it
-        if isinstance(unit, Span):
-            unit = unit._replace(shared=True)
-        starts = range(unit.start, unit.stop, size)
-        return [unit._replace(start=start, stop=min(start + size, unit.stop)) for start in starts]
-    return [unit]

@@ -23,7 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pcopy.api import copy
-from pcopy.coordinator import DEATHS, SMALLEST_SPAN, STARTS, Coordinator, divide
+from pcopy.coordinator import DEATHS, STARTS, Coordinator
+from pcopy.division import SMALLEST_SPAN, divide
 from pcopy.engines import Engine, InPlace, NotStarted
 from pcopy.entry import Copier
 from pcopy.options import Options, Overwrite
@@ -105,9 +106,11 @@ def links_in(units: Iterable[Unit]) -> list[tuple[str, str]]:
     return [pair for unit in units if isinstance(unit, Link) for pair in zip(unit.names, unit.firsts, strict=True)]
 
 
-def a_coordinator(jobs: int = 1, units: Sequence[Unit] = (), top: Path | None = None) -> Coordinator:
-    where = str(top or "/nonexistent")
-    job = Job(Options(jobs=jobs), (Tree(f"{where}/src", f"{where}/dst", (0, 0), (0, 1)),), "00000000", 0o022)
+def a_coordinator(
+    jobs: int = 1, units: Sequence[Unit] = (), top: Path | None = None, max_delete: int | None = None
+) -> Coordinator:
+    where, options = str(top or "/nonexistent"), Options(jobs=jobs, delete=max_delete is not None, max_delete=max_delete)
+    job = Job(options, (Tree(f"{where}/src", f"{where}/dst", (0, 0), (0, 1)),), "00000000", 0o022)
     coordinator = Coordinator(job, Report(jobs=jobs), Observer(), Stop())
     coordinator.add(units)
     return coordinator
@@ -129,7 +132,7 @@ def names_in(units: Sequence[Unit]) -> list[tuple[str, str]]:
 
 def nothing_is_held(coordinator: Coordinator) -> bool:
     """Whatever the run was, at its end no bookkeeping is left: a million files must not leave a million marks."""
-    queues = (coordinator.frontier, coordinator.scans, coordinator.suspects, coordinator.last, coordinator.uncounted)
+    queues = (coordinator.frontier, coordinator.scans, coordinator.suspects, coordinator.last, coordinator.quota.uncounted)
     marks = (coordinator.holding, coordinator.waiting, coordinator.inodes.first_names, coordinator.unscanned)
     names = (coordinator.inodes.gathered, coordinator.inodes.undecided, coordinator.inodes.waiting, coordinator.copied)
     return not any([*queues, *marks, *names, coordinator.searching])
@@ -139,9 +142,8 @@ def nothing_is_held(coordinator: Coordinator) -> bool:
 
 
 def test_what_a_limit_on_deletions_can_spare_is_granted_anew_until_more_is_deleted_than_expected() -> None:
-    coordinator = a_coordinator(1)
-    coordinator.job = coordinator.job._replace(options=Options(delete=True, max_delete=150))
-    coordinator.to_delete, grants = 100, []
+    coordinator = a_coordinator(1, max_delete=150)
+    coordinator.quota.expected, grants = 100, []
     for number in range(20):
         coordinator.add([scan(str(number))])
         portion = coordinator.take(0)
@@ -150,12 +152,11 @@ def test_what_a_limit_on_deletions_can_spare_is_granted_anew_until_more_is_delet
         done(coordinator, portion.units, tally=Tally(deleted=max(0, portion.deletes - 5)), undeleted=min(5, portion.deletes))
     assert grants[:6] == [25] * 6  # five times 20 are what was expected
     assert grants[6] < 25
-    assert 100 < coordinator.deletions <= 150
+    assert 100 < coordinator.quota.taken <= 150
 
 
 def test_a_directory_waits_for_deletions_that_have_to_be_counted() -> None:
-    coordinator = a_coordinator(3, [scan("a")])
-    coordinator.job = coordinator.job._replace(options=Options(delete=True, max_delete=2))
+    coordinator = a_coordinator(3, [scan("a")], max_delete=2)
     deletions: list[Clear | Remove] = [Clear(0, "a/d", emptied=True), Remove(0, "a", ("x",))]
     done(coordinator, take(coordinator, 0), finish("a"), uncounted=deletions)
     counted: list[Unit] = [unit._replace(counted=True) for unit in deletions]
@@ -172,8 +173,7 @@ def test_a_directory_waits_for_deletions_that_have_to_be_counted() -> None:
 @pytest.mark.parametrize("used", [2, 3])
 def test_what_others_may_delete_is_waited_for_before_a_run_is_stopped(used: int) -> None:
     """Until it is known, nothing more is handed out that could use it up."""
-    coordinator = a_coordinator(2, [scan("a"), scan("b"), scan("c")])
-    coordinator.job = coordinator.job._replace(options=Options(delete=True, max_delete=20))
+    coordinator = a_coordinator(2, [scan("a"), scan("b"), scan("c")], max_delete=20)
     first, second = coordinator.take(0), coordinator.take(1)
     assert first and second and (first.deletes, second.deletes) == (5, 3)
     removal = Remove(0, "c", tuple("abcdefghijklmnopqr"))
@@ -182,7 +182,7 @@ def test_what_others_may_delete_is_waited_for_before_a_run_is_stopped(used: int)
     done(coordinator, second.units, tally=Tally(deleted=used), undeleted=3 - used)
     assert list(coordinator.frontier) == [scan("a"), *([removal._replace(counted=True)] if used == 2 else [])]
     assert bool(take(coordinator, 0)) == (used == 2)
-    assert (coordinator.deletions, coordinator.report.exit_status) == ((20, 0) if used == 2 else (3, 3))
+    assert (coordinator.quota.taken, coordinator.report.exit_status) == ((20, 0) if used == 2 else (3, 3))
 
 
 def test_the_last_unit_that_came_in_goes_out_first() -> None:

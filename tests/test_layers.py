@@ -20,8 +20,8 @@ FLOORS = (
     ("errors", "options", "stop"),
     ("work", "paths", "select", "values", "child", "pace"),
     ("outcome",),
-    ("result", "filesystem", "lists", "engines", "inodes"),  # engines know no units
-    ("contents", "runs", "crew", "mounts", "attributes"),
+    ("result", "filesystem", "lists", "engines", "inodes", "division"),  # engines know no units
+    ("contents", "runs", "crew", "mounts", "attributes", "quota"),
     ("handles", "failures"),
     ("metadata", "reading", "manifest", "listing", "extra"),
     ("directory", "plain", "audit"),

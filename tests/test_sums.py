@@ -23,7 +23,8 @@ import pcopy as library
 from pcopy import audit as library_audit
 from pcopy import manifest as library_manifest
 from pcopy import worker
-from pcopy.coordinator import Coordinator, divide
+from pcopy.coordinator import Coordinator
+from pcopy.division import divide
 from pcopy.manifest import parse
 from pcopy.metadata import SHORTLY
 from pcopy.options import Options
