@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pcopy import attributes as attr
 from pcopy import filesystem as fs
 from pcopy import runs
-from pcopy.audit import Auditor, is_changed, open_source, version_of
+from pcopy.audit import Auditor, is_changed, version_of
 from pcopy.contents import Contents, has_holes, written
 from pcopy.directory import APPEARED
 from pcopy.halves import Halves
@@ -30,7 +30,7 @@ from pcopy.options import Overwrite, When
 from pcopy.plain import CLOSED, Plain, abandon
 from pcopy.select import leaves_out
 from pcopy.verdict import Fate, Judge, Result
-from pcopy.work import Job, Large, Seen, Temporary
+from pcopy.work import Job, Seen, Temporary
 
 # Bytes from which a file is shared out in spans: smaller costs two renames and messages for nothing, larger keeps the
 # other workers waiting for the last file.
@@ -45,10 +45,6 @@ SWAPPED = "somebody put another file in its place: run the same line again"
 
 class SourceChanged(Exception):
     """The source is not what it was when its copy began."""
-
-
-class Blocked(Exception):
-    """A directory that is not empty is in the place of what is made."""
 
 
 class Copier:
@@ -398,45 +394,6 @@ class Copier:
         version = version_of(state)
         return Result(Fate.LARGE, state.st_size, version=version, temporary=temporary, holes=has_holes(state), there=there)
 
-    def seal(self, pair: Pair, large: Large) -> None:
-        """Give a large file its attributes and its name. Raises SourceChanged if the source is not what it was.
-
-        Blocked, if a directory is in its place that has to be emptied first: what is made waits for that.
-        """
-        there = fs.look_if_there(large.target, pair.destination)
-        over = there is not None and stat.S_ISDIR(there.st_mode)
-        if over and not large.temporary.replaces:
-            raise OSError(errno.EEXIST, APPEARED)
-        if over and not self.would_give_way(large.target, pair.destination):
-            raise Blocked
-        source = open_source(large, pair, self.follow)
-        if source is None:
-            raise SourceChanged
-        try:
-            state = os.fstat(source)
-            try:
-                handle = open_temporary(large, pair)
-            except FileNotFoundError:
-                made = fs.look_if_there(large.target, pair.destination)
-                if made and (made.st_dev, made.st_ino) == large.temporary.inode:
-                    return  # a worker that was killed had come so far
-                raise SourceChanged from None  # or it had taken it away, to copy the file once more
-            try:
-                if os.fstat(handle).st_size != large.size:
-                    raise OSError(errno.EIO, "the copy has not the length of its source")
-                self.metadata.dress(source, handle, state, pair)
-                if self.options.fsync:
-                    fs.sync(handle)
-            except BaseException:
-                fs.close_read(handle)
-                raise
-            fs.close_written(handle)
-            if over and not self.gives_way(large.target, pair.destination):
-                raise Blocked
-            give_name(large.temporary.name, large.target, pair.destination, large.temporary.replaces and not over)
-        finally:
-            fs.close_read(source)
-
 
 def give_name(place: str, target: str, directory: int, replaces: bool) -> None:
     try:
@@ -459,20 +416,6 @@ def shared(state: os.stat_result) -> Result:
 
 def fate_when_made(mode: int) -> Fate:
     return Fate.SYMLINK if stat.S_ISLNK(mode) else Fate.SPECIAL
-
-
-def open_temporary(large: Large, pair: Pair) -> int:
-    """Open what :meth:`Copier.begin` made. Whoever may write into the directory could have put a file of their own there.
-
-    That has another inode, or another owner if the number of the inode was used again.
-    """
-    made = large.temporary
-    handle = fs.open_to_write(made.name, pair.destination)
-    state = os.fstat(handle)
-    if (state.st_dev, state.st_ino) != made.inode or state.st_uid not in made.owners:
-        fs.close_read(handle)
-        raise OSError(errno.EBUSY, "somebody put another file in the place of its temporary one: run the same line again")
-    return handle
 
 
 def changed() -> OSError:

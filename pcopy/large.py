@@ -8,6 +8,8 @@ Seal waits for all of them: attributes, then the name; or, if one has failed, no
 from __future__ import annotations
 
 import errno
+import os
+import stat
 import time
 from collections.abc import Iterable, Iterator
 
@@ -15,7 +17,9 @@ from pcopy import filesystem as fs
 from pcopy.account import Account
 from pcopy.audit import open_source
 from pcopy.contents import BLOCK
-from pcopy.entry import IN_ITS_PLACE, TRIES, Blocked, SourceChanged, changed, open_temporary
+from pcopy.directory import APPEARED
+from pcopy.entry import IN_ITS_PLACE, TRIES, Copier, SourceChanged, changed, give_name
+from pcopy.handles import Pair
 from pcopy.verdict import Fate
 from pcopy.work import Clear, Entries, Large, Seal, Span, Unit, Verify, changed_group, join, large_group
 
@@ -25,6 +29,10 @@ FIRST_PIECE, LAST_PIECE = 1 << 20, 64 << 20
 FAST = 0.01  # seconds
 # Bytes of a large file copied before they are verified: more would keep a slice waiting for the storage for longer.
 VERIFIED = 64 << 20
+
+
+class Blocked(Exception):
+    """A directory that is not empty is in the place of what is made."""
 
 
 def begin(work: Account, large: Large, there: Iterable[tuple[int, int]]) -> None:
@@ -121,7 +129,7 @@ def seal(work: Account, unit: Seal) -> None:
     try:
         if unit.changed or changed_group(large) in work.outcome.ruined:
             raise SourceChanged
-        work.copier.seal(work.handles.pair(large.tree, large.path), large)
+        complete(work.copier, work.handles.pair(large.tree, large.path), large)
     except SourceChanged:
         undo(work, large)
         if large.tries + 1 >= TRIES:
@@ -148,6 +156,60 @@ def seal(work: Account, unit: Seal) -> None:
         work.outcome.large_sealed += large.size
         work.note_there(unit, (large.name,), large.target, copied=True)
         work.event("copied", unit, large.name, large.why, large.size)
+
+
+def complete(copier: Copier, pair: Pair, large: Large) -> None:
+    """Give a large file its attributes and its name. Raises SourceChanged if the source is not what it was.
+
+    Blocked, if a directory is in its place that has to be emptied first: what is made waits for that.
+    """
+    there = fs.look_if_there(large.target, pair.destination)
+    over = there is not None and stat.S_ISDIR(there.st_mode)
+    if over and not large.temporary.replaces:
+        raise OSError(errno.EEXIST, APPEARED)
+    if over and not copier.would_give_way(large.target, pair.destination):
+        raise Blocked
+    source = open_source(large, pair, copier.follow)
+    if source is None:
+        raise SourceChanged
+    try:
+        state = os.fstat(source)
+        try:
+            handle = open_temporary(large, pair)
+        except FileNotFoundError:
+            made = fs.look_if_there(large.target, pair.destination)
+            if made and (made.st_dev, made.st_ino) == large.temporary.inode:
+                return  # a worker that was killed had come so far
+            raise SourceChanged from None  # or it had taken it away, to copy the file once more
+        try:
+            if os.fstat(handle).st_size != large.size:
+                raise OSError(errno.EIO, "the copy has not the length of its source")
+            copier.metadata.dress(source, handle, state, pair)
+            if copier.options.fsync:
+                fs.sync(handle)
+        except BaseException:
+            fs.close_read(handle)
+            raise
+        fs.close_written(handle)
+        if over and not copier.gives_way(large.target, pair.destination):
+            raise Blocked
+        give_name(large.temporary.name, large.target, pair.destination, large.temporary.replaces and not over)
+    finally:
+        fs.close_read(source)
+
+
+def open_temporary(large: Large, pair: Pair) -> int:
+    """Open what :meth:`Copier.begin` made. Whoever may write into the directory could have put a file of their own there.
+
+    That has another inode, or another owner if the number of the inode was used again.
+    """
+    made = large.temporary
+    handle = fs.open_to_write(made.name, pair.destination)
+    state = os.fstat(handle)
+    if (state.st_dev, state.st_ino) != made.inode or state.st_uid not in made.owners:
+        fs.close_read(handle)
+        raise OSError(errno.EBUSY, "somebody put another file in the place of its temporary one: run the same line again")
+    return handle
 
 
 def take_away(work: Account, large: Large) -> None:

@@ -22,11 +22,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import pcopy.large
 from pcopy.api import copy
 from pcopy.coordinator import DEATHS, STARTS, Coordinator
 from pcopy.division import SMALLEST_SPAN, divide
 from pcopy.engines import Engine, InPlace, NotStarted
-from pcopy.entry import Copier
 from pcopy.options import Options, Overwrite
 from pcopy.outcome import Event, Failure, Outcome, Tally
 from pcopy.result import Observer, Report, Stop
@@ -720,11 +720,11 @@ def test_a_slice_that_ends_by_force_takes_away_only_large_files_that_nobody_know
     assert len(list(destination.glob(".pcopy-*"))) == 1
     while begun != [seal := begun[0]]:
         begun = run(job, begun, 0.0).leftover
-    dress = Copier.seal
-    monkeypatch.setattr(Copier, "seal", end)
+    complete = pcopy.large.complete
+    monkeypatch.setattr(pcopy.large, "complete", end)
     with pytest.raises(KeyboardInterrupt):
         run(job, [seal], 0.0)
-    monkeypatch.setattr(Copier, "seal", dress)
+    monkeypatch.setattr(pcopy.large, "complete", complete)
     assert run(job, [seal], 1.0).failures == []
     assert read_tree(destination).keys() == read_tree(source).keys()
 

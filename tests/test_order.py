@@ -745,23 +745,23 @@ def test_what_a_killed_worker_made_is_not_taken_for_the_copy_of_a_name_that_cann
 
 MEANWHILE = """
 import errno, os, sys
-import pcopy.entry, pcopy.filesystem as fs
+import pcopy.entry, pcopy.large, pcopy.filesystem as fs
 from pcopy.entry import SourceChanged
 def meanwhile(error):  # another worker makes what cannot be told apart, and ours is begun once more
     if not os.listdir(sys.argv[2]) or "readme" not in os.listdir(sys.argv[2]):
         with open(os.path.join(sys.argv[2], "readme"), "w") as file:
             file.write("theirs")
         raise error
-open_to_read, seal = fs.open_to_read, pcopy.entry.Copier.seal
+open_to_read, complete = fs.open_to_read, pcopy.large.complete
 def open_once_more(name, *words):
     meanwhile(OSError(errno.EIO, "Input/output error"))
     return open_to_read(name, *words)
-def seal_once_more(*words):
+def complete_once_more(*words):
     meanwhile(SourceChanged())
-    return seal(*words)
+    return complete(*words)
 if sys.argv[3] == "large":
     pcopy.entry.LARGE = 1 << 20
-    pcopy.entry.Copier.seal = seal_once_more
+    pcopy.large.complete = complete_once_more
 else:
     fs.open_to_read = open_once_more
 """
