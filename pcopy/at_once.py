@@ -8,13 +8,13 @@ took a tenth longer, and a rerun a fifth. The order is the same. The directories
 plain files. A directory that is unusual otherwise is left to the general way, before anything is made or changed in it.
 """
 
-from __future__ import annotations
-
+# Annotations are no texts here, as in work.py: it costs time to compile those of named tuples.
 import contextlib
 import errno
 import os
 import stat
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from pcopy import attributes as attr
 from pcopy import filesystem as fs
@@ -26,6 +26,18 @@ from pcopy.work import DIRECTORY_WEIGHT, Finish, Scan, Tree, entries_of
 
 MANY = 10_000  # names in a directory: to compare more at once would take memory, and save little
 Names = tuple[list[str], list[str], list[str]]  # of directories, of regular files, of others
+
+
+class Done(NamedTuple):
+    """A directory, and how far it is done."""
+
+    state: os.stat_result
+    names: Names  # all in it
+    shown: Names  # those that no filter hides: the same object, if there is none
+    below: list[str]  # directories in it that are to be done
+    done: int  # so many of the regular files are
+    whole: bool  # nothing else is left
+    odd: int  # so many of the next files are a unit of their own
 
 
 def may_be(work: Account) -> bool:
@@ -92,7 +104,7 @@ def copy(work: Account, unit: Scan, pair: Pair) -> bool | None:
     if work.tells:
         work.event("made", unit, why="kind" if unit.replaces else "new")
         work.tell_files(unit, regular[:done], sizes, "new")
-    leave(work, unit, state, names, shown, made, done, whole, alone(pair, regular, done))
+    leave(work, unit, Done(state, names, shown, made, done, whole, alone(pair, regular, done)))
     return bool(made) or not whole
 
 
@@ -128,7 +140,7 @@ def compare(work: Account, unit: Scan, pair: Pair) -> bool | None:
         except OSError:
             whole = False
     work.outcome.tally.unchanged += done
-    leave(work, unit, state, names, shown, directories, done, whole, alone(pair, regular, done))
+    leave(work, unit, Done(state, names, shown, directories, done, whole, alone(pair, regular, done)))
     return bool(directories) or not whole
 
 
@@ -185,22 +197,9 @@ def make_all(work: Account, unit: Scan, names: list[str], parent: int) -> list[s
     return made
 
 
-def leave(
-    work: Account,
-    unit: Scan,
-    state: os.stat_result,
-    names: Names,
-    shown: Names,
-    below: list[str],
-    done: int,
-    whole: bool,
-    odd: int,
-) -> None:
-    """Note what became of a directory, and make units of what is left to do.
-
-    ``names``: all in it; ``shown``: by the filters. ``below``: directories in it that are to be done. ``done``: so many regular
-    files are. ``whole``: nothing else is left. ``odd``: so many of the next ones are a unit of their own.
-    """
+def leave(work: Account, unit: Scan, one: Done) -> None:
+    """Note what became of a directory, and make units of what is left to do."""
+    state, names, shown, below, done, whole, odd = one
     (tree, path, fresh), stack, outcome, tally = unit[:3], work.stack, work.outcome, work.outcome.tally
     directories, regular, other = shown
     tally.directories += 1
