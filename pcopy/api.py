@@ -56,6 +56,9 @@ from pcopy.values import moment_of, size_of
 from pcopy.work import Job, Tree
 
 DEFAULT = signal.default_int_handler
+# Seconds, at first and for each name, until names are not counted any more: a plan of what is to be deleted has all workers ask
+# a slow storage. Less would make plans where counting is quicker, more would have slow storage wait for longer.
+SOON, SLOW = 0.2, 20e-6
 ALONE = "this process is daemonic, as a worker of multiprocessing.Pool is, and may not start others: it copied alone"
 
 
@@ -329,10 +332,12 @@ def too_much(request: Request, report: Report, stop: Stop) -> tuple[Failure | No
 
 
 def names_below(directories: Iterable[str], most: int) -> int:
-    """How many names are below some directories; more than ``most`` if there are, or if nobody can tell."""
-    stack, count = list(directories), 0
+    """How many names are below some directories; more than ``most`` if there are, or if nobody can tell soon."""
+    stack, count, began = list(directories), 0, time.monotonic()
     try:
         while stack and count <= most:
+            if time.monotonic() - began > SOON + count * SLOW:
+                return most + 1
             with os.scandir(stack.pop()) as entries:
                 for entry in entries:
                     count += 1

@@ -176,6 +176,28 @@ def test_what_the_limit_allows_is_deleted_if_the_source_loses_entries_after_the_
     assert report.deleted <= exactly + more and (more < 0 or read_tree(tmp_path / "dst") == read_tree(tmp_path / "src"))
 
 
+@pytest.mark.parametrize("slow", [False, True])
+def test_a_slow_storage_is_asked_by_all_workers_what_is_to_be_deleted(
+    tmp_path: Path, jobs: int, slow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where names are quick to count, it is enough to know that no more of them are there."""
+    source = make_tree(tmp_path / "src", {"f": b"1", "d": Dir({"g": b"2"})})
+    dst = make_tree(tmp_path / "dst", {"f": b"1", "d": Dir({"g": b"2", "x": b"3"}), "e": Dir({"y": b"4"})})
+    if slow:
+        monkeypatch.setattr(api, "SOON", -1.0)
+    expected, real = [], api.carry_out
+
+    def carry_out(request: api.Request, *rest: Any) -> None:
+        if not request.options.dry_run:
+            expected.append(request.to_delete)
+        real(request, *rest)
+
+    monkeypatch.setattr(api, "carry_out", carry_out)
+    report = pcopy.copy(source, dst, jobs=jobs, delete=True, max_delete=100)
+    assert (report.exit_status, report.deleted, expected) == (0, 3, [3 if slow else 6])
+    assert read_tree(dst) == read_tree(source)
+
+
 @pytest.mark.parametrize("limit", [10, 400])
 def test_the_limit_holds_if_the_destination_grows_after_the_count(
     tmp_path: Path, jobs: int, limit: int, monkeypatch: pytest.MonkeyPatch
