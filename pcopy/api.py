@@ -39,10 +39,10 @@ from pcopy.asked import (
     listed,
     look_at_destination,
     look_at_sources,
-    may_start_processes,
     only_listed,
     refuse_overlap,
     text_of,
+    why_alone,
 )
 from pcopy.coordinator import Coordinator, begin, wind_up
 from pcopy.errors import UsageError
@@ -59,7 +59,6 @@ DEFAULT = signal.default_int_handler
 # Seconds, at first and for each name, until names are not counted any more: a plan of what is to be deleted has all workers ask
 # a slow storage. Less would make plans where counting is quicker, more would have slow storage wait for longer.
 SOON, SLOW = 0.2, 20e-6
-ALONE = "this process is daemonic, as a worker of multiprocessing.Pool is, and may not start others: it copied alone"
 
 
 def copy(
@@ -184,10 +183,10 @@ def copy(
     top, landings = land(found, there)
     if files_from is not None:
         landings = [only_listed(found, landings, files_from)]
-    refuse_overlap(found, there, landings, one_file_system)
+    refuse_overlap(found, there, landings, options)
     check_deletion(options, found, landings)
     check_files(observer.files, landings, options)
-    listing = None if manifest is None else check_place(os.fsdecode(manifest), top, landings)
+    listing = None if manifest is None else check_place(text_of("manifest", manifest), top, landings)
     options = options._replace(link_dest=tuple(check_earlier(one, top, found, options) for one in options.link_dest))
     report, stop, started = new_report(options), stop or Stop(), time.monotonic()
     observer.started([one.path for one in found], there.path, options)
@@ -297,8 +296,8 @@ def end(report: Report, top: str, observer: Observer) -> None:
 
 
 def new_report(options: Options) -> Report:
-    jobs = options.jobs if may_start_processes() else 1
-    warnings = [ALONE] if jobs < options.jobs else []
+    alone = why_alone() if options.jobs > 1 else ""
+    jobs, warnings = (1, [alone]) if alone else (options.jobs, [])
     return Report(jobs=jobs, dry_run=options.dry_run, warnings=warnings)
 
 

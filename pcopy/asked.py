@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, TypeVar
 
 from pcopy.errors import UsageError
-from pcopy.manifest import copied_to, hasher, place_of
+from pcopy.manifest import copied_to, hasher, place_of, within
 from pcopy.options import AUTO, Hash, Options, Overwrite, When, attributes_from
 from pcopy.paths import Destination, Landing, Source
 from pcopy.result import Observer, Several
 from pcopy.select import selection
+from pcopy.stop import is_ending
 from pcopy.values import relative_paths
 
 Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
@@ -40,16 +41,20 @@ def processors() -> int:
         return os.cpu_count() or 1
 
 
-def may_start_processes() -> bool:
-    """A daemonic process may not (multiprocessing.Process.daemon); the workers of multiprocessing.Pool are."""
-    multiprocessing = sys.modules.get("multiprocessing")  # without which it is not: not imported only to ask
-    return not (multiprocessing and multiprocessing.current_process().daemon)
+def why_alone() -> str:
+    """Why this process may not start others; nothing if it may."""
+    multiprocessing = sys.modules.get("multiprocessing")  # without which it is not daemonic: not imported only to ask
+    if multiprocessing and multiprocessing.current_process().daemon:
+        return "this process is daemonic, as a worker of multiprocessing.Pool is, and may not start others: it copied alone"
+    if is_ending():
+        return "the program's main thread has ended, after which no process can be started: this one copied alone"
+    return ""
 
 
 def check_jobs(jobs: int | str | None) -> tuple[int, bool]:
     """The number of workers, and whether a run only begins with it and finds a better one by itself."""
     if jobs in (None, AUTO):
-        return processors(), may_start_processes()
+        return processors(), not why_alone()
     return check_number(jobs, f", or {AUTO!r}"), False
 
 
@@ -216,7 +221,7 @@ def only_listed(sources: Sequence[Source], landings: Sequence[Landing], files_fr
     if len(sources) != 1 or not sources[0].is_directory:
         raise UsageError("a list of what to copy (files_from) needs one source, the directory that its paths are below")
     paths = [files_from] if isinstance(files_from, (str, bytes, os.PathLike)) else files_from
-    return landings[0]._replace(only=relative_paths(os.fsdecode(path) for path in paths))
+    return landings[0]._replace(only=relative_paths(text_of("files_from", path) for path in paths))
 
 
 def look_at_sources(sources: Path | Iterable[Path], options: Options) -> list[Source]:
@@ -294,9 +299,7 @@ def absolute(path: str) -> str:
         raise UsageError(f"{path}: the working directory is gone: change to another, or give an absolute path") from None
 
 
-def refuse_overlap(
-    sources: Sequence[Source], destination: Destination, landings: Sequence[Landing], one_file_system: bool
-) -> None:
+def refuse_overlap(sources: Sequence[Source], destination: Destination, landings: Sequence[Landing], options: Options) -> None:
     """No source may hold the destination or be it; by inode, so that no link or bind mount of either hides it.
 
     It may lie below one on another file system, if that is left out: so systems are backed up to a mounted disk.
@@ -307,10 +310,12 @@ def refuse_overlap(
             if destination.exists and source.inode == above[0]:
                 raise UsageError(f"{source.given} and {destination.given}: are the same directory; give another destination")
             apart = above[0][0] != source.inode[0]
-            if not apart or not one_file_system:
+            if not apart or not options.one_file_system:
                 what, but = "the destination lies in the source, which would never end", ", or one-file-system" * apart
                 raise UsageError(f"{source.given} and {destination.given}: {what}; give another destination{but}")
     for landing in landings:
+        if not landing.names and not options.filters:  # else the run finds out
+            refuse_own_place(landing)
         with contextlib.suppress(OSError):
             if not landing.names and os.path.samestat(os.stat(landing.source), os.lstat(landing.destination)):
                 raise UsageError(f"{landing.source}: is the destination itself; give another")
@@ -319,6 +324,13 @@ def refuse_overlap(
                 target = os.lstat(os.path.join(landing.destination, landing.rename or name))
                 if os.path.samestat(os.lstat(os.path.join(landing.source, name)), target):
                     raise UsageError(f"{os.path.join(landing.source, name)}: is the destination itself")
+
+
+def refuse_own_place(landing: Landing) -> None:
+    """A source in the destination may hold a directory whose copy would have the source's own place."""
+    below = within(os.path.realpath(landing.source), landing.destination)
+    if below and landing.only is None and os.path.isdir(inner := os.path.join(landing.source, below)):
+        raise UsageError(f"{inner}: its copy would be written over the source {landing.source}; give another destination")
 
 
 def inodes_above(path: str) -> list[tuple[int, int]]:

@@ -115,6 +115,7 @@ def compare(work: Account, unit: Scan, pair: Pair) -> bool | None:
         state.st_mtime_ns != there.st_mtime_ns
         or state.st_mode != there.st_mode
         or is_apart(work, tree, state)
+        or (there.st_dev, there.st_ino) in work.directories.sources
         or (work.directories.owner and ~there.st_mode & ALL_OF_OWNER)
         or attr.read_attributes(pair.source) != attr.read_attributes(pair.destination)
     ):

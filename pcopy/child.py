@@ -38,6 +38,7 @@ def begin_worker() -> None:
 
     gc.freeze()  # what was there before the fork is not looked at, and so not copied
     gc.set_threshold(GARBAGE)
+    signal.set_wakeup_fd(-1)  # else a program's event loop takes our signals for its own (asyncio before 3.12)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, terminate)

@@ -24,6 +24,7 @@ ALL_OF_OWNER = 0o700
 # Where modes are not preserved, what tells a directory that a killed run had not finished from one that its owner has closed.
 STICKY, SET_GROUP_ID = 0o1000, 0o2000
 NOTHING = Attributes(0, 0, 0, 0, 0)
+OVER_ITSELF = "is a source of this run, which would be written over: give another destination"
 APPEARED = "something of this name appeared in the destination during the run, maybe another name that it cannot tell apart"
 
 
@@ -35,6 +36,7 @@ class Directories:
         self.options = job.options
         self.selection = selection(job.options.filters)
         self.ours = {tree.destination_inode for tree in job.trees}
+        self.sources = {tree.source_inode for tree in job.trees}
         self.tells = job.options.tells
         self.owner = os.geteuid()
 
@@ -120,6 +122,9 @@ class Directories:
         if fresh and mode is None and not self.job.umask & ALL_OF_OWNER:
             return handle, mode
         state = os.fstat(handle)
+        if (state.st_dev, state.st_ino) in self.sources:
+            fs.close_read(handle)
+            raise OSError(errno.EBUSY, OVER_ITSELF)
         mode = stat.S_IMODE(state.st_mode) if mode is None else mode
         if self.owner and state.st_uid == self.owner and ~mode & ALL_OF_OWNER and not self.options.dry_run:
             attr.set_mode(handle, mode | ALL_OF_OWNER)

@@ -10,6 +10,7 @@ from pcopy.coordinator import Coordinator, Portion
 from pcopy.engines import PATIENCE, NotStarted, end_workers, engine_for, hurry_workers, is_broken
 from pcopy.outcome import Outcome
 from pcopy.result import Observer
+from pcopy.stop import is_ending
 from pcopy.work import Job, Unit
 from pcopy.worker import run
 
@@ -42,7 +43,7 @@ def work_off(coordinator: Coordinator, executor: Executor) -> None:
             while portion := coordinator.take(len(running)):
                 running[submit(executor, coordinator.job, portion)] = portion.units
             if not running:
-                if is_broken(executor):  # when nothing was left to do
+                if is_broken(executor) and not is_ending():  # when nothing was left to do
                     coordinator.warn_of_death()
                 return
             if collect(coordinator, executor, running):
@@ -61,7 +62,7 @@ def submit(executor: Executor, job: Job, portion: Portion) -> Future[Outcome]:
         return executor.submit(run, job, *portion)
     except (RuntimeError, *BROKEN) as error:  # or one that says it was shut down, while its thread takes note of it
         lost: Future[Outcome] = Future()
-        lost.set_exception(BrokenExecutor(str(error)))
+        lost.set_exception((NotStarted if is_ending() else BrokenExecutor)(str(error)))
         return lost
 
 
@@ -79,7 +80,9 @@ def collect(coordinator: Coordinator, executor: Executor, running: dict[Future[O
     lost = []
     for future in list(running) if broken else done:
         units, error = running.pop(future), future.exception() if future.done() else BrokenExecutor()
-        if isinstance(error, BROKEN):
+        if isinstance(error, NotStarted):
+            coordinator.place(units)
+        elif isinstance(error, BROKEN):
             lost.append(units)
         elif error:
             for unit in units:

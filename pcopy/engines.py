@@ -18,6 +18,7 @@ from concurrent.futures import BrokenExecutor, Executor, Future, wait
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pcopy.child import HURRY, STOPPING, begin_worker, guarded
+from pcopy.stop import is_ending
 
 if TYPE_CHECKING:
     from concurrent.futures import ProcessPoolExecutor
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 GRACE = 0.5
 # Seconds after which a silent pool is looked at.
 PATIENCE = 1.0
-# Two threads that hide the main module would put back each other's.
+# Two threads that change multiprocessing for themselves would put back each other's change.
 ONE_AT_A_TIME = threading.Lock()
 
 
@@ -72,10 +73,13 @@ class Pool:
     def open(self) -> Iterator[Executor]:
         import multiprocessing
 
-        context = multiprocessing.get_context(self.start_method or safest_method())
+        method = self.start_method or safest_method()
+        context = multiprocessing.get_context(method)
         try:
+            if method == "forkserver":
+                start_server()
             executor = pool_class()(self.jobs, context, initializer=begin_worker)
-        except (ImportError, OSError) as error:  # no semaphores, no handles left
+        except (ImportError, OSError, RuntimeError) as error:  # no semaphores, no handles left; the interpreter is ending
             raise NotStarted(reason_of(error)) from error
         try:
             try_out(executor)
@@ -88,7 +92,15 @@ class Pool:
 
 
 def engine_for(jobs: int, start_method: str | None) -> Engine:
-    return Serial() if jobs == 1 else Pool(jobs, start_method)
+    return Serial() if jobs == 1 or is_ending() else Pool(jobs, start_method)
+
+
+def start_server() -> None:
+    """Before signals are blocked for the workers: it is the program's server too, and hands on what it was started with."""
+    from multiprocessing.forkserver import ensure_running
+
+    with apart():
+        ensure_running()
 
 
 def try_out(executor: Executor) -> None:
@@ -171,7 +183,7 @@ def pool_class() -> type[ProcessPoolExecutor]:
 
         def _launch_processes(self) -> None:
             pool: Any = self
-            with hidden_main():
+            with apart():
                 super()._launch_processes()  # type: ignore[misc]
             pool._result_queue._writer.close()
             pool._call_queue._reader.close()
@@ -181,18 +193,37 @@ def pool_class() -> type[ProcessPoolExecutor]:
 
 
 @contextlib.contextmanager
-def hidden_main() -> Iterator[None]:
-    """While workers are started: they need nothing of the program's main module, and must not run it a second time.
+def apart() -> Iterator[None]:
+    """What this thread starts meanwhile has nothing to do with the program: other threads of it see no difference.
 
-    Under spawn and forkserver a child imports it first thing, if it finds a file for it.
+    Under spawn and forkserver a child imports the program's main module first thing, if it finds a file for it: workers need
+    nothing of that, and must not run it a second time. And before each start, multiprocessing flushes the standard streams: if
+    the program's reader has gone, that is the program's business.
     """
+    from multiprocessing import spawn, util
+
+    modules: Any = (spawn, util)
+    thread = threading.get_ident()
     with ONE_AT_A_TIME:
-        main = sys.modules["__main__"]
-        sys.modules["__main__"] = type(sys)("__main__")
+        prepare, flush = spawn.get_preparation_data, modules[1]._flush_std_streams
+
+        def without_main(name: str) -> dict[str, Any]:
+            data: dict[str, Any] = prepare(name)
+            mine = threading.get_ident() == thread
+            return {key: value for key, value in data.items() if not (mine and key.startswith("init_main"))}
+
+        def flushed() -> None:
+            try:
+                flush()
+            except OSError:
+                if threading.get_ident() != thread:
+                    raise
+
+        modules[0].get_preparation_data, modules[1]._flush_std_streams = without_main, flushed
         try:
             yield
         finally:
-            sys.modules["__main__"] = main
+            modules[0].get_preparation_data, modules[1]._flush_std_streams = prepare, flush
 
 
 def safest_method() -> str:

@@ -11,7 +11,7 @@ from pcopy.outcome import Failure
 # A function there is named after its operation.
 CALLS = frozenset({filesystem.__file__, attributes.__file__})
 # Nothing else can be written to the destination either.
-FATAL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
+FATAL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 ADVICE = {
     errno.ENAMETOOLONG: "the destination's file system does not allow so long a name",
     errno.EILSEQ: "the destination's file system does not allow this name",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -106,8 +107,9 @@ class Several(Observer):
             one.failure(failure)
 
     def finished(self, report: Report) -> None:
-        for one in reversed(self.observers):
-            one.finished(report)
+        with contextlib.ExitStack() as stack:  # the last first; all of them, whatever one raises
+            for one in self.observers:
+                stack.callback(one.finished, report)
 
 
 @dataclass(eq=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 
 class Stop:
     """Asks a run to stop: set ``signal`` to the number to report, from a signal handler or another thread.
@@ -28,3 +30,8 @@ HERE = Stop()
 def of_this_process() -> Stop:
     """The one of a worker; slices that run in the coordinator's process have the run's own."""
     return HERE
+
+
+def is_ending() -> bool:
+    """Whether the program has come to the end of its main thread: then concurrent.futures takes nothing more from others."""
+    return getattr(threading, "_SHUTTING_DOWN", False) or not threading.main_thread().is_alive()

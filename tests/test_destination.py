@@ -251,6 +251,30 @@ def test_what_makes_no_sense_is_refused_and_nothing_is_touched(here: Path, pcopy
     assert read_tree(here) == before
 
 
+@pytest.mark.parametrize("where", ["s", "a/s"])
+def test_a_source_in_the_destination_is_not_written_over_by_what_it_holds(
+    tmp_path: Path, jobs: int, where: str, pcopy: Run
+) -> None:
+    """Its own directory of that name would be copied to where it is: refused, or, where a filter may hide it, a failure."""
+    make_tree(tmp_path / "top" / where, {"f": b"A", "g": b"A", where.partition("/")[0]: Dir({"h": b"C"})})
+    inner = make_tree(tmp_path / "inner", {"f": b"B", "d": Dir({"i": b"D"})})
+    shutil.copytree(inner, tmp_path / "top" / where / where, dirs_exist_ok=True)
+    source, before = tmp_path / "top" / where, read_tree(tmp_path / "top" / where)
+    done = pcopy("-j", jobs, source, tmp_path / "top")
+    assert (done.returncode, len(messages(done))) == (2, 1)
+    assert f"its copy would be written over the source {source}" in done.stderr
+    assert sorted(os.listdir(tmp_path / "top")) == [where.partition("/")[0]]
+    report = library.copy(source, tmp_path / "top", jobs=jobs, filters=["nothing"])
+    (failure,) = report.errors
+    assert (failure.path, report.exit_status) == (str(source), 1)
+    assert "is a source of this run, which would be written over" in failure.reason
+    assert {path: one for path, one in read_tree(source).items() if path != b"."} == {
+        path: one for path, one in before.items() if path != b"."
+    }
+    assert (tmp_path / "top/f").read_bytes() == b"A"
+    assert library.copy(source, tmp_path / "top", jobs=jobs, filters=[f"/{where}"]).exit_status == 0
+
+
 @as_root
 def test_a_bind_mount_does_not_hide_that_the_destination_lies_in_the_source(here: Path, pcopy: Run) -> None:
     with mounted(here / "bind", "--bind", here / "src"):

@@ -37,7 +37,7 @@ from tests.conftest import SHARED, Run, as_root, compiled
 from tests.strace import lines_of, strace
 from tests.test_destination import loop_mounted, messages, mounted, unprivileged
 from tests.test_engines import Script, state_of, wait_until
-from tests.trees import WHEN, Dir, Fifo, File, Hard, Holes, Link, make_tree
+from tests.trees import WHEN, Dir, Fifo, File, Hard, Holes, Link, make_tree, read_tree
 
 JOBS = pytest.mark.parametrize("jobs", [1, 3])
 LARGE = 33 << 20  # bytes: such a file is copied in spans
@@ -351,15 +351,19 @@ def limit_files() -> None:
 
 
 @JOBS
-def test_a_file_larger_than_the_limit_stops_the_run_and_the_signal_does_not_end_it(
+def test_a_file_larger_than_the_limit_is_named_all_others_are_copied_and_the_signal_does_not_end_the_run(
     tmp_path: Path, pcopy: Run, jobs: int
 ) -> None:
     source = make_tree(tmp_path / "src", {**many(), "d2": Dir({"large": b"x" * 150_000, "small": b"1"})})
     copy = make_tree(tmp_path / "dst", an_older_day())
     done = pcopy("-j", jobs, source, copy, preexec_fn=limit_files)
-    assert_stopped(done, "File too large")
-    assert "large" in done.stderr
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if "File too large" in line]
+    assert line.startswith(f"pcopy: {source}/d2/large: ")
+    assert "1 failed" in done.stderr
     assert_whole(source, copy, OLD)
+    here, there = read_tree(source), read_tree(copy)
+    assert {path for path, state in here.items() if there.get(path) != state} == {b"d2/large"}
 
 
 @JOBS

@@ -137,6 +137,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"reflink": "perhaps"}, "perhaps"),
     ({"sparse": "perhaps"}, "perhaps"),
     ({"start_method": "teleport"}, "teleport"),
+    ({"manifest": 5}, "manifest 5: must be a path"),
+    ({"files_from": ["f", 5]}, "files_from 5: must be a path"),
     ({"reflink": "always", "sparse": "always"}, "sparse"),
 ]
 
@@ -305,6 +307,144 @@ def test_it_works_in_a_thread(source: Path, tmp_path: Path, jobs: int, straight_
     assert reports
     assert reports[0].ok
     assert read_tree(tmp_path / "dst") == read_tree(source)
+
+
+BESIDE = (
+    WATCH
+    + """
+import pickle, signal, socket
+class Mine:
+    pass
+troubles = []
+def pickles():  # another thread's work, which needs the main module
+    while not done:
+        try:
+            pickle.loads(pickle.dumps(Mine()))
+        except Exception as error:
+            troubles.append(repr(error))
+def report_mask():
+    print(sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])), flush=True)
+if __name__ == "__main__":
+    done = []
+    thread = threading.Thread(target=pickles)
+    thread.start()
+    report = pcopy.copy("src", "dst", jobs=2, start_method=sys.argv[1])
+    done.append(True)
+    thread.join()
+    print(int(report.exit_status), troubles[:1], flush=True)
+    import multiprocessing
+    child = multiprocessing.get_context(sys.argv[1]).Process(target=report_mask)
+    child.start()
+    child.join()
+"""
+)
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_other_threads_and_processes_of_the_program_see_no_difference(
+    start: Start, source: Path, tmp_path: Path, method: str
+) -> None:
+    """While workers are started, and in what the program starts afterwards, by the same server too."""
+    assert start(BESIDE, method).ended() == (0, "0 []\n[]\n", "")
+    assert read_tree(tmp_path / "dst") == read_tree(source)
+
+
+LATE = (
+    WATCH
+    + """
+class Waits(pcopy.Observer):
+    def progress(self, progress):
+        if sys.argv[1] == "in the middle":
+            begun.set()
+            threading.main_thread().join()
+begun = threading.Event()
+def go():
+    report = pcopy.copy("src", "dst", jobs=2, observer=Waits())
+    print(int(report.exit_status), report.files, report.engine, report.warnings, flush=True)
+def later():
+    threading.main_thread().join()
+    go()
+if sys.argv[1] == "atexit":
+    import atexit
+    atexit.register(go)
+else:
+    threading.Thread(target=go if sys.argv[1] == "in the middle" else later).start()
+    if sys.argv[1] == "in the middle":
+        begun.wait()
+"""
+)
+
+
+@pytest.mark.parametrize("when", ["before", "in the middle", "atexit"])
+def test_a_program_that_has_come_to_its_end_still_gets_its_copy(start: Start, source: Path, tmp_path: Path, when: str) -> None:
+    """No process can be started any more then, and none is: a script that only starts threads has come to it at once."""
+    make_tree(source / "more", many_files(5, 200))
+    alone = ["the program's main thread has ended, after which no process can be started: this one copied alone"]
+    expected = "pool []" if when == "in the middle" else f"serial {alone}"
+    assert start(LATE, when).ended() == (0, f"0 1300 {expected}\n", "")
+    assert read_tree(tmp_path / "dst") == read_tree(source)
+
+
+FULL = (
+    WATCH
+    + """
+os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+print("what nobody can take")
+report = pcopy.copy("src", "dst", jobs=2, start_method=sys.argv[1])
+sys.stderr.write(f"{report.exit_status} {report.files} {report.warnings}\\n")
+os._exit(0)
+"""
+)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_output_of_the_program_that_cannot_be_written_is_its_own_business(
+    start: Start, source: Path, tmp_path: Path, method: str
+) -> None:
+    """Before it starts a process, multiprocessing flushes the standard streams."""
+    assert start(FULL, method).ended() == (0, "", "0 300 []\n")
+
+
+WOKEN = (
+    WATCH
+    + """
+import signal, socket
+class Hurries(pcopy.Observer):
+    def progress(self, progress):
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGUSR1)
+            hurried.append(child.pid)
+import multiprocessing
+hurried, (ours, wakes) = [], socket.socketpair()
+wakes.setblocking(False)
+ours.setblocking(False)
+signal.set_wakeup_fd(wakes.fileno())  # as an event loop does
+report = pcopy.copy("src", "dst", jobs=2, start_method="fork", observer=Hurries())
+try:
+    told = ours.recv(1)
+except BlockingIOError:
+    told = b""
+print(int(report.exit_status), bool(hurried), told)
+"""
+)
+
+
+def test_signals_to_workers_do_not_wake_an_event_loop_of_the_program(start: Start, source: Path, tmp_path: Path) -> None:
+    make_tree(source / "more", many_files(5, 200))
+    assert start(WOKEN).ended() == (0, "0 True b''\n", "")
+
+
+def test_every_observer_hears_of_the_end(source: Path, tmp_path: Path) -> None:
+    """Also if one that hears of it before raises something."""
+
+    class Raising(pcopy.Observer):
+        def finished(self, report: pcopy.Report) -> None:
+            raise Trouble
+
+    log = tmp_path / "log"
+    with pytest.raises(Trouble):
+        pcopy.copy(source, tmp_path / "dst", jobs=1, observer=[pcopy.Log(log), Raising()])
+    assert [json.loads(line)["event"] for line in log.read_text().splitlines()][-1] == "finished"
 
 
 IN_A_POOL = """
