@@ -27,6 +27,7 @@ def check_chart(path: str) -> None:
         raise UsageError(f"--chart {path}: the working directory is gone: change to another") from None
     if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
         raise UsageError(f"--chart {path}: {folder} is not a directory that can be written to")
+    os.environ["MPLBACKEND"] = "Agg"  # a notebook sets its own, which may not be installed here
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -38,9 +39,6 @@ def draw(comparison: Comparison, path: str) -> None:
     ran = [one for one in comparison.contenders if one.seconds]
     if not ran:
         return
-    import matplotlib
-
-    matplotlib.use("Agg")
     from matplotlib import pyplot
 
     medians = [one.median for one in ran]

@@ -10,10 +10,12 @@ The figures that are told are medians, and ratios of runs of one round: what els
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import shutil
 import signal
+import stat
 import statistics
 import subprocess
 import sys
@@ -23,9 +25,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from pcopy.asked import Path, absolute, check_number, processors, text_of
+from pcopy.asked import Path, absolute, check_number, listed, processors, text_of
 from pcopy.errors import ExitStatus, UsageError
 
+Inode = tuple[int, int]  # (st_dev, st_ino)
 # Ratios nearer to 1 are taken for noise, as are those of which not all rounds agree on the side.
 NOISE = 0.05
 ROUNDS = 5
@@ -106,6 +109,8 @@ class Comparison:
         """Why nothing can be told from this, if that is so."""
         if not self.base.seconds:
             return "the single process failed: nothing to compare with"
+        if any(one.jobs and one.jobs > 1 for one in self.contenders) and not self.pools:
+            return "only one process was measured, because no pool came to its end: nothing to compare with"
         if not self.pools:
             return "only one process was measured: nothing to compare with; list more, such as -j 2,4"
         if self.rounds < ENOUGH:
@@ -188,20 +193,24 @@ def compare(
     :param step: called before each run with the contender's name, the number of the run, and how many there are
     :raises UsageError: no such source, nothing in it, not enough room, a tool that is not installed
 
-    Leaves nothing behind, whatever ends it.
+    Leaves nothing behind, whatever exception ends it; for SIGTERM, a program has to have a handler that raises one.
     """
     if not isinstance(rounds, int) or isinstance(rounds, bool) or rounds < 1:
         raise UsageError(f"rounds {rounds!r}: must be a number, at least 1")
     contenders = [pcopy_with(count, options) for count in [1, *check_pools(jobs)]]
-    contenders += [peer(name) for name in dict.fromkeys([against] if isinstance(against, str) else against)]
+    contenders += [peer(str(name)) for name in dict.fromkeys([against] if isinstance(against, str) else listed(against))]
     with workplace(source, destination) as work:
         tree = os.path.join(work, "sample")
         if source is None:
             check_room(work, 2 * (SAMPLE_FILES + SAMPLE_DIRECTORIES), 2 * SAMPLE_SIZE)
-            make_sample(tree)
+            try:
+                make_sample(tree)
+            except OSError as error:
+                reason = f"the sample tree cannot be written: {error.strerror or error}; name another DESTINATION"
+                raise UsageError(f"{os.path.dirname(work)}: {reason}") from None
         else:
             tree = os.path.realpath(os.fsdecode(source))
-        files, size, used, inodes = measure(tree)
+        files, size, used, inodes = measure(tree, options)
         if not files:
             raise UsageError(f"{tree}: holds no files; a comparison needs a tree that takes a while to copy")
         check_room(work, inodes, used)
@@ -386,39 +395,72 @@ def make_sample(tree: str) -> None:
                 file.write(block)
 
 
-def measure(tree: str) -> tuple[int, int, int, int]:
-    """Files, their bytes, the bytes that the tree takes on its file system, and its entries.
+def measure(tree: str, options: Sequence[str] = ()) -> tuple[int, int, int, int]:
+    """Files, their bytes, the bytes that their copies take, and the entries, by what the options of ``pcopy`` leave out or add.
 
     By directory handles, for trees deeper than a path is long, and without recursion.
     """
-    files = size = used = entries = 0
-    stack: list[tuple[int | None, list[str]]] = [(None, [tree])]
+    found = Measure({"-L", "--dereference"} & {*options}, {"-x", "--one-file-system"} & {*options}, fills_holes(options))
+    stack: list[tuple[int | None, list[str], tuple[Inode, ...]]] = [(None, [tree], ())]
     while stack:
-        parent, names = stack[-1]
+        parent, names, above = stack[-1]
         name = names.pop()
         handle = None
         with contextlib.suppress(OSError):
-            handle = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=parent)
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (0 if found.follow else os.O_NOFOLLOW)
+            handle = os.open(name, flags, dir_fd=parent)
         if not names:  # closed as soon as it can be: a chain of directories takes two handles, however long
             stack.pop()
             if parent is not None:
                 os.close(parent)
         if handle is None:
             continue
+        here = inode_of(os.fstat(handle))
+        below = [] if here in above or (above and found.stays and here[0] != above[0][0]) else found.look_into(handle)
+        if below:
+            stack.append((handle, below, (*above, here) if found.follow else above or (here,)))
+        else:
+            os.close(handle)
+    return found.files, found.bytes, found.used, found.entries
+
+
+class Measure:
+    """What is found in a tree. ``follow``: links; ``stays`` on one file system; ``fills`` holes."""
+
+    def __init__(self, follow: object, stays: object, fills: bool) -> None:
+        self.follow, self.stays, self.fills = bool(follow), bool(stays), fills
+        self.files = self.bytes = self.used = self.entries = 0
+        self.seen: set[Inode] = set()  # those that have several names
+
+    def look_into(self, handle: int) -> list[str]:
+        """Count what is in a directory. Returns the names of those in it."""
         below = []
         with contextlib.suppress(OSError), os.scandir(handle) as found:
             for one in found:
-                state = one.stat(follow_symlinks=False)
-                entries, used = entries + 1, used + state.st_blocks * 512
-                if one.is_dir(follow_symlinks=False):
-                    below.append(one.name)
-                else:
-                    files, size = files + 1, size + state.st_size
-        if below:
-            stack.append((handle, below))
-        else:
-            os.close(handle)
-    return files, size, used, entries
+                with contextlib.suppress(OSError):  # a link to nothing
+                    if one.is_dir(follow_symlinks=self.follow):
+                        below.append(one.name)
+                    self.count(one.stat(follow_symlinks=self.follow))
+        return below
+
+    def count(self, state: os.stat_result) -> None:
+        self.entries += 1
+        regular = not stat.S_ISDIR(state.st_mode)
+        self.files += regular
+        if regular and state.st_nlink > 1:  # the contents once: the other names are links
+            if inode_of(state) in self.seen:
+                return
+            self.seen.add(inode_of(state))
+        self.bytes += state.st_size if regular else 0
+        self.used += max(state.st_blocks * 512, state.st_size if self.fills and regular else 0)
+
+
+def inode_of(state: os.stat_result) -> Inode:
+    return state.st_dev, state.st_ino
+
+
+def fills_holes(options: Sequence[str]) -> bool:
+    return "--sparse=never" in options or ("--sparse", "never") in itertools.pairwise(options)
 
 
 def check_room(work: str, entries: int, used: int) -> None:

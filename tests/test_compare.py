@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import statistics
@@ -30,7 +31,7 @@ from pcopy.comparison import Comparison, Contender, best_jobs, compare, differ, 
 from pcopy.errors import UsageError
 from pcopy.report import comparison_json, table
 from tests.conftest import Run, as_root
-from tests.trees import Dir, make_tree
+from tests.trees import Dir, Hard, Holes, Link, make_tree
 
 QUICK = ("--compare", "-j", 2, "--rounds", 1)
 LONG = ("--compare", "-j", 2, "--rounds", 500)  # goes on until somebody ends it
@@ -575,6 +576,15 @@ def test_the_seconds_on_the_chart_have_three_significant_figures(wall: float, te
     assert chart.seconds(wall) == text
 
 
+def test_a_chart_is_drawn_whatever_a_notebook_has_set(pcopy: Run, source: Path, tmp_path: Path) -> None:
+    """Jupyter names a module of its own for matplotlib, which need not be installed where pcopy is."""
+    pytest.importorskip("matplotlib")
+    env = {**os.environ, "MPLBACKEND": "module://no_such.backend"}
+    done = pcopy(*QUICK, "--chart", "out.png", source, env=env)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_without_matplotlib_the_extra_is_named_before_anything_is_measured(
     pcopy: Run, source: Path, place: Path, tmp_path: Path, witness: Mapping[str, str]
 ) -> None:
@@ -703,6 +713,45 @@ def test_a_sample_that_has_no_room_is_refused(pcopy: Run, small_disk: Path, witn
     done = pcopy(*QUICK, "--against", "rsync", env={**witness, "TMPDIR": str(small_disk)})
     assert_refused(done, str(small_disk), "needed", "free")
     assert not any(small_disk.iterdir())
+
+
+@as_root
+def test_the_room_is_that_of_what_is_copied(pcopy: Run, tmp_path: Path, small_disk: Path) -> None:
+    """Of names of one inode the contents count once, a link's target where they are followed, holes that are filled."""
+    many = make_tree(tmp_path / "many", {"a": b"x" * 300_000, **{name: Hard("a") for name in "bcde"}})
+    done = pcopy(*QUICK, many, small_disk)
+    assert done.returncode == 0, done.stderr
+    assert "5 files, 300.0 kB" in done.stdout
+    (tmp_path / "large").write_bytes(b"x" * (2 << 20))
+    linked = make_tree(tmp_path / "linked", {"a": b"x", "l": Link("../large"), "round": Link("../linked")})
+    assert_refused(pcopy(*QUICK, "-L", linked, small_disk), str(small_disk), "2.3 MB are needed", "free")
+    holes = make_tree(tmp_path / "holes", {"a": Holes(2 << 20)})
+    assert_refused(pcopy(*QUICK, "--sparse", "never", holes, small_disk), str(small_disk), "2.3 MB are needed", "free")
+    assert pcopy(*QUICK, holes, small_disk).returncode == 0
+    assert not any(small_disk.iterdir())
+
+
+@as_root
+def test_what_is_on_another_file_system_does_not_count_where_it_is_left_out(pcopy: Run, small_disk: Path, place: Path) -> None:
+    (small_disk / "f").write_bytes(b"x" * 1000)
+    work = make_tree(small_disk.parent / "top", {"a": b"x" * 24, "mounted": Dir({})})
+    subprocess.run(["mount", "--bind", small_disk, work / "mounted"], check=True)
+    try:
+        for words, what in ((("-x",), "1 file, 24 bytes"), ((), "2 files, 1.0 kB")):
+            done = pcopy(*QUICK, *words, work, place)
+            assert done.returncode == 0, done.stderr
+            assert what in done.stdout
+    finally:
+        subprocess.run(["umount", work / "mounted"], check=True)
+
+
+def test_a_sample_that_cannot_be_written_is_named_and_removed(pcopy: Run, place: Path) -> None:
+    def limit_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+
+    done = pcopy(*QUICK, env={**os.environ, "TMPDIR": str(place)}, preexec_fn=limit_files)
+    assert_refused(done, str(place), "the sample tree cannot be written: File too large")
+    assert not any(place.iterdir())
 
 
 # ---- nothing is left behind -----------------------------------------------------------------------------------------
