@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -340,7 +341,7 @@ def records(given: dict[str, Any]) -> list[Observer]:
 
 def wants_bars(given: dict[str, Any]) -> bool:
     if given["progress"] is None:
-        return not given["quiet"] and sys.stderr is not None and sys.stderr.isatty()
+        return not given["quiet"] and sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
     return bool(given["progress"])
 
 

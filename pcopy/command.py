@@ -35,6 +35,11 @@ class Command(click.Command):
 
             say(f"pcopy: {shown(' '.join(error.format_message().split()))} (see pcopy --help)")
             leave(error.exit_code)
+        except SystemExit as end:  # of completion, which Click ends itself
+            leave(end.code if isinstance(end.code, int) else ExitStatus.OK)
+        except OSError as error:  # likewise: whoever asked for the script has gone, or has no room for it
+            say(f"pcopy: {error.strerror or error}")
+            leave(ExitStatus.FAILED)
         leave(ExitStatus.OK)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

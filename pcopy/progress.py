@@ -30,6 +30,7 @@ DRY_RUN = {
 # Seconds between two pictures: fewer look smoother and cost more.
 INTERVAL = 0.1
 STEPS = 1000
+ROWS = 24  # of a terminal: enough for two lines, where it does not say how many it has
 ALMOST = 0.99  # what is shown at most before the end
 TREMBLE = 0.1  # by how much an estimate may fall without the bar going back
 NARROW = 90  # columns below which figures are short
@@ -98,19 +99,14 @@ class Bars(Lines):
 
     def open(self) -> None:
         """At the first picture: what ends before that does not wait for tqdm, and the workers do not either."""
-        from tqdm import tqdm
-
+        bar = bar_of_tqdm()
+        bar.set_lock(threading.RLock())  # instead of one that imports multiprocessing
+        self.bar: tqdm[Any] = bar(total=STEPS, bar_format="{percentage:3.0f}%|{bar}| {desc}", **self.place())
+        self.name: tqdm[Any] = bar(total=0, position=1, bar_format="{desc}", **self.place())
         self.opened = True
-        tqdm.monitor_interval = 0  # its thread would forbid fork to the pool
-        tqdm.set_lock(threading.RLock())  # instead of one that imports multiprocessing
-        self.bar: tqdm[Any] = tqdm(
-            total=STEPS,
-            bar_format="{percentage:3.0f}%|{bar}| {desc}",
-            dynamic_ncols=True,
-            leave=False,
-            file=self.stream,
-        )
-        self.name: tqdm[Any] = tqdm(total=0, position=1, bar_format="{desc}", dynamic_ncols=True, leave=False, file=self.stream)
+
+    def place(self) -> dict[str, Any]:
+        return {"ncols": terminal_width(), "nrows": ROWS, "leave": False, "file": self.stream}
 
     def progress(self, progress: Progress) -> None:
         now = time.monotonic()
@@ -122,7 +118,7 @@ class Bars(Lines):
         self.history = [*[one for one in self.history if one[0] > now - WINDOW], (now, progress.bytes)]
         part = progress.fraction()
         self.shown = next_shown(self.shown, part)
-        columns = terminal_width()
+        self.bar.ncols = self.name.ncols = columns = terminal_width()
         self.bar.n = int(self.shown * STEPS)
         self.bar.desc = figures(progress, self.rate(), self.left(now, part), columns < NARROW)
         self.name.desc = fit(shown(progress.current), columns - 1)
@@ -192,30 +188,44 @@ def short(count: float) -> str:
 
 
 def fit(path: str, columns: int) -> str:
-    """The end of a path, where the names differ. Wide characters, as of Chinese, take two columns."""
+    """The end of a path, where the names differ, as stderr writes it. Wide characters, as of Chinese, take two columns."""
     from tqdm.utils import disp_len
 
+    path, dots = as_written(path), "…" if as_written("…") == "…" else "..."
     if disp_len(path) <= columns:
         return path
-    begin, room = len(path), columns - 1
+    begin, room = len(path), columns - len(dots)
     while (room := room - disp_len(path[begin - 1])) >= 0:
         begin -= 1
-    return "…" + path[begin:]
+    return (dots + path[begin:])[: max(columns, 0)]
+
+
+def as_written(text: str) -> str:
+    """What stderr makes of a text: what its encoding lacks becomes several characters."""
+    encoding, errors = sys.stderr.encoding or "utf-8", sys.stderr.errors or "strict"
+    return text.encode(encoding, errors).decode(encoding, "replace")
+
+
+def bar_of_tqdm() -> type[tqdm[Any]]:
+    """tqdm, which takes defaults for everything from the environment, once, and fails if they make no sense."""
+    kept = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("TQDM_")}
+    from tqdm import tqdm
+
+    os.environ.update(kept)
+    tqdm.monitor_interval = 0  # its thread would forbid fork to the pool
+    return tqdm
 
 
 class Runs:
     """A bar over the runs of a comparison."""
 
     def __init__(self) -> None:
-        from tqdm import tqdm
-
-        tqdm.monitor_interval = 0
-        self.bar: tqdm[Any] = tqdm(
-            bar_format="{n_fmt}/{total_fmt} |{bar}| {desc}", dynamic_ncols=True, leave=False, file=Unheard()
+        self.bar: tqdm[Any] = bar_of_tqdm()(
+            bar_format="{n_fmt}/{total_fmt} |{bar}| {desc}", ncols=terminal_width(), nrows=ROWS, leave=False, file=Unheard()
         )
 
     def step(self, name: str, done: int, total: int) -> None:
-        self.bar.total, self.bar.n = total, done
+        self.bar.total, self.bar.n, self.bar.ncols = total, done, terminal_width()
         self.bar.set_description_str(name)
 
     def close(self) -> None:

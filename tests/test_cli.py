@@ -341,6 +341,16 @@ def test_a_reader_of_stdout_that_has_gone_is_no_trouble(tmp_path: Path, source: 
         assert read_tree(tmp_path / "dst") == read_tree(source)
 
 
+def test_a_completion_script_that_nobody_takes_is_no_traceback() -> None:
+    script = Path(sys.executable).parent / "pcopy"
+    if not script.exists():
+        pytest.skip("pcopy is not installed beside this Python")
+    environment = {**os.environ, "_PCOPY_COMPLETE": "zsh_source"}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([script], env=environment, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "pcopy: No space left on device\n")
+
+
 @pytest.mark.parametrize(
     ("options", "status"), [(["--help"], 1), (["--version"], 1), (["-j", "1", "--json", "src", "dst"], 1), ([], 2)], ids=str
 )

@@ -13,7 +13,7 @@ import struct
 import sys
 import tempfile
 import termios
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -92,13 +92,18 @@ class Screen:
         return [line.rstrip() for line in self.lines if line.rstrip()]
 
 
-def on_terminal(columns: int, *arguments: object) -> tuple[int, Screen]:
-    """Run the command line on a terminal. Returns its status and what was on the screen."""
+def on_terminal(
+    columns: int, *arguments: object, told: tuple[int, int] | None = None, more: Mapping[str, str] | None = None
+) -> tuple[int, Screen]:
+    """Run the command line on a terminal. Returns its status and what was on the screen.
+
+    ``told``: the rows and columns that it says it has; ``more``: variables of the environment.
+    """
     child, terminal = pty.fork()
     if not child:
         try:
-            fcntl.ioctl(2, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-            environment = {**os.environ, "TERM": "xterm", "PYTHONIOENCODING": "utf-8"}
+            fcntl.ioctl(2, termios.TIOCSWINSZ, struct.pack("HHHH", *(told or (24, columns)), 0, 0))
+            environment = {**os.environ, "TERM": "xterm", "PYTHONIOENCODING": "utf-8", **(more or {})}
             environment.pop("COLUMNS", None)
             os.execve(sys.executable, [sys.executable, "-c", OFTEN, *map(str, arguments)], environment)
         finally:
@@ -235,6 +240,52 @@ def test_no_progress_and_quiet_leave_a_terminal_alone(large: Path) -> None:
         copy = large.parent / "alone"
         status, screen = on_terminal(80, option, large, copy)
         assert (status, len(screen.text), screen.percentages) == (0, left, [])
+
+
+def test_a_terminal_that_does_not_say_how_large_it_is_has_a_bar(large: Path) -> None:
+    copy = large.parent / "of no size"
+    status, screen = on_terminal(80, "--sparse", "always", large / "a-large-file", copy, told=(0, 0))
+    assert status == 0, screen.text
+    copy.unlink()
+    assert without_report(screen) == []
+    screen.widest = max(len(line) for line in screen.drawn if not line.startswith("copied "))
+    assert_good_pictures(screen)
+
+
+def test_a_terminal_that_has_no_controls_has_no_bar(large: Path) -> None:
+    copy = large.parent / "dumb"
+    status, screen = on_terminal(80, "--sparse", "always", large / "a-large-file", copy, more={"TERM": "dumb"})
+    copy.unlink()
+    assert (status, len(screen.text), screen.percentages) == (0, 1, [])
+
+
+def test_what_others_set_for_tqdm_is_nothing_to_us(large: Path) -> None:
+    copy = large.parent / "tqdm"
+    wrong = {"TQDM_MININTERVAL": "", "TQDM_WRITE_BYTES": "1", "TQDM_GUI": "1"}
+    status, screen = on_terminal(80, "--sparse", "always", large / "a-large-file", copy, more=wrong)
+    copy.unlink()
+    assert status == 0, screen.text
+    assert without_report(screen) == []
+    screen.widest = max(len(line) for line in screen.drawn if not line.startswith("copied "))
+    assert_good_pictures(screen)
+
+
+@pytest.mark.parametrize("name", ["ä" * 70, "目录" * 30], ids=["narrow", "wide"])
+def test_names_that_stderr_cannot_show_do_not_break_the_bar(memory: Path, name: str) -> None:
+    """They are written as escapes, which are longer."""
+    directory = make_tree(memory / "shown" / name[:40], {"file": b""}).parent
+    with open(directory / name[:40] / "file", "wb") as file:
+        for _ in range(100):
+            file.write(os.urandom(1 << 20))
+    copy = memory / "copy of it"
+    status, screen = on_terminal(60, "--sparse", "always", directory, copy, more={"PYTHONIOENCODING": "ascii:backslashreplace"})
+    shutil.rmtree(directory)
+    shutil.rmtree(copy)
+    assert status == 0, screen.text
+    assert without_report(screen) == []
+    assert any("\\" in line for line in screen.drawn)
+    screen.widest = max(len(line) for line in screen.drawn if not line.startswith("copied "))
+    assert_good_pictures(screen)
 
 
 # ---- the part that is done ------------------------------------------------------------------------------------------
