@@ -41,6 +41,7 @@ from pcopy.asked import (
     look_at_sources,
     only_listed,
     refuse_overlap,
+    refuse_own_place,
     text_of,
     why_alone,
 )
@@ -183,8 +184,9 @@ def copy(
     top, landings = land(found, there)
     if files_from is not None:
         landings = [only_listed(found, landings, files_from)]
-    refuse_overlap(found, there, landings, options)
+    refuse_overlap(found, there, landings, one_file_system)
     check_deletion(options, found, landings)
+    refuse_own_place(landings, options.filters)
     check_files(observer.files, landings, options)
     listing = None if manifest is None else check_place(text_of("manifest", manifest), top, landings)
     options = options._replace(link_dest=tuple(check_earlier(one, top, found, options) for one in options.link_dest))

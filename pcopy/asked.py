@@ -299,7 +299,9 @@ def absolute(path: str) -> str:
         raise UsageError(f"{path}: the working directory is gone: change to another, or give an absolute path") from None
 
 
-def refuse_overlap(sources: Sequence[Source], destination: Destination, landings: Sequence[Landing], options: Options) -> None:
+def refuse_overlap(
+    sources: Sequence[Source], destination: Destination, landings: Sequence[Landing], one_file_system: bool
+) -> None:
     """No source may hold the destination or be it; by inode, so that no link or bind mount of either hides it.
 
     It may lie below one on another file system, if that is left out: so systems are backed up to a mounted disk.
@@ -310,12 +312,10 @@ def refuse_overlap(sources: Sequence[Source], destination: Destination, landings
             if destination.exists and source.inode == above[0]:
                 raise UsageError(f"{source.given} and {destination.given}: are the same directory; give another destination")
             apart = above[0][0] != source.inode[0]
-            if not apart or not options.one_file_system:
+            if not apart or not one_file_system:
                 what, but = "the destination lies in the source, which would never end", ", or one-file-system" * apart
                 raise UsageError(f"{source.given} and {destination.given}: {what}; give another destination{but}")
     for landing in landings:
-        if not landing.names and not options.filters:  # else the run finds out
-            refuse_own_place(landing)
         with contextlib.suppress(OSError):
             if not landing.names and os.path.samestat(os.stat(landing.source), os.lstat(landing.destination)):
                 raise UsageError(f"{landing.source}: is the destination itself; give another")
@@ -326,11 +326,17 @@ def refuse_overlap(sources: Sequence[Source], destination: Destination, landings
                     raise UsageError(f"{os.path.join(landing.source, name)}: is the destination itself")
 
 
-def refuse_own_place(landing: Landing) -> None:
-    """A source in the destination may hold a directory whose copy would have the source's own place."""
-    below = within(os.path.realpath(landing.source), landing.destination)
-    if below and landing.only is None and os.path.isdir(inner := os.path.join(landing.source, below)):
-        raise UsageError(f"{inner}: its copy would be written over the source {landing.source}; give another destination")
+def refuse_own_place(landings: Sequence[Landing], filters: Sequence[str]) -> None:
+    """A source in the destination may hold a directory whose copy would have the source's own place.
+
+    One that a filter or a list may leave out is for the run to find, as is what links lead to.
+    """
+    for landing in landings:
+        below = within(os.path.realpath(landing.source), landing.destination)
+        inner = os.path.join(landing.source, below or "")
+        chosen = landing.names or landing.only is not None or filters
+        if below and not chosen and os.path.isdir(inner) and not os.path.islink(inner):
+            raise UsageError(f"{inner}: its copy would be written over the source {landing.source}; give another destination")
 
 
 def inodes_above(path: str) -> list[tuple[int, int]]:
