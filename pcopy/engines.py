@@ -71,14 +71,8 @@ class Pool:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Executor]:
-        import multiprocessing
-
-        method = self.start_method or safest_method()
-        context = multiprocessing.get_context(method)
         try:
-            if method == "forkserver":
-                start_server()
-            executor = pool_class()(self.jobs, context, initializer=begin_worker)
+            executor = quiet_pool(self.jobs, self.start_method or safest_method())
         except (ImportError, OSError, RuntimeError) as error:  # no semaphores, no handles left; the interpreter is ending
             raise NotStarted(reason_of(error)) from error
         try:
@@ -93,14 +87,6 @@ class Pool:
 
 def engine_for(jobs: int, start_method: str | None) -> Engine:
     return Serial() if jobs == 1 or is_ending() else Pool(jobs, start_method)
-
-
-def start_server() -> None:
-    """Before signals are blocked for the workers: it is the program's server too, and hands on what it was started with."""
-    from multiprocessing.forkserver import ensure_running
-
-    with apart():
-        ensure_running()
 
 
 def try_out(executor: Executor) -> None:
@@ -142,6 +128,9 @@ def close(executor: Executor) -> None:
         process.join()
         with contextlib.suppress(ValueError):  # a program that ignores SIGCHLD is never told of their end
             process.close()  # and with it the pipe that ends a worker whose forkserver was killed, see end_with_parent
+    if server := getattr(executor, "server", None):
+        with contextlib.suppress(OSError):
+            server._stop()
     end = time.monotonic() + GRACE
     while time.monotonic() < end and (any(number and exists(number) for number in numbers) or any(map(is_thread, threads))):
         time.sleep(0.001)
@@ -160,8 +149,9 @@ def exists(process: int) -> bool:
         return False
 
 
-def pool_class() -> type[ProcessPoolExecutor]:
-    """Made when it is needed: importing multiprocessing takes longer than a small copy."""
+def quiet_pool(jobs: int, method: str) -> ProcessPoolExecutor:
+    """Its class is made when it is needed: importing multiprocessing takes longer than a small copy."""
+    import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
 
     class QuietPool(ProcessPoolExecutor):
@@ -171,6 +161,10 @@ def pool_class() -> type[ProcessPoolExecutor]:
         forks, they change a dict that its other thread may be reading when a worker dies. Then this process closes its
         copies of their ends of the pipes: when all of them are dead, nothing waits for the rest of a message.
         """
+
+        def __init__(self, jobs: int, method: str) -> None:
+            super().__init__(jobs, multiprocessing.get_context(method), begin_worker)
+            self.method, self.server = method, own_server() if method == "forkserver" else None
 
         _safe_to_dynamically_spawn_children = property(lambda self: False, lambda self, value: None)
 
@@ -183,47 +177,69 @@ def pool_class() -> type[ProcessPoolExecutor]:
 
         def _launch_processes(self) -> None:
             pool: Any = self
-            with apart():
+            with apart(self.method, self.server):
                 super()._launch_processes()  # type: ignore[misc]
             pool._result_queue._writer.close()
             pool._call_queue._reader.close()
             pool._call_queue._start_thread()  # if it cannot be, this thread has to hear of it, not the pool's own
 
-    return QuietPool
+    return QuietPool(jobs, method)
 
 
 @contextlib.contextmanager
-def apart() -> Iterator[None]:
-    """What this thread starts meanwhile has nothing to do with the program: other threads of it see no difference.
+def apart(method: str, server: Any) -> Iterator[None]:
+    """What this thread starts meanwhile has nothing to do with the program; other threads of that see no difference.
 
-    Under spawn and forkserver a child imports the program's main module first thing, if it finds a file for it: workers need
-    nothing of that, and must not run it a second time. And before each start, multiprocessing flushes the standard streams: if
-    the program's reader has gone, that is the program's business.
+    Before each start, multiprocessing flushes the standard streams: if the program's reader has gone, that is the program's
+    business. Under spawn and forkserver a child imports the program's main module first thing, if it finds a file for it:
+    workers need nothing of that, and must not run it a second time. And multiprocessing has one forkserver: what that was
+    started with, such as blocked signals, all the program's later processes would have, so the workers have their own.
     """
-    from multiprocessing import spawn, util
+    from multiprocessing import util
 
-    modules: Any = (spawn, util)
     thread = threading.get_ident()
-    with ONE_AT_A_TIME:
-        prepare, flush = spawn.get_preparation_data, modules[1]._flush_std_streams
 
-        def without_main(name: str) -> dict[str, Any]:
-            data: dict[str, Any] = prepare(name)
-            mine = threading.get_ident() == thread
-            return {key: value for key, value in data.items() if not (mine and key.startswith("init_main"))}
+    def replace(module: Any, name: str, make: Callable[[Any], Callable[..., Any]]) -> None:
+        real = getattr(module, name)
+        ours = make(real)
+        stack.callback(setattr, module, name, real)
+        setattr(module, name, lambda *words: (ours if threading.get_ident() == thread else real)(*words))
 
-        def flushed() -> None:
-            try:
-                flush()
-            except OSError:
-                if threading.get_ident() != thread:
-                    raise
+    with ONE_AT_A_TIME, contextlib.ExitStack() as stack:
+        replace(util, "_flush_std_streams", without_errors)
+        if method != "fork":
+            from multiprocessing import spawn
 
-        modules[0].get_preparation_data, modules[1]._flush_std_streams = without_main, flushed
-        try:
-            yield
-        finally:
-            modules[0].get_preparation_data, modules[1]._flush_std_streams = prepare, flush
+            replace(spawn, "get_preparation_data", without_main)
+        if method == "forkserver":
+            from multiprocessing import forkserver
+
+            replace(forkserver, "connect_to_new_process", lambda _: server.connect_to_new_process)
+        yield
+
+
+def without_errors(flush: Callable[[], None]) -> Callable[[], None]:
+    def flush_what_can_be() -> None:
+        with contextlib.suppress(OSError):
+            flush()
+
+    return flush_what_can_be
+
+
+def without_main(prepare: Callable[[str], dict[str, Any]]) -> Callable[[str], dict[str, Any]]:
+    def prepare_alone(name: str) -> dict[str, Any]:
+        return {key: value for key, value in prepare(name).items() if not key.startswith("init_main")}
+
+    return prepare_alone
+
+
+def own_server() -> Any:
+    """A forkserver, which starts with the first process that it is asked for."""
+    from multiprocessing.forkserver import ForkServer
+
+    server = ForkServer()
+    server.set_forkserver_preload([])
+    return server
 
 
 def safest_method() -> str:
