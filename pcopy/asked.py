@@ -43,8 +43,9 @@ def processors() -> int:
 
 def why_alone() -> str:
     """Why this process may not start others; nothing if it may."""
-    multiprocessing = sys.modules.get("multiprocessing")  # without which it is not daemonic: not imported only to ask
-    if multiprocessing and multiprocessing.current_process().daemon:
+    # Without multiprocessing it is not daemonic, nor while another thread is importing it: it is not imported only to ask.
+    current = getattr(sys.modules.get("multiprocessing"), "current_process", None)
+    if current and current().daemon:
         return "this process is daemonic, as a worker of multiprocessing.Pool is, and may not start others: it copied alone"
     if is_ending():
         return "the program's main thread has ended, after which no process can be started: this one copied alone"
@@ -326,17 +327,22 @@ def refuse_overlap(
                     raise UsageError(f"{os.path.join(landing.source, name)}: is the destination itself")
 
 
-def refuse_own_place(landings: Sequence[Landing], filters: Sequence[str]) -> None:
-    """A source in the destination may hold a directory whose copy would have the source's own place.
+def refuse_own_place(sources: Sequence[Source], landings: Sequence[Landing], options: Options) -> None:
+    """A source in the destination may have, in another source or in itself, what would be copied to its own place.
 
-    One that a filter or a list may leave out is for the run to find, as is what links lead to.
+    What a filter, a list or a file system may leave out is for the run to find, as is what links lead to.
     """
+    if options.filters or options.one_file_system:
+        return
     for landing in landings:
-        below = within(os.path.realpath(landing.source), landing.destination)
-        inner = os.path.join(landing.source, below or "")
-        chosen = landing.names or landing.only is not None or filters
-        if below and not chosen and os.path.isdir(inner) and not os.path.islink(inner):
-            raise UsageError(f"{inner}: its copy would be written over the source {landing.source}; give another destination")
+        for source in sources:
+            below = within(os.path.realpath(source.path), landing.destination)
+            if not below or landing.names or landing.only is not None:
+                continue
+            inner = os.path.join(os.path.realpath(landing.source), below)
+            there = os.path.isdir(inner) if source.is_directory else os.path.lexists(inner)
+            if there and inner == os.path.realpath(inner) and not os.path.samefile(inner, source.path):
+                raise UsageError(f"{inner}: its copy would be written over the source {source.given}; give another destination")
 
 
 def inodes_above(path: str) -> list[tuple[int, int]]:

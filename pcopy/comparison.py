@@ -400,7 +400,7 @@ def measure(tree: str, options: Sequence[str] = ()) -> tuple[int, int, int, int]
 
     By directory handles, for trees deeper than a path is long, and without recursion.
     """
-    found = Measure({"-L", "--dereference"} & {*options}, {"-x", "--one-file-system"} & {*options}, fills_holes(options))
+    found = Measure(options)
     stack: list[tuple[int | None, list[str], tuple[Inode, ...]]] = [(None, [tree], ())]
     while stack:
         parent, names, above = stack[-1]
@@ -425,10 +425,12 @@ def measure(tree: str, options: Sequence[str] = ()) -> tuple[int, int, int, int]
 
 
 class Measure:
-    """What is found in a tree. ``follow``: links; ``stays`` on one file system; ``fills`` holes."""
+    """What is found in a tree. ``follow``: links; ``stays`` on one file system; ``fills`` holes; keeps ``links``."""
 
-    def __init__(self, follow: object, stays: object, fills: bool) -> None:
-        self.follow, self.stays, self.fills = bool(follow), bool(stays), fills
+    def __init__(self, options: Sequence[str]) -> None:
+        self.follow = not {"-L", "--dereference"}.isdisjoint(options)
+        self.stays = not {"-x", "--one-file-system"}.isdisjoint(options)
+        self.fills, self.links = "never" in chosen(options, "--sparse"), keeps_links(options)
         self.files = self.bytes = self.used = self.entries = 0
         self.seen: set[Inode] = set()  # those that have several names
 
@@ -447,7 +449,7 @@ class Measure:
         self.entries += 1
         regular = not stat.S_ISDIR(state.st_mode)
         self.files += regular
-        if regular and state.st_nlink > 1:  # the contents once: the other names are links
+        if regular and self.links and state.st_nlink > 1:  # the contents once: the other names are links
             if inode_of(state) in self.seen:
                 return
             self.seen.add(inode_of(state))
@@ -459,8 +461,16 @@ def inode_of(state: os.stat_result) -> Inode:
     return state.st_dev, state.st_ino
 
 
-def fills_holes(options: Sequence[str]) -> bool:
-    return "--sparse=never" in options or ("--sparse", "never") in itertools.pairwise(options)
+def chosen(options: Sequence[str], name: str) -> set[str]:
+    """What is given to an option of ``pcopy``, a list of words."""
+    given = [one.partition("=")[2] for one in options if one.startswith(f"{name}=")]
+    given += [value for one, value in itertools.pairwise(options) if one == name]
+    return {word for value in given for word in value.split(",")}
+
+
+def keeps_links(options: Sequence[str]) -> bool:
+    kept = chosen(options, "--preserve") or {"all"}
+    return bool(kept & {"all", "links"}) and not chosen(options, "--no-preserve") & {"all", "links"}
 
 
 def check_room(work: str, entries: int, used: int) -> None:

@@ -36,7 +36,7 @@ class Directories:
         self.options = job.options
         self.selection = selection(job.options.filters)
         self.ours = {tree.destination_inode for tree in job.trees}
-        self.sources = {tree.source_inode for tree in job.trees}
+        self.sources = {tree.source_inode for tree in job.trees if tree.whole}
         self.tells = job.options.tells
         self.owner = os.geteuid()
 

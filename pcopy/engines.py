@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 GRACE = 0.5
 # Seconds after which a silent pool is looked at.
 PATIENCE = 1.0
-# Two threads that change multiprocessing for themselves would put back each other's change.
-ONE_AT_A_TIME = threading.Lock()
+# Two threads that change multiprocessing for themselves would put back each other's change. By process: a fork meanwhile must
+# not leave its child a lock that is held for ever.
+ONE_AT_A_TIME: dict[int, threading.Lock] = {}
 
 
 class NotStarted(BrokenExecutor):
@@ -205,7 +206,7 @@ def apart(method: str, server: Any) -> Iterator[None]:
         stack.callback(setattr, module, name, real)
         setattr(module, name, lambda *words: (ours if threading.get_ident() == thread else real)(*words))
 
-    with ONE_AT_A_TIME, contextlib.ExitStack() as stack:
+    with ONE_AT_A_TIME.setdefault(os.getpid(), threading.Lock()), contextlib.ExitStack() as stack:
         replace(util, "_flush_std_streams", without_errors)
         if method != "fork":
             from multiprocessing import spawn

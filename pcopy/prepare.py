@@ -222,6 +222,7 @@ def tree_of(landing: Landing, below: str | None, top: int | None) -> Tree:
         exact=kind in mounts.EXACT,
         one_clock=kind in mounts.LOCAL and kind_of_source in mounts.LOCAL,
         elsewhere=mounts.is_elsewhere(kind_of_source),
+        whole=not landing.names,
     )
 
 

@@ -39,6 +39,7 @@ class Tree(NamedTuple):
     one_clock: bool = False  # source and destination keep times by the clock of this machine
     elsewhere: bool = False  # another machine or process keeps the source
     earlier: tuple[int, ...] = ()  # among the job's trees: earlier copies, to which unchanged files become hard links
+    whole: bool = True  # the source is copied, and not only some of its entries
 
 
 class Job(NamedTuple):

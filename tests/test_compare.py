@@ -722,6 +722,7 @@ def test_the_room_is_that_of_what_is_copied(pcopy: Run, tmp_path: Path, small_di
     done = pcopy(*QUICK, many, small_disk)
     assert done.returncode == 0, done.stderr
     assert "5 files, 300.0 kB" in done.stdout
+    assert_refused(pcopy(*QUICK, "--no-preserve", "links", many, small_disk), str(small_disk), "1.7 MB are needed", "free")
     (tmp_path / "large").write_bytes(b"x" * (2 << 20))
     linked = make_tree(tmp_path / "linked", {"a": b"x", "l": Link("../large"), "round": Link("../linked")})
     assert_refused(pcopy(*QUICK, "-L", linked, small_disk), str(small_disk), "2.3 MB are needed", "free")

@@ -251,6 +251,25 @@ def test_what_makes_no_sense_is_refused_and_nothing_is_touched(here: Path, pcopy
     assert read_tree(here) == before
 
 
+def test_a_source_in_the_destination_is_refused_only_where_something_has_its_place(
+    tmp_path: Path, jobs: int, pcopy: Run
+) -> None:
+    """Not for what is beside a single file, what a link leads to that is copied as a link, or another file system."""
+    make_tree(tmp_path / "D", {"sub": Dir({"file": b"1"}), "x": Dir({"y": Dir({"a": b"3"})})})
+    make_tree(tmp_path / "X", {"sub": Dir({"other": b"2"})})
+    make_tree(tmp_path / "else", {"y": Dir({})})
+    done = pcopy("-j", jobs, "D/sub/file", "X/sub", "D")
+    assert done.returncode == 0, done.stderr
+    assert sorted(os.listdir(tmp_path / "D/sub")) == ["file", "other"]
+    (tmp_path / "D/x/y/x").symlink_to("../../../else")
+    done = pcopy("-j", jobs, "D/x/y", "D")
+    assert (done.returncode, (tmp_path / "D/a").read_bytes()) == (1, b"3"), done.stderr  # a directory is in the link's place
+    make_tree(tmp_path / "X" / "sub", {"file": b"4"})
+    done = pcopy("-j", jobs, "D/sub/file", "X/sub", "D")
+    assert (done.returncode, (tmp_path / "D/sub/file").read_bytes()) == (2, b"1")
+    assert "X/sub/file: its copy would be written over the source D/sub/file" in done.stderr
+
+
 @pytest.mark.parametrize("where", ["s", "a/s"])
 def test_a_source_in_the_destination_is_not_written_over_by_what_it_holds(
     tmp_path: Path, jobs: int, where: str, pcopy: Run
@@ -262,7 +281,7 @@ def test_a_source_in_the_destination_is_not_written_over_by_what_it_holds(
     source, before = tmp_path / "top" / where, read_tree(tmp_path / "top" / where)
     done = pcopy("-j", jobs, source, tmp_path / "top")
     assert (done.returncode, len(messages(done))) == (2, 1)
-    assert f"its copy would be written over the source {source}" in done.stderr
+    assert f"{source / where}: its copy would be written over the source {source}" in done.stderr
     assert sorted(os.listdir(tmp_path / "top")) == [where.partition("/")[0]]
     report = library.copy(source, tmp_path / "top", jobs=jobs, filters=["nothing"])
     (failure,) = report.errors

@@ -9,7 +9,9 @@ import inspect
 import json
 import os
 import signal
+import sys
 import threading
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -432,6 +434,32 @@ print(int(report.exit_status), bool(hurried), told)
 def test_signals_to_workers_do_not_wake_an_event_loop_of_the_program(start: Start, source: Path, tmp_path: Path) -> None:
     make_tree(source / "more", many_files(5, 200))
     assert start(WOKEN).ended() == (0, "0 True b''\n", "")
+
+
+HELD = (
+    WATCH
+    + """
+import pcopy.engines
+pcopy.engines.ONE_AT_A_TIME.setdefault(os.getpid(), threading.Lock()).acquire()  # by a thread that the child does not have
+child = os.fork()
+if not child:
+    print(int(pcopy.copy("src", "dst", jobs=2).exit_status), flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+"""
+)
+
+
+def test_a_child_that_was_forked_while_workers_are_started_copies(start: Start, source: Path, tmp_path: Path) -> None:
+    assert start(HELD).ended() == (0, "0\n", "")
+    assert read_tree(tmp_path / "dst") == read_tree(source)
+
+
+def test_another_thread_may_be_importing_multiprocessing(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then it is among the modules, and has nothing in it yet."""
+    monkeypatch.setitem(sys.modules, "multiprocessing", types.ModuleType("multiprocessing"))
+    assert pcopy.copy(source, tmp_path / "dst", jobs=1).ok
+    assert pcopy.copy(source, tmp_path / "dst").ok  # -j auto, which asks whether it may start processes
 
 
 def test_every_observer_hears_of_the_end(source: Path, tmp_path: Path) -> None:
