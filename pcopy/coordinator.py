@@ -195,7 +195,7 @@ class Coordinator:
         if self.spool and outcome.sums:
             self.spool.add(outcome.sums)
         self.learn_batch(len(units), outcome)
-        outcome.failures = self.worth_telling(outcome.failures)
+        self.say_once(outcome)
         self.report.absorb(outcome)
         if self.throttle:
             self.throttle.paid += outcome.paid
@@ -211,16 +211,20 @@ class Coordinator:
         if refusal:
             self.absorb([], Outcome(failures=[refusal]))
 
-    def worth_telling(self, failures: list[Failure]) -> list[Failure]:
-        """That nothing more can be written is said once, not for each entry under way; so is what holds for a directory."""
+    def say_once(self, outcome: Outcome) -> None:
+        """That nothing more can be written is said once, not for each entry under way, and they do not count as failed: nor do
+        those that nobody has come to. What holds for a directory is said once, too.
+        """
         kept, said = [], self.report.stopped
-        for one in failures:
-            if not (one.fatal and said) and one not in self.said:
+        for one in outcome.failures:
+            if one.fatal and said:
+                outcome.tally.failed = max(0, outcome.tally.failed - 1)
+            elif one not in self.said:
                 kept.append(one)
             said |= one.fatal
             if one.errno == errno.EXDEV:
                 self.said.add(one)
-        return kept
+        outcome.failures = kept
 
     def learn_batch(self, given: int, outcome: Outcome) -> None:
         """Units enough for a long slice, and few that come back undone."""

@@ -7,6 +7,7 @@ coordinator's decisions and compare the trees.
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import pickle
@@ -183,6 +184,15 @@ def test_what_others_may_delete_is_waited_for_before_a_run_is_stopped(used: int)
     assert list(coordinator.frontier) == [scan("a"), *([removal._replace(counted=True)] if used == 2 else [])]
     assert bool(take(coordinator, 0)) == (used == 2)
     assert (coordinator.quota.taken, coordinator.report.exit_status) == ((20, 0) if used == 2 else (3, 3))
+
+
+def test_what_others_find_too_when_a_run_stops_is_neither_told_nor_counted() -> None:
+    coordinator = a_coordinator(2, [scan("a"), scan("b")])
+    for units in (take(coordinator, 0), take(coordinator, 1)):
+        failure = Failure(f"/src/{units[0].path}/f", "write", errno.ENOSPC, "No space left on device", fatal=True)
+        done(coordinator, units, failures=[failure], tally=Tally(found=1, failed=1))
+    report = coordinator.report
+    assert (len(report.errors), report.failed, report.exit_status) == (1, 1, 3)
 
 
 def test_the_last_unit_that_came_in_goes_out_first() -> None:
