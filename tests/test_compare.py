@@ -579,7 +579,7 @@ def test_the_seconds_on_the_chart_have_three_significant_figures(wall: float, te
 def test_a_chart_is_drawn_whatever_a_notebook_has_set(pcopy: Run, source: Path, tmp_path: Path) -> None:
     """Jupyter names a module of its own for matplotlib, which need not be installed where pcopy is."""
     pytest.importorskip("matplotlib")
-    env = {**os.environ, "MPLBACKEND": "module://no_such.backend"}
+    env = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     done = pcopy(*QUICK, "--chart", "out.png", source, env=env)
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
