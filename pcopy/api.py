@@ -186,7 +186,7 @@ def copy(
         landings = [only_listed(found, landings, files_from)]
     refuse_overlap(found, there, landings, one_file_system)
     check_deletion(options, found, landings)
-    refuse_own_place(found, landings, options)
+    refuse_own_place(found, top, landings, options)
     check_files(observer.files, landings, options)
     listing = None if manifest is None else check_place(text_of("manifest", manifest), top, landings)
     options = options._replace(link_dest=tuple(check_earlier(one, top, found, options) for one in options.link_dest))

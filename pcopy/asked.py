@@ -327,21 +327,23 @@ def refuse_overlap(
                     raise UsageError(f"{os.path.join(landing.source, name)}: is the destination itself")
 
 
-def refuse_own_place(sources: Sequence[Source], landings: Sequence[Landing], options: Options) -> None:
+def refuse_own_place(sources: Sequence[Source], top: str, landings: Sequence[Landing], options: Options) -> None:
     """A source in the destination may have, in another source or in itself, what would be copied to its own place.
 
     What a filter, a list or a file system may leave out is for the run to find, as is what links lead to.
     """
     if options.filters or options.one_file_system:
         return
-    for landing in landings:
-        for source in sources:
-            below = within(os.path.realpath(source.path), landing.destination)
-            if not below or landing.names or landing.only is not None:
-                continue
-            inner = os.path.join(os.path.realpath(landing.source), below)
+    places = [(source, os.path.realpath(source.path)) for source in sources]
+    inside = [(source, place) for source, place in places if within(place, top)]  # hardly ever any
+    for landing in landings if inside else ():
+        if landing.names or landing.only is not None:
+            continue
+        for source, place in inside:
+            below = within(place, landing.destination)
+            inner = os.path.join(os.path.realpath(landing.source), below or "")
             there = os.path.isdir(inner) if source.is_directory else os.path.lexists(inner)
-            if there and inner == os.path.realpath(inner) and not os.path.samefile(inner, source.path):
+            if below and there and inner == os.path.realpath(inner) and not os.path.samefile(inner, place):
                 raise UsageError(f"{inner}: its copy would be written over the source {source.given}; give another destination")
 
 
