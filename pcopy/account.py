@@ -23,6 +23,7 @@ from pcopy.work import (
     Begun,
     Check,
     Clear,
+    Count,
     Entries,
     Finish,
     Group,
@@ -44,7 +45,7 @@ from pcopy.work import (
 # Told only to those who want to hear of all: what does not change.
 QUIET = frozenset({"unchanged", "directory", "hidden"})
 Listed = Begun | Finish | Span | Verify | Seal
-Retried = Begun | Finish | Span | Verify | Sums | Check | Remove | Clear
+Retried = Begun | Finish | Span | Verify | Sums | Check | Remove | Clear | Count
 SOON = 2.0  # seconds
 DOUBTFUL = (
     "{path}{more}: the source lacks it, and it may be a part of a file that a killed worker was copying: "

@@ -51,15 +51,15 @@ from pcopy.manifest import Spool, check_place, place_of, within, write
 from pcopy.options import ALL_ATTRIBUTES, METHODS, Hash, Options, Overwrite, When
 from pcopy.outcome import Event, Failure
 from pcopy.paths import Landing, land
-from pcopy.prepare import make_lasting, prepare
-from pcopy.result import Observer, Report, Stop
+from pcopy.prepare import enter, leave, make_lasting, prepare
+from pcopy.result import Observer, Progress, Report, Stop
 from pcopy.values import moment_of, size_of
-from pcopy.work import Job, Tree
+from pcopy.work import Job, Tree, counts_of
+from pcopy.workers import Workers
 
 DEFAULT = signal.default_int_handler
-# Seconds, at first and for each name, until names are not counted any more: a plan of what is to be deleted has all workers ask
-# a slow storage. Less would make plans where counting is quicker, more would have slow storage wait for longer.
-SOON, SLOW = 0.2, 20e-6
+# Seconds of a slice in which names are counted: there are few, and all wait for the last.
+BRIEF = 0.01
 
 
 def copy(
@@ -194,15 +194,12 @@ def copy(
     observer.started([one.path for one in found], there.path, options)
     try:
         request = Request(top, landings, options, expected, listing, [*observer.files, *([listing] if listing else [])])
-        failure, to_delete = too_much(request, report, stop) if options.delete else (None, 0)
-        request = request._replace(to_delete=to_delete)
+        failure = empty_source(landings) if options.delete and options.max_delete is None else None
         if failure:
-            if failure.fatal:
-                give_up(report, failure, observer)
-                return report
-            note(report, failure, observer)
-            request = request._replace(options=options._replace(delete=False))
-        carry_out(request, report, observer, stop)
+            give_up(report, failure, observer)
+        else:
+            with Workers() as workers:
+                carry_out(request, report, observer, stop, workers)
     finally:
         report.signal = stop.signal
         report.seconds = time.monotonic() - started
@@ -213,7 +210,7 @@ def copy(
 class Request(NamedTuple):
     """What was asked for, and makes sense. ``listing``: where a manifest goes; ``files``: what a run writes besides.
 
-    ``to_delete``: entries that are expected to be deleted, if there is a limit on that; ``only_deletions``: see Job.
+    ``only_deletions``: see Job.
     """
 
     top: str
@@ -222,7 +219,6 @@ class Request(NamedTuple):
     expected: Report | None
     listing: str | None
     files: Sequence[str]
-    to_delete: int = 0
     only_deletions: bool = False
 
 
@@ -233,47 +229,59 @@ def spared(trees: Sequence[Tree], files: Iterable[str]) -> frozenset[tuple[int, 
     return frozenset((tree, path) for tree, path in below if path)
 
 
-def carry_out(request: Request, report: Report, observer: Observer, stop: Stop) -> None:
+def carry_out(request: Request, report: Report, observer: Observer, stop: Stop, workers: Workers) -> None:
     """Prepare the destination and do all the work."""
-    top, landings, options, expected, listing, files, to_delete, only_deletions = request
-    known = len(report.errors)
+    top, landings, options, expected, listing, files, only_deletions = request
+    to_delete = 0
     with contextlib.ExitStack() as stack:
         try:
-            job, units, handle = prepare(top, landings, options, report, stack)
+            place = enter(top, landings, options, report, stack)
+            if options.delete and options.max_delete is not None and not only_deletions:
+                failure, to_delete = too_much(request, report, stop, workers)
+                if failure and failure.fatal:
+                    leave(top, place)
+                    give_up(report, failure, observer)
+                    return
+                if failure:
+                    note(report, failure, observer)
+                    options = options._replace(delete=False)
+            known = len(report.errors)
+            job, units = prepare(place, top, landings, options, report, stack)
         except OSError as error:
             give_up(report, failures.of(top, error)._replace(operation="prepare the destination", fatal=True), observer)
             return
         spool = stack.enter_context(contextlib.closing(Spool()))
         full = job._replace(stop=stop, spared=spared(job.trees, files), only_deletions=only_deletions)
         coordinator = Coordinator(full, report, observer, stop, spool)
-        coordinator.by_handle = by_handle(job, top, handle)
+        coordinator.by_handle = by_handle(job, top, place.handle)
         coordinator.quota.expected = to_delete
         if expected:
             coordinator.progress.expected = (expected.entries, expected.bytes)
-        for failure in report.errors[known:]:  # of whole sources
-            observer.failure(failure)
+        for one in report.errors[known:]:  # of whole sources
+            observer.failure(one)
         tell_skipped(job, landings, observer)
         coordinator.add(units)
         coordinator.progress.found += sum(len(landing.names) for landing in landings)
         with stopped_by_ctrl_c(stop):
-            coordinate(coordinator)
-        if options.fsync and not options.dry_run and handle is not None and not report.stopped:
+            coordinate(coordinator, workers)
+        if options.fsync and not options.dry_run and place.handle is not None and not report.stopped:
             try:
-                make_lasting(handle, top)
+                make_lasting(place.handle, top)
             except OSError as error:
                 note(report, failures.of(top, error), observer)
         if listing and not options.dry_run:
             write_manifest(spool, listing, top, job, report, observer, stop)
 
 
-def coordinate(coordinator: Coordinator) -> None:
+def coordinate(coordinator: Coordinator, workers: Workers) -> None:
     """Do all the work: at first in this process; a small copy pays for no engine, nor for importing one."""
     try:
-        begin(coordinator)
+        if not workers.executor:
+            begin(coordinator)
         if coordinator.has_work:
             from pcopy.drive import drive
 
-            drive(coordinator)
+            drive(coordinator, workers)
     finally:
         wind_up(coordinator)
 
@@ -303,50 +311,67 @@ def new_report(options: Options) -> Report:
     return Report(jobs=jobs, dry_run=options.dry_run, warnings=warnings)
 
 
-def too_much(request: Request, report: Report, stop: Stop) -> tuple[Failure | None, int]:
+def empty_source(landings: Sequence[Landing]) -> Failure | None:
+    """Why nothing is to be done: all would be deleted."""
+    empty = next((one.source for one in landings if is_empty(one.source)), None)
+    reason = "the source is empty, so that all would be deleted: is it mounted? If it is meant to be, give max-delete"
+    return Failure(empty, "delete", None, reason, fatal=True) if empty else None
+
+
+def too_much(request: Request, report: Report, stop: Stop, workers: Workers) -> tuple[Failure | None, int]:
     """Why nothing is to be deleted, and so nothing done at all. How much there is to delete tells a dry run.
 
     Not fatal if that could not be found out: then all is done but the deletion, as rsync does after an error. Also returned is
-    how many entries are expected to be deleted at most, if there is a limit.
+    how many entries are expected to be deleted at most.
     """
     top, landings, options = request[:3]
-    if options.max_delete is None:
-        empty = next((one.source for one in landings if is_empty(one.source)), None)
-        reason = "the source is empty, so that all would be deleted: is it mounted? If it is meant to be, give max-delete"
-        return Failure(empty, "delete", None, reason, fatal=True) if empty else None, 0
-    there = [one.destination for one in landings if not one.names and os.path.lexists(one.destination)]
-    names = names_below(there, options.max_delete)
-    if names <= options.max_delete:
-        return None, names  # without a plan, which takes longer than to count names
+    most = options.max_delete or 0
     silent = options._replace(dry_run=True, verbose=False, events=False, checksum=False)
+    names = new_report(silent)
+    count_names([one.destination for one in landings if not one.names], Enough(names, most), silent, names, stop, workers)
+    if names.deleted <= most and not names.errors:
+        add_warnings(report, names)
+        return None, names.deleted  # without a plan, which takes longer than to count names
     plan = new_report(silent)
-    carry_out(request._replace(options=silent, expected=None, only_deletions=True), plan, Observer(), stop)
-    report.warnings += [warning for warning in plan.warnings if warning not in report.warnings]
-    if plan.deleted <= options.max_delete:
+    carry_out(request._replace(options=silent, expected=None, only_deletions=True), plan, Observer(), stop, workers)
+    add_warnings(report, plan)
+    if plan.deleted <= most:
         if not plan.errors:
             return None, plan.deleted
         reason = f"not counted, so nothing is deleted: {plan.errors[0].path}: {plan.errors[0].reason}"
         return Failure(top, "delete", None, reason), 0
     entries = "1 entry" if plan.deleted == 1 else f"{plan.deleted:,} entries"
-    reason = f"would remove {entries}, more than max-delete allows ({options.max_delete:,}): nothing was done"
+    reason = f"would remove {entries}, more than max-delete allows ({most:,}): nothing was done"
     return Failure(top, "delete", None, reason, fatal=True), 0
 
 
-def names_below(directories: Iterable[str], most: int) -> int:
-    """How many names are below some directories; more than ``most`` if there are, or if nobody can tell soon."""
-    stack, count, began = list(directories), 0, time.monotonic()
-    try:
-        while stack and count <= most:
-            if time.monotonic() - began > SOON + count * SLOW:
-                return most + 1
-            with os.scandir(stack.pop()) as entries:
-                for entry in entries:
-                    count += 1
-                    if entry.is_dir(follow_symlinks=False):
-                        stack.append(entry.path)
-    except OSError:
-        return most + 1
-    return count
+def add_warnings(report: Report, other: Report) -> None:
+    report.warnings += [warning for warning in other.warnings if warning not in report.warnings]
+
+
+class Enough(Observer):
+    """Stops a count that need not go on."""
+
+    def __init__(self, names: Report, most: int) -> None:
+        self.names, self.most = names, most
+
+    def progress(self, progress: Progress) -> None:
+        self.names.stopped = self.names.stopped or self.names.deleted > self.most
+
+
+def count_names(
+    below: Sequence[str], observer: Observer, options: Options, report: Report, stop: Stop, workers: Workers
+) -> None:
+    """How many names are below directories, so far as they are there: told as if so many were deleted."""
+    there = [path for path in below if os.path.lexists(path)]
+    if not there:
+        return
+    job = Job(options, tuple(Tree(path, path, (0, 0), None) for path in there), "", 0, stop=stop)
+    coordinator = Coordinator(job, report, observer, stop)
+    coordinator.longest = BRIEF
+    coordinator.add(counts_of(there))
+    with stopped_by_ctrl_c(stop):
+        coordinate(coordinator, workers)
 
 
 def write_manifest(spool: Spool, path: str, top: str, job: Job, report: Report, observer: Observer, stop: Stop) -> None:

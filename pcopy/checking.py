@@ -16,6 +16,7 @@ from pcopy.outcome import Failure
 from pcopy.prepare import current_umask
 from pcopy.result import Observer, Report, Stop
 from pcopy.work import Check, Job, Tree
+from pcopy.workers import Workers
 
 
 def check(
@@ -62,8 +63,8 @@ def check(
     coordinator = Coordinator(Job(options, (tree,), "", current_umask(), stop=stop), report, observer, stop)
     coordinator.progress.found = report.found
     coordinator.add(reversed(units))  # the last that comes in is the first to go out
-    with stopped_by_ctrl_c(stop):
-        coordinate(coordinator)
+    with stopped_by_ctrl_c(stop), Workers() as workers:
+        coordinate(coordinator, workers)
     report.signal = stop.signal
     if not report.accounted and not report.signal:
         note(report, Failure(path, "check", None, "holds no checksums: is it a manifest?"), observer)

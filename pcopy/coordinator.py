@@ -106,6 +106,7 @@ class Coordinator:
         self.names = 0  # of entries in the frontier
         self.said: set[Failure] = set()  # of directories, for each part of which it is found again
         self.quota = Quota(job.options.max_delete or 0 if job.options.limits_deletion else 0)
+        self.longest = LONG  # seconds of a slice
         self.small_seconds = 0.0  # that slices without large files took
         self.progress = Progress()
         limit = job.options.bwlimit
@@ -328,7 +329,7 @@ class Coordinator:
         count = min(self.batch, max(1, len(stack) // (2 * self.jobs)))
         units = [self.current(stack.pop()) for _ in range(count)]
         units.reverse()  # the last is the next to do
-        seconds = LONG if len(stack) >= self.jobs - running - 1 or self.jobs == 1 else SHORT
+        seconds = self.longest if len(stack) >= self.jobs - running - 1 or self.jobs == 1 else SHORT
         return Portion(units, seconds, ahead)
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pcopy.work import Check, Entries, Link, Remove, Span, Sums, Unit, Verify
+from pcopy.work import Check, Count, Entries, Link, Remove, Span, Sums, Unit, Verify
 
 # Bytes of the smallest span worth sharing out.
 SMALLEST_SPAN = 4 << 20
@@ -16,6 +16,9 @@ def divide(unit: Unit, parts: int) -> list[Unit]:
     if isinstance(unit, Check) and unit.length > 1:
         size = max(1, unit.length // parts)
         return [unit.part(at, at + size) for at in range(0, unit.length, size)]
+    if isinstance(unit, Count):
+        size = max(1, len(unit.paths) // parts)
+        return [unit._replace(paths=unit.paths[at : at + size]) for at in range(0, len(unit.paths), size)]
     if isinstance(unit, (Span, Verify)) and unit.stop - unit.start >= 2 * SMALLEST_SPAN:
         return divide_bytes(unit, parts)
     return [unit]

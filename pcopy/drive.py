@@ -13,41 +13,63 @@ from pcopy.result import Observer
 from pcopy.stop import is_ending
 from pcopy.work import Job, Unit
 from pcopy.worker import run
+from pcopy.workers import Workers
 
 PAUSE = 0.1  # seconds between two starts of an executor: what it lacks may come back in a moment
 # What the calls of an executor that broke end with: some learn it from the pipe to the workers.
 BROKEN = (BrokenExecutor, OSError, EOFError)
 
 
-def drive(coordinator: Coordinator) -> None:
-    """Do what is left to do on as many executors, one after the other, as it takes."""
+def drive(coordinator: Coordinator, workers: Workers) -> None:
+    """Do what is left to do on as many executors, one after the other, as it takes. The last one stays open."""
     died = False
     while coordinator.has_work:
         try:
-            with engine_for(coordinator.jobs, coordinator.job.options.start_method).open() as executor:
-                coordinator.opened()
-                if died:  # and others did not
-                    coordinator.warn_of_death()
-                work_off(coordinator, executor)
+            executor = executor_for(coordinator, workers)
         except NotStarted as error:
             died = died or isinstance(error.__cause__, BrokenExecutor)
             coordinator.not_started(str(error))
             time.sleep(PAUSE)
+            continue
+        coordinator.opened()
+        if died:  # and others did not
+            coordinator.warn_of_death()
+        try:
+            if not work_off(coordinator, executor):
+                workers.close()
+        except BaseException as error:
+            workers.__exit__(type(error), error, error.__traceback__)
+            raise
 
 
-def work_off(coordinator: Coordinator, executor: Executor) -> None:
-    """Submit slices and take their outcomes in, until nothing is left, the executor breaks or is to be another."""
+def executor_for(coordinator: Coordinator, workers: Workers) -> Executor:
+    """The one that is open, if it has as many workers as there are jobs. Raises NotStarted."""
+    if workers.executor and workers.jobs == coordinator.jobs:
+        executor: Executor = workers.executor
+    else:
+        workers.close()
+        executor = workers.enter_context(engine_for(coordinator.jobs, coordinator.job.options.start_method).open())
+        workers.executor, workers.jobs = executor, coordinator.jobs
+    return executor
+
+
+def work_off(coordinator: Coordinator, executor: Executor) -> bool:
+    """Submit slices and take their outcomes in, until nothing is left, the executor breaks or is to be another.
+
+    Returns whether the executor can be used again.
+    """
     running: dict[Future[Outcome], list[Unit]] = {}
     try:
         while True:
             while portion := coordinator.take(len(running)):
                 running[submit(executor, coordinator.job, portion)] = portion.units
             if not running:
-                if is_broken(executor) and not is_ending():  # when nothing was left to do
+                broken = is_broken(executor)
+                if broken and not is_ending():  # when nothing was left to do
                     coordinator.warn_of_death()
-                return
+                return not broken and not coordinator.outgrown
             if collect(coordinator, executor, running):
-                return
+                return False
     except BaseException:  # the observer raised, or a signal handler
         coordinator.stop.signal = coordinator.stop.signal or signal.SIGINT
         coordinator.observer = Observer()

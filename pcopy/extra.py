@@ -81,15 +81,16 @@ class Extra:
             return False
         return True
 
-    def open_to_remove(self, name: str, parent: int) -> int:
-        """Open a directory that is to be removed. Raises EBUSY if another run is at work in it, or this one copies from it.
+    def open_to_remove(self, name: str, parent: int) -> tuple[int, int]:
+        """Open a directory that is to be removed, and say how many links it has.
 
-        One that we may not read is none that such a run has, and if it is empty, nobody has to.
+        Raises EBUSY if another run is at work in it, or this one copies from it. One that we may not read is none that such a
+        run has, and if it is empty, nobody has to.
         """
         try:
             handle = fs.open_directory(name, parent)
         except PermissionError:
-            return ABSENT
+            return ABSENT, 0
         try:
             state = os.fstat(handle)
             if (state.st_dev, state.st_ino) in self.needed:  # it was named by another path, to where it is mounted too
@@ -98,4 +99,4 @@ class Extra:
         except OSError:
             fs.close_read(handle)
             raise
-        return handle
+        return handle, state.st_nlink

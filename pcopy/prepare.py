@@ -8,6 +8,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from pcopy import attributes as attr
 from pcopy import failures, mounts, runs
@@ -24,38 +25,65 @@ TURN, TURNS = 0.02, 50
 MARKED = 16
 
 
-def prepare(
-    top: str, landings: Sequence[Landing], options: Options, report: Report, stack: contextlib.ExitStack
-) -> tuple[Job, list[Unit], int | None]:
-    """Make and lock what the run writes into, and say with which units it begins. Raises OSError.
+class Place(NamedTuple):
+    """What a run writes into."""
 
-    The last that is returned is a handle of it, open as long as the stack.
+    fresh: bool  # it was not there
+    handle: int | None = None  # none in a dry run into what does not exist
+    alone: bool = False  # no other run is in it
+    mode: int | None = None  # what it had, if that was changed
+
+
+def enter(top: str, landings: Sequence[Landing], options: Options, report: Report, stack: contextlib.ExitStack) -> Place:
+    """Make and lock what the run writes into, and mark the copies in it, for as long as the stack. Raises OSError.
+
+    Nothing in it is changed yet, and what was changed of itself, :func:`leave` takes back.
     """
-    token = os.urandom(4).hex()
-    exclusive = not (len(landings) == 1 and landings[0].names)
     becomes_a_copy = any(landing.destination == top and not landing.names for landing in landings)
     fresh = make_top(top, options, mode=mode_begun(options) if becomes_a_copy else 0o777)
-    copies = [os.path.basename(one.destination) if one.destination != top else "." for one in landings if not one.names]
-    few = len(copies) <= MARKED
-    handle, alone = None, False
-    partial: dict[str, str] = {}
-    if not options.dry_run:
-        if becomes_a_copy:
-            make_accessible(top)
-        check_usable(top)
-        handle, alone = stack.enter_context(locked(top, exclusive, report))
-        if any(runs.marks(handle, runs.DELETES)):
-            raise OSError(errno.EWOULDBLOCK, runs.DELETED, top)
-        for name in copies if few else [".", *copies]:  # before anything is changed
-            claim(name, top, handle, options, stack if few or name == "." else None)
-        keep = {landing.rename or name for landing in landings for name in landing.names}
-        if keep and alone:  # without names the directory is scanned, and cleared by who scans it
-            partial = runs.clear_stale(fs.list_directory(handle), keep, 0, handle, token, keep)
-        if not exclusive and alone:
-            runs.lock(handle, exclusive=False)
-    elif not fresh:
+    if options.dry_run:
+        if fresh:
+            return Place(fresh)
         handle = os.open(top, fs.PASS)
         stack.callback(fs.close_read, handle)
+        return Place(fresh, handle)
+    mode = make_accessible(top) if becomes_a_copy else None
+    check_usable(top)
+    handle, alone = stack.enter_context(locked(top, not is_single(landings), report))
+    if any(runs.marks(handle, runs.DELETES)):
+        raise OSError(errno.EWOULDBLOCK, runs.DELETED, top)
+    copies = [os.path.basename(one.destination) if one.destination != top else "." for one in landings if not one.names]
+    few = len(copies) <= MARKED
+    for name in copies if few else [".", *copies]:
+        claim(name, top, handle, options, stack if few or name == "." else None)
+    return Place(fresh, handle, alone, mode)
+
+
+def leave(top: str, place: Place) -> None:
+    """Nothing is to be done there."""
+    if place.mode is not None:
+        with contextlib.suppress(OSError):
+            os.chmod(top, place.mode)
+
+
+def is_single(landings: Sequence[Landing]) -> bool:
+    """Whether only files go into a directory: others may be copied into it at the same time."""
+    return len(landings) == 1 and bool(landings[0].names)
+
+
+def prepare(
+    place: Place, top: str, landings: Sequence[Landing], options: Options, report: Report, stack: contextlib.ExitStack
+) -> tuple[Job, list[Unit]]:
+    """Make what the copies are to land on, and say with which units the run begins. Raises OSError."""
+    fresh, handle, alone, _ = place
+    token, partial = os.urandom(4).hex(), {}
+    if handle is not None and alone:
+        keep = {landing.rename or name for landing in landings for name in landing.names}
+        if keep:  # without names the directory is scanned, and cleared by who scans it
+            partial = runs.clear_stale(fs.list_directory(handle), keep, 0, handle, token, keep)
+        if is_single(landings):
+            runs.lock(handle, exclusive=False)
+    few = sum(not one.names for one in landings) <= MARKED
     trees: list[Tree] = []
     sources: list[str] = []  # where each landed below the destination
     units: list[Unit] = []
@@ -82,7 +110,7 @@ def prepare(
         numbers = range(len(trees) + len(earlier), len(trees) + len(earlier) + len(found))
         trees[number] = trees[number]._replace(earlier=tuple(numbers))
         earlier += found
-    return Job(options, tuple(trees), token, current_umask(), alone, tuple(earlier)), units, handle
+    return Job(options, tuple(trees), token, current_umask(), alone, tuple(earlier)), units
 
 
 def make_top(path: str, options: Options, mode: int) -> bool:
@@ -105,11 +133,13 @@ def make_top(path: str, options: Options, mode: int) -> bool:
         raise
 
 
-def make_accessible(top: str) -> None:
-    """A directory of our own that we may not use we may use until it gets its source's mode."""
+def make_accessible(top: str) -> int | None:
+    """A directory of our own that we may not use we may use until it gets its source's mode. Returns the one that it had."""
     state, user = os.stat(top), os.geteuid()
-    if user and state.st_uid == user and ~state.st_mode & ALL_OF_OWNER:
-        os.chmod(top, stat.S_IMODE(state.st_mode) | ALL_OF_OWNER)
+    if not user or state.st_uid != user or not ~state.st_mode & ALL_OF_OWNER:
+        return None
+    os.chmod(top, stat.S_IMODE(state.st_mode) | ALL_OF_OWNER)
+    return stat.S_IMODE(state.st_mode)
 
 
 def claim(name: str, top: str, handle: int, options: Options, stack: contextlib.ExitStack | None) -> None:

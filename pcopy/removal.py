@@ -19,7 +19,7 @@ from pcopy import runs
 from pcopy.account import Account
 from pcopy.handles import ABSENT, close
 from pcopy.outcome import Event
-from pcopy.work import BATCH, Clear, Finish, Remove, directory_group, gone_group, join
+from pcopy.work import BATCH, Clear, Count, Finish, Remove, counts_of, directory_group, gone_group, join
 
 
 def begin(work: Account, unit: Finish) -> None:
@@ -44,6 +44,20 @@ def units_of(tree: int, path: str, extra: Sequence[tuple[str, bool]]) -> Iterato
     names = tuple([name for name, is_directory in extra if not is_directory])
     for at in range(0, len(names), BATCH):
         yield Remove(tree, path, names[at : at + BATCH])
+
+
+def count(work: Account, unit: Count) -> None:
+    """Count names below directories, by their paths, as long as the time allows. They are told as if they were deleted."""
+    left, names, done = list(unit.paths), 0, False
+    while left and not done:
+        with os.scandir(left.pop()) as entries:
+            for entry in entries:
+                names += 1
+                if entry.is_dir(follow_symlinks=False):
+                    left.append(entry.path)
+        done = time.monotonic() >= work.deadline
+    work.outcome.tally.deleted += names
+    work.stack += counts_of(left)
 
 
 def is_free(work: Account, unit: Remove | Clear) -> bool:
@@ -99,7 +113,7 @@ def clear(work: Account, unit: Clear) -> None:
         return
     try:
         parent = work.extra.to_remove_from(unit.tree, above).destination
-        handle = ABSENT if unit.emptied else work.extra.open_to_remove(name, parent)
+        handle, links = (ABSENT, 0) if unit.emptied else work.extra.open_to_remove(name, parent)
         try:
             at_once = not work.job.options.dry_run and (not work.counts or work.deletes > 0)
             gone = (unit.emptied or at_once) and work.extra.remove_directory(name, parent)
@@ -109,7 +123,8 @@ def clear(work: Account, unit: Clear) -> None:
             close(handle)
             raise
         if not gone and not unit.emptied:
-            if at_once and handle != ABSENT and is_plain(work) and clear_files(work, unit, handle, parent):
+            only_files = 0 < links <= 2  # directories in it are counted, where any are
+            if at_once and only_files and is_plain(work) and clear_files(work, unit, handle, parent):
                 close(handle)
             else:
                 empty(work, unit, handle, at_once)
@@ -137,8 +152,6 @@ def clear_files(work: Account, unit: Clear, handle: int, parent: int) -> bool:
     Nobody asks what the names are of: a directory is not unlinked (unlink(2)).
     """
     try:
-        if os.fstat(handle).st_nlink > 2:  # directories are in it, where they are counted
-            return False
         names = os.listdir(handle)
     except OSError:  # the unit will meet it again, and say what it is
         return False

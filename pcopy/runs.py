@@ -14,7 +14,7 @@ from itertools import islice
 from pcopy import filesystem as fs
 
 PREFIX = ".pcopy-"  # of temporary names
-FLOCK = "hhqqi4x"  # struct flock of fcntl(2): type, whence, start, length, process
+FLOCK = struct.Struct("hhqqi4x")  # struct flock of fcntl(2): type, whence, start, length, process
 # Bytes of a directory that its run marks: it has locked it; it removes what the source lacks; it copies a tree into it.
 AT_WORK, DELETES, COPIES = 0, 1, 2
 DELETED = "another run deletes here what its source lacks: wait until it has ended"
@@ -125,7 +125,7 @@ def mark(directory: int, what: int) -> None:
     """
     if hasattr(fcntl, "F_OFD_SETLK"):
         with contextlib.suppress(OSError):
-            fcntl.fcntl(directory, fcntl.F_OFD_SETLK, struct.pack(FLOCK, fcntl.F_RDLCK, os.SEEK_SET, what, 1, 0))
+            fcntl.fcntl(directory, fcntl.F_OFD_SETLK, FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, what, 1, 0))
 
 
 def claim(directory: int, deletes: bool) -> str:
@@ -151,8 +151,8 @@ def is_marked(directory: int, what: int) -> bool | None:
     if not hasattr(fcntl, "F_OFD_GETLK"):
         return None
     try:
-        asked = struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, what, 1, 0)
-        found = struct.unpack(FLOCK, fcntl.fcntl(directory, fcntl.F_OFD_GETLK, asked))
+        asked = FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, what, 1, 0)
+        found = FLOCK.unpack(fcntl.fcntl(directory, fcntl.F_OFD_GETLK, asked))
     except OSError:
         return None
     return bool(found[0] != fcntl.F_UNLCK)

@@ -442,9 +442,36 @@ class Clear(NamedTuple):
         return directory_group(self.tree, self.path) if self.emptied else None
 
 
+class Count(NamedTuple):
+    """Count the names below these directories: so many would be deleted at most."""
+
+    paths: tuple[str, ...]
+    failed: int = 0
+
+    @property
+    def tree(self) -> int:
+        return 0
+
+    @property
+    def path(self) -> str:
+        return ""
+
+    @property
+    def holds(self) -> tuple[Group, ...]:
+        return ()
+
+    @property
+    def after(self) -> Group:
+        return None
+
+
 # Those that remember that a worker which was killed may have begun them.
 Begun = Scan | Entries | Link
-Unit = Scan | Entries | Span | Verify | Seal | Link | Sums | Check | Finish | Remove | Clear
+Unit = Scan | Entries | Span | Verify | Seal | Link | Sums | Check | Finish | Remove | Clear | Count
+
+
+def counts_of(paths: Sequence[str]) -> list[Count]:
+    return [Count(tuple(paths[at : at + BATCH])) for at in range(0, len(paths), BATCH)]
 
 
 def join(path: str, name: str) -> str:

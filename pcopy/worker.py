@@ -37,6 +37,7 @@ from pcopy.work import (
     Check,
     Clear,
     Compared,
+    Count,
     Entries,
     Finish,
     Job,
@@ -461,4 +462,5 @@ DO: dict[type, Callable[[Slice, Any], None]] = {
     Finish: Slice.finish,
     Remove: removal.remove,
     Clear: removal.clear,
+    Count: removal.count,
 }

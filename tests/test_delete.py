@@ -19,10 +19,12 @@ import pytest
 
 import pcopy
 import pcopy as library
-from pcopy import api, runs
+from pcopy import api, engines, runs
 from pcopy import filesystem as fs
 from pcopy.directory import Directories
 from pcopy.entry import Copier
+from pcopy.options import Options
+from pcopy.prepare import Place, prepare
 from tests.conftest import SHARED, Run, as_root, compiled
 from tests.strace import strace
 from tests.test_destination import mounted, unprivileged
@@ -97,14 +99,12 @@ def test_more_than_allowed_is_none(tmp_path: Path, pcopy: Run) -> None:
 
 
 def after_the_plan(monkeypatch: pytest.MonkeyPatch, do: Callable[[], object]) -> None:
-    real = api.carry_out
-
-    def carry_out(request: api.Request, *rest: Any) -> None:
-        if not request.options.dry_run:
+    def late(place: Place, top: str, landings: Any, options: Options, *rest: Any) -> Any:
+        if not options.dry_run:
             do()
-        real(request, *rest)
+        return prepare(place, top, landings, options, *rest)
 
-    monkeypatch.setattr(api, "carry_out", carry_out)
+    monkeypatch.setattr("pcopy.api.prepare", late)
 
 
 @pytest.mark.parametrize("limit", [3, 30, 100])
@@ -176,26 +176,63 @@ def test_what_the_limit_allows_is_deleted_if_the_source_loses_entries_after_the_
     assert report.deleted <= exactly + more and (more < 0 or read_tree(tmp_path / "dst") == read_tree(tmp_path / "src"))
 
 
-@pytest.mark.parametrize("slow", [False, True])
-def test_a_slow_storage_is_asked_by_all_workers_what_is_to_be_deleted(
-    tmp_path: Path, jobs: int, slow: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("limit", "names"), [(100, 24), (24, 24), (23, 12)])
+def test_names_are_counted_and_what_is_to_be_deleted_only_if_they_are_too_many(
+    tmp_path: Path, jobs: int, limit: int, names: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where names are quick to count, it is enough to know that no more of them are there."""
-    source = make_tree(tmp_path / "src", {"f": b"1", "d": Dir({"g": b"2"})})
-    dst = make_tree(tmp_path / "dst", {"f": b"1", "d": Dir({"g": b"2", "x": b"3"}), "e": Dir({"y": b"4"})})
-    if slow:
-        monkeypatch.setattr(api, "SOON", -1.0)
-    expected, real = [], api.carry_out
+    """It is enough to know that no more names are there. Counted by the workers, one directory at a time."""
+    tree: dict[str | bytes, object] = {f"d{number}": Dir({"g": b"2"}) for number in range(6)}
+    source = make_tree(tmp_path / "src", tree)
+    more: dict[str | bytes, object] = {f"e{number}": Dir({"y": b"3"}) for number in range(6)}
+    dst = make_tree(tmp_path / "dst", {**tree, **more})
+    for constant, module in (("FIRST", "coordinator"), ("SHORT", "coordinator"), ("BRIEF", "api")):
+        monkeypatch.setattr(f"pcopy.{module}.{constant}", 0.0)
+    expected, real = [], api.too_much
 
-    def carry_out(request: api.Request, *rest: Any) -> None:
-        if not request.options.dry_run:
-            expected.append(request.to_delete)
-        real(request, *rest)
+    def too_much(*words: Any) -> Any:
+        expected.append(real(*words))
+        return expected[-1]
 
-    monkeypatch.setattr(api, "carry_out", carry_out)
-    report = pcopy.copy(source, dst, jobs=jobs, delete=True, max_delete=100)
-    assert (report.exit_status, report.deleted, expected) == (0, 3, [3 if slow else 6])
+    monkeypatch.setattr(api, "too_much", too_much)
+    report = pcopy.copy(source, dst, jobs=jobs, delete=True, max_delete=limit)
+    assert (report.exit_status, report.deleted, expected) == (0, 12, [(None, names)])
     assert read_tree(dst) == read_tree(source)
+
+
+def test_a_count_ends_where_there_is_too_much(tmp_path: Path, jobs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A million files need not be looked at to see that they are more than ten. One executor does for all of the run."""
+    source = make_tree(tmp_path / "src", {"f": b"1"})
+    make_tree(tmp_path / "dst", {"f": b"1", **{f"d{number}": Dir({"x": b"2"}) for number in range(200)}})
+    for constant, module in (("FIRST", "coordinator"), ("SHORT", "coordinator"), ("BRIEF", "api")):
+        monkeypatch.setattr(f"pcopy.{module}.{constant}", 0.0)
+    counted: list[int] = []
+    opened: list[int] = []
+    count_names, engine_for = api.count_names, engines.engine_for
+
+    def noted(below: Any, observer: Any, options: Any, names: pcopy.Report, *rest: Any) -> None:
+        count_names(below, observer, options, names, *rest)
+        counted.append(names.deleted)
+
+    def opening(number: int, start_method: str | None) -> engines.Engine:
+        opened.append(number)
+        return engine_for(number, start_method)
+
+    monkeypatch.setattr(api, "count_names", noted)
+    monkeypatch.setattr("pcopy.drive.engine_for", opening)
+    report = pcopy.copy(source, tmp_path / "dst", jobs=jobs, delete=True, max_delete=200)
+    assert report.exit_status == 3
+    assert "would remove 400 entries" in report.errors[0].reason
+    assert 200 < counted[0] < 300
+    assert opened == [jobs]
+
+
+def test_the_mode_of_a_destination_in_which_nothing_is_done_stays(tmp_path: Path) -> None:
+    """It has to be opened to be locked, and to count what is in it."""
+    source = make_tree(tmp_path / "src", {"new": b"1"})
+    dst = make_tree(tmp_path / "dst", {"x": b"2", "y": b"2"})
+    dst.chmod(0o500)
+    done = unprivileged("--delete", "--max-delete", 1, source, dst)
+    assert (done.returncode, stat.S_IMODE(dst.stat().st_mode), sorted(os.listdir(dst))) == (3, 0o500, ["x", "y"])
 
 
 @pytest.mark.parametrize("limit", [10, 400])

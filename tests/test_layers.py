@@ -17,7 +17,7 @@ import pcopy
 
 HOUSE = Path(pcopy.__file__).parent
 FLOORS = (
-    ("errors", "options", "stop"),
+    ("errors", "options", "stop", "workers"),
     ("work", "paths", "select", "values", "child", "pace"),
     ("outcome",),
     ("result", "filesystem", "lists", "engines", "inodes", "division"),  # engines know no units
