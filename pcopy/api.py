@@ -45,7 +45,7 @@ from pcopy.asked import (
     text_of,
     why_alone,
 )
-from pcopy.coordinator import Coordinator, begin, wind_up
+from pcopy.coordinator import MOST, Coordinator, begin, wind_up
 from pcopy.errors import UsageError
 from pcopy.manifest import Spool, check_place, place_of, within, write
 from pcopy.options import ALL_ATTRIBUTES, METHODS, Hash, Options, Overwrite, When
@@ -368,7 +368,7 @@ def count_names(
         return
     job = Job(options, tuple(Tree(path, path, (0, 0), None) for path in there), "", 0, stop=stop)
     coordinator = Coordinator(job, report, observer, stop)
-    coordinator.longest = BRIEF
+    coordinator.longest, coordinator.batch = BRIEF, MOST
     coordinator.add(counts_of(there))
     with stopped_by_ctrl_c(stop):
         coordinate(coordinator, workers)

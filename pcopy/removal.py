@@ -21,6 +21,8 @@ from pcopy.handles import ABSENT, close
 from pcopy.outcome import Event
 from pcopy.work import BATCH, Clear, Count, Finish, Remove, counts_of, directory_group, gone_group, join
 
+WIDE = 1000  # directories that wait to be counted, from which on the deepest is next
+
 
 def begin(work: Account, unit: Finish) -> None:
     """A directory is copied but for its attributes, and has more in it than its source."""
@@ -47,10 +49,13 @@ def units_of(tree: int, path: str, extra: Sequence[tuple[str, bool]]) -> Iterato
 
 
 def count(work: Account, unit: Count) -> None:
-    """Count names below directories, by their paths, as long as the time allows. They are told as if they were deleted."""
+    """Count names below directories, by their paths, as long as the time allows. They are told as if they were deleted.
+
+    In breadth at first: so many small parts are left that they are soon shared out.
+    """
     left, names, done = list(unit.paths), 0, False
     while left and not done:
-        with os.scandir(left.pop()) as entries:
+        with os.scandir(left.pop(0 if len(left) < WIDE else -1)) as entries:
             for entry in entries:
                 names += 1
                 if entry.is_dir(follow_symlinks=False):

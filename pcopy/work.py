@@ -18,6 +18,8 @@ from pcopy.stop import Stop
 
 # Names in one unit: more would make units too coarse to share out, fewer would make messages long.
 BATCH = 128
+# Directories in one unit that counts what is below them.
+FEW = 8
 # A directory of which nothing is known is guessed to be as much work as this many files.
 DIRECTORY_WEIGHT = 10
 
@@ -471,7 +473,7 @@ Unit = Scan | Entries | Span | Verify | Seal | Link | Sums | Check | Finish | Re
 
 
 def counts_of(paths: Sequence[str]) -> list[Count]:
-    return [Count(tuple(paths[at : at + BATCH])) for at in range(0, len(paths), BATCH)]
+    return [Count(tuple(paths[at : at + FEW])) for at in range(0, len(paths), FEW)]
 
 
 def join(path: str, name: str) -> str:
