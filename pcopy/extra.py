@@ -81,16 +81,15 @@ class Extra:
             return False
         return True
 
-    def open_to_remove(self, name: str, parent: int) -> tuple[int, int]:
-        """Open a directory that is to be removed, and say how many links it has.
+    def open_to_remove(self, name: str, parent: int) -> int:
+        """Open a directory that is to be removed. Raises EBUSY if another run is at work in it, or this one copies from it.
 
-        Raises EBUSY if another run is at work in it, or this one copies from it. One that we may not read is none that such a
-        run has, and if it is empty, nobody has to.
+        One that we may not read is none that such a run has, and if it is empty, nobody has to.
         """
         try:
             handle = fs.open_directory(name, parent)
         except PermissionError:
-            return ABSENT, 0
+            return ABSENT
         try:
             state = os.fstat(handle)
             if (state.st_dev, state.st_ino) in self.needed:  # it was named by another path, to where it is mounted too
@@ -99,4 +98,4 @@ class Extra:
         except OSError:
             fs.close_read(handle)
             raise
-        return handle, state.st_nlink
+        return handle

@@ -388,8 +388,11 @@ def remove_if_there(name: str, directory: int) -> None:
         return
 
 
-def remove_some(names: Iterable[str], directory: int, deadline: float) -> int:
-    """How many names, from the first on, are gone: up to one that cannot be removed, or to the deadline (monotonic)."""
+def remove_some(names: Iterable[str], directory: int, deadline: float, directories: list[str] | None = None) -> int:
+    """How many names, from the first on, are gone: up to one that cannot be removed, or to the deadline (monotonic).
+
+    With ``directories``, what unlink(2) says to be one is put there, and counts too.
+    """
     done, unlink, monotonic = 0, os.unlink, time.monotonic
     for name in names:
         if done and monotonic() >= deadline:
@@ -398,8 +401,10 @@ def remove_some(names: Iterable[str], directory: int, deadline: float) -> int:
             unlink(name, dir_fd=directory)
         except FileNotFoundError:
             pass
-        except OSError:
-            break
+        except OSError as error:
+            if directories is None or error.errno != errno.EISDIR:
+                break
+            directories.append(name)
         done += 1
     return done
 

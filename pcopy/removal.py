@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pcopy import filesystem as fs
 from pcopy import runs
 from pcopy.account import Account
-from pcopy.handles import ABSENT, close
+from pcopy.handles import ABSENT, Pair, close
 from pcopy.outcome import Event
 from pcopy.work import BATCH, Clear, Count, Finish, Remove, counts_of, directory_group, gone_group, join
 
@@ -117,8 +117,9 @@ def clear(work: Account, unit: Clear) -> None:
     if unit.emptied and not is_free(work, unit):
         return
     try:
-        parent = work.extra.to_remove_from(unit.tree, above).destination
-        handle, links = (ABSENT, 0) if unit.emptied else work.extra.open_to_remove(name, parent)
+        pair = work.extra.to_remove_from(unit.tree, above)
+        parent = pair.destination
+        handle = ABSENT if unit.emptied else work.extra.open_to_remove(name, parent)
         try:
             at_once = not work.job.options.dry_run and (not work.counts or work.deletes > 0)
             gone = (unit.emptied or at_once) and work.extra.remove_directory(name, parent)
@@ -128,10 +129,7 @@ def clear(work: Account, unit: Clear) -> None:
             close(handle)
             raise
         if not gone and not unit.emptied:
-            only_files = 0 < links <= 2  # directories in it are counted, where any are
-            if at_once and only_files and is_plain(work) and clear_files(work, unit, handle, parent):
-                close(handle)
-            else:
+            if not (at_once and handle != ABSENT and is_plain(work) and clear_plain(work, unit, handle, pair)):
                 empty(work, unit, handle, at_once)
             return
         close(handle)
@@ -151,10 +149,11 @@ def is_plain(work: Account) -> bool:
     return not (work.tells or work.directories.selection or work.job.options.limited or work.job.spared)
 
 
-def clear_files(work: Account, unit: Clear, handle: int, parent: int) -> bool:
-    """Remove a directory that holds only files, in one function: by units, a third more. False if that is not all of it.
+def clear_plain(work: Account, unit: Clear, handle: int, above: Pair) -> bool:
+    """Remove the files in a directory and, if that is all that it holds, itself, in one function: by units, a third more.
 
-    Nobody asks what the names are of: a directory is not unlinked (unlink(2)).
+    False if something is left to the general way; else the handle is taken over. Nobody asks what the names are of: unlink(2)
+    says which are directories.
     """
     try:
         names = os.listdir(handle)
@@ -162,17 +161,26 @@ def clear_files(work: Account, unit: Clear, handle: int, parent: int) -> bool:
         return False
     if runs.may_be_stale(names) or (work.counts and len(names) >= work.deletes):
         return False
-    gone = fs.remove_some(names, handle, work.deadline)
-    if gone == len(names):
+    directories: list[str] = []
+    done = fs.remove_some(names, handle, work.deadline, directories)
+    whole, gone = done == len(names), done - len(directories)
+    if whole and not directories:
         try:
-            fs.remove_directory(unit.path.rpartition("/")[2], parent)
+            fs.remove_directory(unit.path.rpartition("/")[2], above.destination)
             gone += 1
         except OSError:  # the unit will meet it again
-            pass
+            whole = False
     work.outcome.tally.deleted += gone
     if work.counts:
         work.deletes -= gone
-    return gone > len(names)
+    if whole and directories:
+        pair = work.handles.hold(Pair(~unit.tree, unit.path, ABSENT, handle, above.depth + 1, readable=True))
+        pair.stays = True  # a directory with a mount on it would have said so to rmdir(2)
+        work.stack.append(unit._replace(emptied=True))
+        work.stack += [Clear(unit.tree, join(unit.path, name)) for name in directories]
+    elif whole:
+        close(handle)
+    return whole
 
 
 def empty(work: Account, unit: Clear, handle: int, tried: bool) -> None:
