@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -198,7 +199,7 @@ def copy(
         if failure:
             give_up(report, failure, observer)
         else:
-            with Workers() as workers:
+            with closed_in_peace(stop) as workers:
                 carry_out(request, report, observer, stop, workers)
     finally:
         report.signal = stop.signal
@@ -236,19 +237,24 @@ def carry_out(request: Request, report: Report, observer: Observer, stop: Stop, 
     with contextlib.ExitStack() as stack:
         try:
             place = enter(top, landings, options, report, stack)
-            if options.delete and options.max_delete is not None and not only_deletions:
-                failure, to_delete = too_much(request, report, stop, workers)
-                if failure and failure.fatal:
-                    leave(top, place)
+        except OSError as error:
+            give_up(report, not_prepared(top, error), observer)
+            return
+        if options.delete and options.max_delete is not None and not only_deletions:
+            failure, to_delete = too_much(request, report, stop, workers)
+            if (failure and failure.fatal) or stop.signal:
+                leave(top, place)
+                if failure and not stop.signal:
                     give_up(report, failure, observer)
-                    return
-                if failure:
-                    note(report, failure, observer)
-                    options = options._replace(delete=False)
-            known = len(report.errors)
+                return
+            if failure:
+                note(report, failure, observer)
+                options = options._replace(delete=False)
+        known = len(report.errors)
+        try:
             job, units = prepare(place, top, landings, options, report, stack)
         except OSError as error:
-            give_up(report, failures.of(top, error)._replace(operation="prepare the destination", fatal=True), observer)
+            give_up(report, not_prepared(top, error), observer)
             return
         spool = stack.enter_context(contextlib.closing(Spool()))
         full = job._replace(stop=stop, spared=spared(job.trees, files), only_deletions=only_deletions)
@@ -264,6 +270,8 @@ def carry_out(request: Request, report: Report, observer: Observer, stop: Stop, 
         coordinator.progress.found += sum(len(landing.names) for landing in landings)
         with stopped_by_ctrl_c(stop):
             coordinate(coordinator, workers)
+            if not only_deletions:  # the last part of the run that needs them
+                workers.close()
         if options.fsync and not options.dry_run and place.handle is not None and not report.stopped:
             try:
                 make_lasting(place.handle, top)
@@ -284,6 +292,10 @@ def coordinate(coordinator: Coordinator, workers: Workers) -> None:
             drive(coordinator, workers)
     finally:
         wind_up(coordinator)
+
+
+def not_prepared(top: str, error: OSError) -> Failure:
+    return failures.of(top, error)._replace(operation="prepare the destination", fatal=True)
 
 
 def by_handle(job: Job, top: str, handle: int | None) -> Job:
@@ -328,7 +340,9 @@ def too_much(request: Request, report: Report, stop: Stop, workers: Workers) -> 
     most = options.max_delete or 0
     silent = options._replace(dry_run=True, verbose=False, events=False, checksum=False)
     names = new_report(silent)
-    count_names([one.destination for one in landings if not one.names], Enough(names, most), silent, names, stop, workers)
+    in_the_way = [path for path in places(landings, files=True) if os.path.isdir(path) and not os.path.islink(path)]
+    names.deleted = len(in_the_way)
+    count_names([*places(landings), *in_the_way], Enough(names, most), silent, names, stop, workers)
     if names.deleted <= most and not names.errors:
         add_warnings(report, names)
         return None, names.deleted  # without a plan, which takes longer than to count names
@@ -343,6 +357,13 @@ def too_much(request: Request, report: Report, stop: Stop, workers: Workers) -> 
     entries = "1 entry" if plan.deleted == 1 else f"{plan.deleted:,} entries"
     reason = f"would remove {entries}, more than max-delete allows ({most:,}): nothing was done"
     return Failure(top, "delete", None, reason, fatal=True), 0
+
+
+def places(landings: Sequence[Landing], files: bool = False) -> list[str]:
+    """The destinations of directories, or of what is none: a full directory that is in its place has to go first."""
+    if not files:
+        return [one.destination for one in landings if not one.names]
+    return [os.path.join(one.destination, one.rename or name) for one in landings for name in one.names]
 
 
 def add_warnings(report: Report, other: Report) -> None:
@@ -405,6 +426,17 @@ def stopped_by_ctrl_c(stop: Stop) -> Iterator[None]:
         signal.signal(signal.SIGINT, DEFAULT)
     if asked:
         raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def closed_in_peace(stop: Stop) -> Iterator[Workers]:
+    """The workers of a run, which are closed at its end, however that comes: one Ctrl-C does not keep them from it."""
+    workers = Workers()
+    try:
+        yield workers
+    finally:
+        with stopped_by_ctrl_c(stop):
+            workers.__exit__(*sys.exc_info())
 
 
 def tell_skipped(job: Job, landings: Sequence[Landing], observer: Observer) -> None:

@@ -26,10 +26,10 @@ def mount_of(handle: int) -> str:
 
 
 def mount_or_device(handle: int) -> str:
-    """The same, or the number of the device where nobody says on which mount it is."""
+    """The same, or the number of the device where nobody says on which mount it is. Raises OSError."""
     try:
         return mount_of(handle)
-    except (OSError, StopIteration):  # no /proc
+    except (FileNotFoundError, PermissionError, StopIteration):  # no /proc; not such as EMFILE, for one of two to be compared
         return str(os.fstat(handle).st_dev)
 
 

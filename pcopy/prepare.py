@@ -39,15 +39,15 @@ def enter(top: str, landings: Sequence[Landing], options: Options, report: Repor
 
     Nothing in it is changed yet, and what was changed of itself, :func:`leave` takes back.
     """
-    becomes_a_copy = any(landing.destination == top and not landing.names for landing in landings)
-    fresh = make_top(top, options, mode=mode_begun(options) if becomes_a_copy else 0o777)
+    is_copy = becomes_a_copy(top, landings)
+    fresh = make_top(top, options, mode=mode_begun(options) if is_copy else 0o777)
     if options.dry_run:
         if fresh:
             return Place(fresh)
         handle = os.open(top, fs.PASS)
         stack.callback(fs.close_read, handle)
         return Place(fresh, handle)
-    mode = make_accessible(top) if becomes_a_copy else None
+    mode = make_accessible(top, stat.S_IRUSR | stat.S_IXUSR) if is_copy else None
     check_usable(top)
     handle, alone = stack.enter_context(locked(top, not is_single(landings), report))
     if any(runs.marks(handle, runs.DELETES)):
@@ -66,6 +66,11 @@ def leave(top: str, place: Place) -> None:
             os.chmod(top, place.mode)
 
 
+def becomes_a_copy(top: str, landings: Sequence[Landing]) -> bool:
+    """Whether a directory is to be like its source, and not only to hold copies."""
+    return any(landing.destination == top and not landing.names for landing in landings)
+
+
 def is_single(landings: Sequence[Landing]) -> bool:
     """Whether only files go into a directory: others may be copied into it at the same time."""
     return len(landings) == 1 and bool(landings[0].names)
@@ -76,6 +81,8 @@ def prepare(
 ) -> tuple[Job, list[Unit]]:
     """Make what the copies are to land on, and say with which units the run begins. Raises OSError."""
     fresh, handle, alone, _ = place
+    if not options.dry_run and becomes_a_copy(top, landings):
+        make_accessible(top, ALL_OF_OWNER)
     token, partial = os.urandom(4).hex(), {}
     if handle is not None and alone:
         keep = {landing.rename or name for landing in landings for name in landing.names}
@@ -133,12 +140,16 @@ def make_top(path: str, options: Options, mode: int) -> bool:
         raise
 
 
-def make_accessible(top: str) -> int | None:
-    """A directory of our own that we may not use we may use until it gets its source's mode. Returns the one that it had."""
+def make_accessible(top: str, bits: int) -> int | None:
+    """A directory of our own that we may not use we may use until it gets its source's mode. Returns the one that it had.
+
+    ``bits``: which are needed. More are not touched yet: whoever is not in a directory's group and changes its mode takes its
+    set-group-id bit away (chmod(2)).
+    """
     state, user = os.stat(top), os.geteuid()
-    if not user or state.st_uid != user or not ~state.st_mode & ALL_OF_OWNER:
+    if not user or state.st_uid != user or not ~state.st_mode & bits:
         return None
-    os.chmod(top, stat.S_IMODE(state.st_mode) | ALL_OF_OWNER)
+    os.chmod(top, stat.S_IMODE(state.st_mode) | bits)
     return stat.S_IMODE(state.st_mode)
 
 

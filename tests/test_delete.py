@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from pcopy import api, engines, runs
 from pcopy import filesystem as fs
 from pcopy.directory import Directories
 from pcopy.entry import Copier
+from pcopy.mounts import mount_or_device
 from pcopy.options import Options
 from pcopy.prepare import Place, prepare
 from tests.conftest import SHARED, Run, as_root, compiled
@@ -226,13 +228,54 @@ def test_a_count_ends_where_there_is_too_much(tmp_path: Path, jobs: int, monkeyp
     assert opened == [jobs]
 
 
-def test_the_mode_of_a_destination_in_which_nothing_is_done_stays(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", [0o500, 0o200, 0o2550])
+def test_the_mode_of_a_destination_in_which_nothing_is_done_stays(tmp_path: Path, mode: int) -> None:
     """It has to be opened to be locked, and to count what is in it."""
     source = make_tree(tmp_path / "src", {"new": b"1"})
     dst = make_tree(tmp_path / "dst", {"x": b"2", "y": b"2"})
-    dst.chmod(0o500)
+    if not os.geteuid():
+        os.chown(dst, 0, 2000)  # a group of which the owner is no member
+    dst.chmod(mode)
     done = unprivileged("--delete", "--max-delete", 1, source, dst)
-    assert (done.returncode, stat.S_IMODE(dst.stat().st_mode), sorted(os.listdir(dst))) == (3, 0o500, ["x", "y"])
+    assert (done.returncode, stat.S_IMODE(dst.stat().st_mode), sorted(os.listdir(dst))) == (3, mode, ["x", "y"])
+
+
+def test_a_full_directory_in_the_place_of_a_file_counts(tmp_path: Path, jobs: int) -> None:
+    """Also where it is none in a directory that is copied, but a source of its own: nothing at all is done."""
+    make_tree(tmp_path, {"s": Dir({"f": b"2"}), "d": Dir({"new": b"1"})})
+    dst = make_tree(tmp_path / "dst", {"d": Dir({}), "f": Dir({"x": Dir({"1": b"", "2": b""})})})
+    before, sources = read_tree(dst), [tmp_path / "d", tmp_path / "s/f"]
+    report = pcopy.copy(sources, dst, jobs=jobs, delete=True, max_delete=3)
+    assert (report.exit_status, read_tree(dst)) == (3, before)
+    assert "would remove 4 entries" in report.errors[0].reason
+    report = pcopy.copy(sources, dst, jobs=jobs, delete=True, max_delete=4)
+    assert (report.exit_status, report.deleted, (dst / "f").read_bytes()) == (0, 4, b"2")
+
+
+def test_a_run_that_is_stopped_while_it_counts_does_nothing(tmp_path: Path, jobs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_tree(tmp_path, {"a": Dir({"f": b"1"}), "b": Dir({"f": b"1"}), "c": Dir({"f": b"1"})})
+    dst = make_tree(tmp_path / "dst", {"a": Dir({"x": b"1"}), "b": b"a file that would give way"})
+    before, stop, count_names = read_tree(dst), pcopy.Stop(), api.count_names
+
+    def stopped(*words: Any) -> None:
+        stop.signal = signal.SIGTERM
+        count_names(*words)
+
+    monkeypatch.setattr(api, "count_names", stopped)
+    report = pcopy.copy([tmp_path / x for x in "abc"], dst, jobs=jobs, delete=True, max_delete=9, stop=stop)
+    assert (report.exit_status, report.errors, read_tree(dst)) == (128 + signal.SIGTERM, [], before)
+
+
+def test_that_handles_run_out_is_not_taken_for_a_mount(tmp_path: Path) -> None:
+    handle = os.open(tmp_path, os.O_RDONLY)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            mount_or_device(handle)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        os.close(handle)
 
 
 @pytest.mark.parametrize("limit", [10, 400])

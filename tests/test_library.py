@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 import pcopy
+from pcopy import engines
 from pcopy.cli import main
 from pcopy.options import ALL_ATTRIBUTES
 from tests.test_engines import (
@@ -534,6 +535,30 @@ def test_a_keyboard_interrupt_goes_through_and_leaves_only_whole_files(
     assert script.ended() == (0, "", "")
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("refused", [False, True], ids=["copied", "refused"])
+def test_a_keyboard_interrupt_does_not_keep_the_workers_from_being_closed(
+    source: Path, tmp_path: Path, method: Any, refused: bool, straight_to_the_pool: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes in the moment in which they are about to be, also where they had only to count what is not to be deleted."""
+    dst = make_tree(tmp_path / "dst", many_files(6, 50) if refused else {})
+    first = make_tree(tmp_path / "other", {"f": b"1"}) if refused else source
+    limited: dict[str, Any] = {"delete": True, "max_delete": 1} if refused else {}
+    close = engines.close
+
+    def interrupted(executor: Any) -> None:
+        monkeypatch.setattr(engines, "close", close)
+        os.kill(os.getpid(), signal.SIGINT)
+        close(executor)
+
+    monkeypatch.setattr(engines, "close", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pcopy.copy(first, dst, jobs=2, start_method=method, **limited)
+    assert not workers()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert pcopy.copy(source, dst, jobs=2, start_method=method).ok  # nobody has it locked
+
+
 class Trouble(Exception):
     """Of the observer's own."""
 
@@ -564,6 +589,21 @@ def test_an_observer_that_raises_ends_the_run(slow: Path, target: Path, how: dic
     assert not workers()
     assert temporary_names(target) == []
     assert half_files(slow, target) == []
+
+
+@pytest.mark.parametrize("error", [OSError, BrokenPipeError, Trouble])
+def test_what_an_observer_raises_is_never_taken_for_the_destinations(tmp_path: Path, error: type[Exception]) -> None:
+    source, dst = make_tree(tmp_path / "src", {"f": b"1"}), make_tree(tmp_path / "dst", many_files(1, 9))
+    told = []
+
+    class Fails(pcopy.Observer):
+        def failure(self, failure: pcopy.Failure) -> None:
+            told.append(failure.operation)
+            raise error
+
+    with pytest.raises(error):
+        pcopy.copy(source, dst, delete=True, max_delete=2, observer=Fails())
+    assert told == ["delete"]
 
 
 def test_a_stop_set_by_another_thread_stops_the_run(slow: Path, target: Path, how: dict[str, Any]) -> None:
