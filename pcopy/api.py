@@ -52,7 +52,7 @@ from pcopy.manifest import Spool, check_place, place_of, within, write
 from pcopy.options import ALL_ATTRIBUTES, METHODS, Hash, Options, Overwrite, When
 from pcopy.outcome import Event, Failure
 from pcopy.paths import Landing, land
-from pcopy.prepare import enter, leave, make_lasting, prepare
+from pcopy.prepare import enter, make_lasting, prepare
 from pcopy.result import Observer, Progress, Report, Stop
 from pcopy.values import moment_of, size_of
 from pcopy.work import Job, Tree, counts_of
@@ -235,21 +235,23 @@ def carry_out(request: Request, report: Report, observer: Observer, stop: Stop, 
     top, landings, options, expected, listing, files, only_deletions = request
     to_delete = 0
     with contextlib.ExitStack() as stack:
+        undo = stack.enter_context(contextlib.ExitStack())
         try:
-            place = enter(top, landings, options, report, stack)
+            place = enter(top, landings, options, report, stack, undo)
         except OSError as error:
             give_up(report, not_prepared(top, error), observer)
             return
         if options.delete and options.max_delete is not None and not only_deletions:
             failure, to_delete = too_much(request, report, stop, workers)
-            if (failure and failure.fatal) or stop.signal:
-                leave(top, place)
-                if failure and not stop.signal:
-                    give_up(report, failure, observer)
+            if stop.signal:
+                return
+            if failure and failure.fatal:
+                give_up(report, failure, observer)
                 return
             if failure:
                 note(report, failure, observer)
                 options = options._replace(delete=False)
+        undo.pop_all()
         known = len(report.errors)
         try:
             job, units = prepare(place, top, landings, options, report, stack)

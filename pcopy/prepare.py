@@ -31,13 +31,19 @@ class Place(NamedTuple):
     fresh: bool  # it was not there
     handle: int | None = None  # none in a dry run into what does not exist
     alone: bool = False  # no other run is in it
-    mode: int | None = None  # what it had, if that was changed
 
 
-def enter(top: str, landings: Sequence[Landing], options: Options, report: Report, stack: contextlib.ExitStack) -> Place:
+def enter(
+    top: str,
+    landings: Sequence[Landing],
+    options: Options,
+    report: Report,
+    stack: contextlib.ExitStack,
+    undo: contextlib.ExitStack,
+) -> Place:
     """Make and lock what the run writes into, and mark the copies in it, for as long as the stack. Raises OSError.
 
-    Nothing in it is changed yet, and what was changed of itself, :func:`leave` takes back.
+    Nothing in it is changed yet. ``undo``: takes back what was changed of itself, if no more is to be done.
     """
     is_copy = becomes_a_copy(top, landings)
     fresh = make_top(top, options, mode=mode_begun(options) if is_copy else 0o777)
@@ -47,7 +53,8 @@ def enter(top: str, landings: Sequence[Landing], options: Options, report: Repor
         handle = os.open(top, fs.PASS)
         stack.callback(fs.close_read, handle)
         return Place(fresh, handle)
-    mode = make_accessible(top, stat.S_IRUSR | stat.S_IXUSR) if is_copy else None
+    if is_copy:
+        make_accessible(top, stat.S_IRUSR | stat.S_IXUSR, undo)
     check_usable(top)
     handle, alone = stack.enter_context(locked(top, not is_single(landings), report))
     if any(runs.marks(handle, runs.DELETES)):
@@ -56,14 +63,7 @@ def enter(top: str, landings: Sequence[Landing], options: Options, report: Repor
     few = len(copies) <= MARKED
     for name in copies if few else [".", *copies]:
         claim(name, top, handle, options, stack if few or name == "." else None)
-    return Place(fresh, handle, alone, mode)
-
-
-def leave(top: str, place: Place) -> None:
-    """Nothing is to be done there."""
-    if place.mode is not None:
-        with contextlib.suppress(OSError):
-            os.chmod(top, place.mode)
+    return Place(fresh, handle, alone)
 
 
 def becomes_a_copy(top: str, landings: Sequence[Landing]) -> bool:
@@ -80,7 +80,7 @@ def prepare(
     place: Place, top: str, landings: Sequence[Landing], options: Options, report: Report, stack: contextlib.ExitStack
 ) -> tuple[Job, list[Unit]]:
     """Make what the copies are to land on, and say with which units the run begins. Raises OSError."""
-    fresh, handle, alone, _ = place
+    fresh, handle, alone = place
     if not options.dry_run and becomes_a_copy(top, landings):
         make_accessible(top, ALL_OF_OWNER)
     token, partial = os.urandom(4).hex(), {}
@@ -140,17 +140,22 @@ def make_top(path: str, options: Options, mode: int) -> bool:
         raise
 
 
-def make_accessible(top: str, bits: int) -> int | None:
-    """A directory of our own that we may not use we may use until it gets its source's mode. Returns the one that it had.
+def make_accessible(top: str, bits: int, undo: contextlib.ExitStack | None = None) -> None:
+    """A directory of our own that we may not use we may use until it gets its source's mode, or until that is undone.
 
     ``bits``: which are needed. More are not touched yet: whoever is not in a directory's group and changes its mode takes its
     set-group-id bit away (chmod(2)).
     """
     state, user = os.stat(top), os.geteuid()
-    if not user or state.st_uid != user or not ~state.st_mode & bits:
-        return None
-    os.chmod(top, stat.S_IMODE(state.st_mode) | bits)
-    return stat.S_IMODE(state.st_mode)
+    if user and state.st_uid == user and ~state.st_mode & bits:
+        os.chmod(top, stat.S_IMODE(state.st_mode) | bits)
+        if undo:
+            undo.callback(set_back, top, stat.S_IMODE(state.st_mode))
+
+
+def set_back(top: str, mode: int) -> None:
+    with contextlib.suppress(OSError):  # what went wrong is told by who leaves
+        os.chmod(top, mode)
 
 
 def claim(name: str, top: str, handle: int, options: Options, stack: contextlib.ExitStack | None) -> None:

@@ -29,7 +29,8 @@ from pcopy.options import Options
 from pcopy.prepare import Place, prepare
 from tests.conftest import SHARED, Run, as_root, compiled
 from tests.strace import strace
-from tests.test_destination import mounted, unprivileged
+from tests.test_destination import mounted, unprivileged, without_privilege
+from tests.test_order import live_run
 from tests.trees import WHEN, Dir, Fifo, File, Hard, Holes, Link, make_tree, read_tree
 
 LARGE = 33 << 20  # bytes: such a file is copied in spans
@@ -238,6 +239,31 @@ def test_the_mode_of_a_destination_in_which_nothing_is_done_stays(tmp_path: Path
     dst.chmod(mode)
     done = unprivileged("--delete", "--max-delete", 1, source, dst)
     assert (done.returncode, stat.S_IMODE(dst.stat().st_mode), sorted(os.listdir(dst))) == (3, mode, ["x", "y"])
+
+
+@pytest.mark.parametrize("why", ["Ctrl-C", "an observer", "another run"])
+def test_however_a_count_ends_the_mode_of_the_destination_stays(tmp_path: Path, why: str) -> None:
+    source = make_tree(tmp_path / "src", {"new": b"1"})
+    dst = make_tree(tmp_path / "dst", {"x": Dir({"y": b"2"}, mode=0 if why == "an observer" else 0o755)})
+    program = f"""
+import os, signal, sys, pcopy, pcopy.api
+class Raises(pcopy.Observer):
+    def failure(self, failure):
+        raise RuntimeError
+if sys.argv[1] == "Ctrl-C":
+    pcopy.api.Enough.progress = lambda *words: os.kill(os.getpid(), signal.SIGINT)
+try:
+    report = pcopy.copy({str(source)!r}, {str(dst)!r}, jobs=1, delete=True, max_delete=9, observer=Raises())
+except (KeyboardInterrupt, RuntimeError) as error:
+    print(type(error).__name__)
+"""
+    with live_run(dst) if why == "another run" else contextlib.nullcontext():
+        dst.chmod(0o300)
+        command = [*without_privilege(), sys.executable, "-c", program, why]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout.strip() == ("KeyboardInterrupt" if why == "Ctrl-C" else "RuntimeError"), done.stderr
+    assert stat.S_IMODE(dst.stat().st_mode) == 0o300
+    assert os.listdir(dst) == ["x"]
 
 
 def test_a_full_directory_in_the_place_of_a_file_counts(tmp_path: Path, jobs: int) -> None:

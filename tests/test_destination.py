@@ -555,11 +555,16 @@ def unprivileged(*arguments: object, before: Sequence[str] = ()) -> subprocess.C
 
     In a user namespace of its own: unlike after setuid(2), the interpreter may lie in a directory that is ours alone.
     """
+    command = [*before, *without_privilege(), sys.executable, "-m", "pcopy", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def without_privilege() -> list[str]:
+    """What runs the command that follows so."""
     drop = ["unshare", "--user", "--map-user=1000", "--map-group=1000"] if not os.geteuid() else []
     if drop and subprocess.run([*drop, "true"], capture_output=True, check=False).returncode:
         pytest.skip("no user namespaces here")
-    command = [*before, *drop, sys.executable, "-m", "pcopy", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return drop
 
 
 @as_root
