@@ -116,13 +116,17 @@ def close(executor: Executor) -> None:
     """
     processes, thread = workers_of(executor), thread_of(executor)
     feeder: threading.Thread | None = getattr(getattr(executor, "_call_queue", None), "_thread", None)
-    executor.shutdown(wait=False)
+    broken = is_broken(executor)
+    if not broken:  # else the pool's thread is ending them, and has the lock that shutdown takes until they have (Python 3.13)
+        executor.shutdown(wait=False)
     if thread and thread.is_alive():
         thread.join(GRACE)
     for process in processes:
         process.kill()
     if thread and thread.is_alive():
         thread.join()
+    if broken:
+        executor.shutdown(wait=False)
     numbers = [process.pid for process in processes]
     threads = [known.native_id for known in (thread, feeder) if known]
     for process in processes:
