@@ -458,6 +458,7 @@ def test_a_child_that_was_forked_while_workers_are_started_copies(start: Start, 
 
 def test_another_thread_may_be_importing_multiprocessing(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then it is among the modules, and has nothing in it yet."""
+    monkeypatch.setattr("pcopy.coordinator.FIRST", 60.0)  # no pool is needed, however slow the machine is
     monkeypatch.setitem(sys.modules, "multiprocessing", types.ModuleType("multiprocessing"))
     assert pcopy.copy(source, tmp_path / "dst", jobs=1).ok
     assert pcopy.copy(source, tmp_path / "dst").ok  # -j auto, which asks whether it may start processes
