@@ -16,6 +16,7 @@ from pcopy.worker import run
 from pcopy.workers import Workers
 
 PAUSE = 0.1  # seconds between two starts of an executor: what it lacks may come back in a moment
+ENDING = 1.0  # seconds for the calls of a broken executor to end
 # What the calls of an executor that broke end with: some learn it from the pipe to the workers.
 BROKEN = (BrokenExecutor, OSError, EOFError)
 
@@ -98,7 +99,7 @@ def collect(coordinator: Coordinator, executor: Executor, running: dict[Future[O
         end_workers(executor)  # the executor waits for the rest of a message: now it sees the end of it
         broken = True
     if broken:
-        done, _ = wait(running, PATIENCE)
+        done, _ = wait(running, ENDING)
     lost = []
     for future in list(running) if broken else done:
         units, error = running.pop(future), future.exception() if future.done() else BrokenExecutor()

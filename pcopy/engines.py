@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 # Seconds for the workers of a pool to end, and of a broken one to take away what they were writing.
 GRACE = 0.5
-# Seconds after which a silent pool is looked at.
-PATIENCE = 1.0
+# Seconds after which a silent pool is looked at. A signal that comes as the wait begins is seen only then (the lock is waited
+# for all the same, CPython's acquire_timed), and another one until then is the same one to Python.
+PATIENCE = 0.2
 # Two threads that change multiprocessing for themselves would put back each other's change. By process: a fork meanwhile must
 # not leave its child a lock that is held for ever.
 ONE_AT_A_TIME: dict[int, threading.Lock] = {}
