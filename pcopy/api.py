@@ -5,13 +5,9 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-import signal
-import sys
-import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from types import FrameType
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from pcopy import failures
 from pcopy import filesystem as fs
@@ -36,7 +32,6 @@ from pcopy.asked import (
     check_sharing,
     check_sizes,
     check_value,
-    is_empty,
     listed,
     look_at_destination,
     look_at_sources,
@@ -44,23 +39,20 @@ from pcopy.asked import (
     refuse_overlap,
     refuse_own_place,
     text_of,
-    why_alone,
 )
-from pcopy.coordinator import MOST, Coordinator, begin, wind_up
+from pcopy.coordinator import Coordinator
 from pcopy.errors import UsageError
+from pcopy.limit import empty_source, too_much
 from pcopy.manifest import Spool, check_place, place_of, within, write
 from pcopy.options import ALL_ATTRIBUTES, METHODS, Hash, Options, Overwrite, When
 from pcopy.outcome import Event, Failure
+from pcopy.part import Request, closed_in_peace, coordinate, new_report, note, stopped_by_ctrl_c
 from pcopy.paths import Landing, land
 from pcopy.prepare import enter, make_lasting, prepare
-from pcopy.result import Observer, Progress, Report, Stop
+from pcopy.result import Observer, Report, Stop
 from pcopy.values import moment_of, size_of
-from pcopy.work import Job, Tree, counts_of
+from pcopy.work import Job, Tree
 from pcopy.workers import Workers
-
-DEFAULT = signal.default_int_handler
-# Seconds of a slice in which names are counted: there are few, and all wait for the last.
-BRIEF = 0.01
 
 
 def copy(
@@ -208,21 +200,6 @@ def copy(
     return report
 
 
-class Request(NamedTuple):
-    """What was asked for, and makes sense. ``listing``: where a manifest goes; ``files``: what a run writes besides.
-
-    ``only_deletions``: see Job.
-    """
-
-    top: str
-    landings: Sequence[Landing]
-    options: Options
-    expected: Report | None
-    listing: str | None
-    files: Sequence[str]
-    only_deletions: bool = False
-
-
 def spared(trees: Sequence[Tree], files: Iterable[str]) -> frozenset[tuple[int, str]]:
     """The files of a run that lie in the copy, which lacks a source for them: (tree, path below it)."""
     places = [place_of(path) for path in files]
@@ -242,7 +219,7 @@ def carry_out(request: Request, report: Report, observer: Observer, stop: Stop, 
             give_up(report, not_prepared(top, error), observer)
             return
         if options.delete and options.max_delete is not None and not only_deletions:
-            failure, to_delete = too_much(request, report, stop, workers)
+            failure, to_delete = too_much(request, report, stop, workers, carry_out)
             if stop.signal:
                 return
             if failure and failure.fatal:
@@ -283,19 +260,6 @@ def carry_out(request: Request, report: Report, observer: Observer, stop: Stop, 
             write_manifest(spool, listing, top, job, report, observer, stop)
 
 
-def coordinate(coordinator: Coordinator, workers: Workers) -> None:
-    """Do all the work: at first in this process; a small copy pays for no engine, nor for importing one."""
-    try:
-        if not workers.executor:
-            begin(coordinator)
-        if coordinator.has_work:
-            from pcopy.drive import drive
-
-            drive(coordinator, workers)
-    finally:
-        wind_up(coordinator)
-
-
 def not_prepared(top: str, error: OSError) -> Failure:
     return failures.of(top, error)._replace(operation="prepare the destination", fatal=True)
 
@@ -319,84 +283,6 @@ def end(report: Report, top: str, observer: Observer) -> None:
         observer.failure(failure)
 
 
-def new_report(options: Options) -> Report:
-    alone = why_alone() if options.jobs > 1 else ""
-    jobs, warnings = (1, [alone]) if alone else (options.jobs, [])
-    return Report(jobs=jobs, dry_run=options.dry_run, warnings=warnings)
-
-
-def empty_source(landings: Sequence[Landing]) -> Failure | None:
-    """Why nothing is to be done: all would be deleted."""
-    empty = next((one.source for one in landings if is_empty(one.source)), None)
-    reason = "the source is empty, so that all would be deleted: is it mounted? If it is meant to be, give max-delete"
-    return Failure(empty, "delete", None, reason, fatal=True) if empty else None
-
-
-def too_much(request: Request, report: Report, stop: Stop, workers: Workers) -> tuple[Failure | None, int]:
-    """Why nothing is to be deleted, and so nothing done at all. How much there is to delete tells a dry run.
-
-    Not fatal if that could not be found out: then all is done but the deletion, as rsync does after an error. Also returned is
-    how many entries are expected to be deleted at most.
-    """
-    top, landings, options = request[:3]
-    most = options.max_delete or 0
-    silent = options._replace(dry_run=True, verbose=False, events=False, checksum=False)
-    names = new_report(silent)
-    in_the_way = [path for path in places(landings, files=True) if os.path.isdir(path) and not os.path.islink(path)]
-    names.deleted = len(in_the_way)
-    count_names([*places(landings), *in_the_way], Enough(names, most), silent, names, stop, workers)
-    if names.deleted <= most and not names.errors:
-        add_warnings(report, names)
-        return None, names.deleted  # without a plan, which takes longer than to count names
-    plan = new_report(silent)
-    carry_out(request._replace(options=silent, expected=None, only_deletions=True), plan, Observer(), stop, workers)
-    add_warnings(report, plan)
-    if plan.deleted <= most:
-        if not plan.errors:
-            return None, plan.deleted
-        reason = f"not counted, so nothing is deleted: {plan.errors[0].path}: {plan.errors[0].reason}"
-        return Failure(top, "delete", None, reason), 0
-    entries = "1 entry" if plan.deleted == 1 else f"{plan.deleted:,} entries"
-    reason = f"would remove {entries}, more than max-delete allows ({most:,}): nothing was done"
-    return Failure(top, "delete", None, reason, fatal=True), 0
-
-
-def places(landings: Sequence[Landing], files: bool = False) -> list[str]:
-    """The destinations of directories, or of what is none: a full directory that is in its place has to go first."""
-    if not files:
-        return [one.destination for one in landings if not one.names]
-    return [os.path.join(one.destination, one.rename or name) for one in landings for name in one.names]
-
-
-def add_warnings(report: Report, other: Report) -> None:
-    report.warnings += [warning for warning in other.warnings if warning not in report.warnings]
-
-
-class Enough(Observer):
-    """Stops a count that need not go on."""
-
-    def __init__(self, names: Report, most: int) -> None:
-        self.names, self.most = names, most
-
-    def progress(self, progress: Progress) -> None:
-        self.names.stopped = self.names.stopped or self.names.deleted > self.most
-
-
-def count_names(
-    below: Sequence[str], observer: Observer, options: Options, report: Report, stop: Stop, workers: Workers
-) -> None:
-    """How many names are below directories, so far as they are there: told as if so many were deleted."""
-    there = [path for path in below if os.path.lexists(path)]
-    if not there:
-        return
-    job = Job(options, tuple(Tree(path, path, (0, 0), None) for path in there), "", 0, stop=stop)
-    coordinator = Coordinator(job, report, observer, stop)
-    coordinator.longest, coordinator.batch = BRIEF, MOST
-    coordinator.add(counts_of(there))
-    with stopped_by_ctrl_c(stop):
-        coordinate(coordinator, workers)
-
-
 def write_manifest(spool: Spool, path: str, top: str, job: Job, report: Report, observer: Observer, stop: Stop) -> None:
     if report.stopped or stop.signal:
         report.warnings.append(f"{path}: not written, because the run was cut short")
@@ -407,50 +293,11 @@ def write_manifest(spool: Spool, path: str, top: str, job: Job, report: Report, 
         note(report, failures.of(path, error)._replace(operation="write the manifest"), observer)
 
 
-@contextlib.contextmanager
-def stopped_by_ctrl_c(stop: Stop) -> Iterator[None]:
-    """Where Ctrl-C would raise KeyboardInterrupt anywhere, let it be raised when the run has stopped; the second at once."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not DEFAULT:
-        yield
-        return
-    asked = False
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked, stop.signal = True, number
-
-    signal.signal(signal.SIGINT, ask)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, DEFAULT)
-    if asked:
-        raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def closed_in_peace(stop: Stop) -> Iterator[Workers]:
-    """The workers of a run, which are closed at its end, however that comes: one Ctrl-C does not keep them from it."""
-    workers = Workers()
-    try:
-        yield workers
-    finally:
-        with stopped_by_ctrl_c(stop):
-            workers.__exit__(*sys.exc_info())
-
-
 def tell_skipped(job: Job, landings: Sequence[Landing], observer: Observer) -> None:
     """Of the directories that an entry to be kept stands in the way of."""
     if job.options.tells:
         for left_out in {landing.source for landing in landings} - {tree.source for tree in job.trees}:
             observer.event(Event("skipped", left_out, "is there"))
-
-
-def note(report: Report, failure: Failure, observer: Observer) -> None:
-    report.errors.append(failure)
-    observer.failure(failure)
 
 
 def give_up(report: Report, failure: Failure, observer: Observer) -> None:

@@ -6,13 +6,13 @@ import os
 import time
 from typing import Literal
 
-from pcopy.api import coordinate, new_report, note, stopped_by_ctrl_c
 from pcopy.asked import HashName, Jobs, Path, check_count, check_hash, check_jobs, check_kind
 from pcopy.coordinator import Coordinator
 from pcopy.errors import UsageError
 from pcopy.manifest import portions
 from pcopy.options import METHODS, Hash, Options
 from pcopy.outcome import Failure
+from pcopy.part import coordinate, new_report, note, stopped_by_ctrl_c
 from pcopy.prepare import current_umask
 from pcopy.result import Observer, Report, Stop
 from pcopy.work import Check, Job, Tree

@@ -20,10 +20,11 @@ import pytest
 
 import pcopy
 import pcopy as library
-from pcopy import api, engines, runs
+from pcopy import engines, runs
 from pcopy import filesystem as fs
 from pcopy.directory import Directories
 from pcopy.entry import Copier
+from pcopy.limit import count_names, too_much
 from pcopy.mounts import mount_or_device
 from pcopy.options import Options
 from pcopy.prepare import Place, prepare
@@ -188,15 +189,15 @@ def test_names_are_counted_and_what_is_to_be_deleted_only_if_they_are_too_many(
     source = make_tree(tmp_path / "src", tree)
     more: dict[str | bytes, object] = {f"e{number}": Dir({"y": b"3"}) for number in range(6)}
     dst = make_tree(tmp_path / "dst", {**tree, **more})
-    for constant, module in (("FIRST", "coordinator"), ("SHORT", "coordinator"), ("BRIEF", "api")):
+    for constant, module in (("FIRST", "coordinator"), ("SHORT", "coordinator"), ("BRIEF", "limit")):
         monkeypatch.setattr(f"pcopy.{module}.{constant}", 0.0)
-    expected, real = [], api.too_much
+    expected, real = [], too_much
 
-    def too_much(*words: Any) -> Any:
+    def noted(*words: Any) -> Any:
         expected.append(real(*words))
         return expected[-1]
 
-    monkeypatch.setattr(api, "too_much", too_much)
+    monkeypatch.setattr("pcopy.api.too_much", noted)
     report = pcopy.copy(source, dst, jobs=jobs, delete=True, max_delete=limit)
     assert (report.exit_status, report.deleted, expected) == (0, 12, [(None, names)])
     assert read_tree(dst) == read_tree(source)
@@ -206,11 +207,11 @@ def test_a_count_ends_where_there_is_too_much(tmp_path: Path, jobs: int, monkeyp
     """A million files need not be looked at to see that they are more than ten. One executor does for all of the run."""
     source = make_tree(tmp_path / "src", {"f": b"1"})
     make_tree(tmp_path / "dst", {"f": b"1", **{f"d{number}": Dir({"x": b"2"}) for number in range(200)}})
-    for constant, module in (("FIRST", "coordinator"), ("SHORT", "coordinator"), ("BRIEF", "api")):
+    for constant, module in (("FIRST", "coordinator"), ("SHORT", "coordinator"), ("BRIEF", "limit")):
         monkeypatch.setattr(f"pcopy.{module}.{constant}", 0.0)
     counted: list[int] = []
     opened: list[int] = []
-    count_names, engine_for = api.count_names, engines.engine_for
+    engine_for = engines.engine_for
 
     def noted(below: Any, observer: Any, options: Any, names: pcopy.Report, *rest: Any) -> None:
         count_names(below, observer, options, names, *rest)
@@ -220,7 +221,7 @@ def test_a_count_ends_where_there_is_too_much(tmp_path: Path, jobs: int, monkeyp
         opened.append(number)
         return engine_for(number, start_method)
 
-    monkeypatch.setattr(api, "count_names", noted)
+    monkeypatch.setattr("pcopy.limit.count_names", noted)
     monkeypatch.setattr("pcopy.drive.engine_for", opening)
     report = pcopy.copy(source, tmp_path / "dst", jobs=jobs, delete=True, max_delete=200)
     assert report.exit_status == 3
@@ -246,12 +247,12 @@ def test_however_a_count_ends_the_mode_of_the_destination_stays(tmp_path: Path, 
     source = make_tree(tmp_path / "src", {"new": b"1"})
     dst = make_tree(tmp_path / "dst", {"x": Dir({"y": b"2"}, mode=0 if why == "an observer" else 0o755)})
     program = f"""
-import os, signal, sys, pcopy, pcopy.api
+import os, signal, sys, pcopy, pcopy.limit
 class Raises(pcopy.Observer):
     def failure(self, failure):
         raise RuntimeError
 if sys.argv[1] == "Ctrl-C":
-    pcopy.api.Enough.progress = lambda *words: os.kill(os.getpid(), signal.SIGINT)
+    pcopy.limit.Enough.progress = lambda *words: os.kill(os.getpid(), signal.SIGINT)
 try:
     report = pcopy.copy({str(source)!r}, {str(dst)!r}, jobs=1, delete=True, max_delete=9, observer=Raises())
 except (KeyboardInterrupt, RuntimeError) as error:
@@ -281,13 +282,13 @@ def test_a_full_directory_in_the_place_of_a_file_counts(tmp_path: Path, jobs: in
 def test_a_run_that_is_stopped_while_it_counts_does_nothing(tmp_path: Path, jobs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     make_tree(tmp_path, {"a": Dir({"f": b"1"}), "b": Dir({"f": b"1"}), "c": Dir({"f": b"1"})})
     dst = make_tree(tmp_path / "dst", {"a": Dir({"x": b"1"}), "b": b"a file that would give way"})
-    before, stop, count_names = read_tree(dst), pcopy.Stop(), api.count_names
+    before, stop = read_tree(dst), pcopy.Stop()
 
     def stopped(*words: Any) -> None:
         stop.signal = signal.SIGTERM
         count_names(*words)
 
-    monkeypatch.setattr(api, "count_names", stopped)
+    monkeypatch.setattr("pcopy.limit.count_names", stopped)
     report = pcopy.copy([tmp_path / x for x in "abc"], dst, jobs=jobs, delete=True, max_delete=9, stop=stop)
     assert (report.exit_status, report.errors, read_tree(dst)) == (128 + signal.SIGTERM, [], before)
 

@@ -33,6 +33,8 @@ FLOORS = (
     ("worker",),
     ("coordinator", "prepare"),
     ("drive", "asked"),
+    ("part",),
+    ("limit",),
     ("api",),
     ("comparison", "checking"),
     ("report",),

@@ -1,0 +1,101 @@
+"""A part of a run: the count of what may be deleted, the plan of it, the copy, the check of a manifest.
+
+All of them go alike: at first in this process, then on the workers that they have in common, until Ctrl-C or the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import NamedTuple
+
+from pcopy.asked import why_alone
+from pcopy.coordinator import Coordinator, begin, wind_up
+from pcopy.options import Options
+from pcopy.outcome import Failure
+from pcopy.paths import Landing
+from pcopy.result import Observer, Report, Stop
+from pcopy.workers import Workers
+
+DEFAULT = signal.default_int_handler
+
+
+class Request(NamedTuple):
+    """What was asked for, and makes sense. ``listing``: where a manifest goes; ``files``: what a run writes besides.
+
+    ``only_deletions``: see Job.
+    """
+
+    top: str
+    landings: Sequence[Landing]
+    options: Options
+    expected: Report | None
+    listing: str | None
+    files: Sequence[str]
+    only_deletions: bool = False
+
+
+def new_report(options: Options) -> Report:
+    alone = why_alone() if options.jobs > 1 else ""
+    jobs, warnings = (1, [alone]) if alone else (options.jobs, [])
+    return Report(jobs=jobs, dry_run=options.dry_run, warnings=warnings)
+
+
+def coordinate(coordinator: Coordinator, workers: Workers) -> None:
+    """Do all the work: at first in this process; a small copy pays for no engine, nor for importing one."""
+    try:
+        if not workers.executor:
+            begin(coordinator)
+        if coordinator.has_work:
+            from pcopy.drive import drive
+
+            drive(coordinator, workers)
+    finally:
+        wind_up(coordinator)
+
+
+@contextlib.contextmanager
+def stopped_by_ctrl_c(stop: Stop) -> Iterator[None]:
+    """Where Ctrl-C would raise KeyboardInterrupt anywhere, let it be raised when the run has stopped; the second at once."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not DEFAULT:
+        yield
+        return
+    asked = False
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked, stop.signal = True, number
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, DEFAULT)
+    if asked:
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def closed_in_peace(stop: Stop) -> Iterator[Workers]:
+    """The workers of a run, which are closed at its end, however that comes: one Ctrl-C does not keep them from it."""
+    workers = Workers()
+    try:
+        yield workers
+    finally:
+        with stopped_by_ctrl_c(stop):
+            workers.__exit__(*sys.exc_info())
+
+
+def note(report: Report, failure: Failure, observer: Observer) -> None:
+    report.errors.append(failure)
+    observer.failure(failure)
+
+
+def add_warnings(report: Report, other: Report) -> None:
+    report.warnings += [warning for warning in other.warnings if warning not in report.warnings]
