@@ -318,8 +318,13 @@ class Coordinator:
         return portion
 
     def can_queue(self, running: int) -> bool:
-        """Whether one more slice may wait for a worker: there is work for all, and its turn comes soon."""
-        return 1 < self.jobs == running and len(self.frontier) > 2 * self.jobs
+        """Whether one more slice may wait for a worker: there is work for all, and its turn comes soon.
+
+        One span of a large file is work enough. Without it a worker that ends a slice waits until this process gets a
+        processor, while those are busy in the kernel for milliseconds.
+        """
+        enough = bool(self.frontier) and isinstance(self.frontier[-1], Span)
+        return 1 < self.jobs == running and (enough or len(self.frontier) > 2 * self.jobs)
 
     def portion(self, stack: deque[Unit] | deque[Scan], running: int, ahead: bool = False) -> Portion:
         """As many units off a stack as fill a slice, and leave something for the others.

@@ -547,6 +547,17 @@ def test_a_large_file_is_shared_out_if_there_is_nothing_else_to_do(others: tuple
     assert (first == [Span(file, 0, file.size)]) != shared_out
 
 
+@pytest.mark.parametrize("waits", [True, False], ids=["a span", "files"])
+def test_a_large_file_may_wait_for_a_worker_where_there_is_little_else(waits: bool) -> None:
+    """Else who ends a slice waits for the coordinator, which waits for a processor."""
+    files = [large(name=str(number)) for number in range(3)]
+    spans: list[Unit] = [Span(file, 0, file.size) for file in files]
+    coordinator = a_coordinator(2, [*spans, *map(Seal, files)] if waits else [entries("", "a"), *spans[1:]])
+    held = [take(coordinator, running) for running in range(4)]
+    assert held[:2] == [[spans[2]], [spans[1]]]
+    assert held[2:] == ([[spans[0]], []] if waits else [[], []])
+
+
 def test_a_file_of_which_a_span_failed_is_not_sealed_but_taken_away() -> None:
     coordinator, file, slices = spans_in_flight(2)
     failure = Failure("d/big", "read", 5, "Input/output error")
