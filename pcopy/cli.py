@@ -51,7 +51,7 @@ destination unusable, another run holds it); 129, 130, 143 interrupted."""
 
 
 # fmt: off
-@click.command(cls=Command, epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.command(cls=Command, epilog=EXAMPLES, context_settings={"max_content_width": 100})
 @click.argument("paths", nargs=-1, metavar="SOURCE... DESTINATION", shell_complete=some_file)
 @click.option("-j", "--jobs", cls=Option, group=HOW, type=JobList(),
               help="Worker processes; 1 copies in this process; 'auto' begins with the processors that it may use, and takes "

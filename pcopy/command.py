@@ -47,10 +47,7 @@ class Command(click.Command):
         return super().parse_args(ctx, args)
 
     def get_help_option(self, ctx: click.Context) -> click.Option | None:
-        option = super().get_help_option(ctx)
-        if option:
-            option.callback = print_help
-        return option
+        return HELP
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title in (WHAT, HOW, SAY, MEASURE, OTHER):
@@ -148,6 +145,12 @@ def some_tool(context: click.Context, param: click.Parameter, begun: str) -> lis
 def print_help(context: click.Context, param: click.Parameter, given: bool) -> None:
     if given:
         leave(ExitStatus.OK if emit(context.get_help()) else ExitStatus.FAILED)
+
+
+# Click's own looks for a translation of its one line first, which takes a millisecond.
+HELP = click.Option(
+    ["-h", "--help"], is_flag=True, is_eager=True, expose_value=False, callback=print_help, help="Show this message and exit."
+)
 
 
 def print_version(context: click.Context, param: click.Parameter, given: bool) -> None:

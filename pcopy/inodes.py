@@ -44,7 +44,7 @@ class Name(NamedTuple):
         return Place(self.among.tree, self.among.path, self.among.rename or self.name)
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Decided:
     """What becomes of names, as all names of their inodes are known."""
 
