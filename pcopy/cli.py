@@ -28,7 +28,7 @@ from pcopy.command import (
 )
 from pcopy.errors import ExitStatus, UsageError
 from pcopy.options import Hash, Overwrite, When
-from pcopy.terminal import emit, ended_by_signals, interruptible, leave, say
+from pcopy.terminal import block, emit, ended_by_signals, interruptible, leave, say
 
 if TYPE_CHECKING:
     from pcopy.progress import Lines
@@ -281,7 +281,7 @@ def run_compare(context: click.Context, given: dict[str, Any]) -> int:
             *given["paths"], jobs=given["jobs"], against=given["against"], rounds=given["rounds"],
             options=copy_options(given), step=step,
         )  # fmt: skip
-    written = emit(comparison_json(comparison) if given["as_json"] else table(comparison))
+    written = emit(comparison_json(comparison) if given["as_json"] else table(comparison, block()))
     if given["chart"]:
         try:
             draw(comparison, given["chart"])

@@ -95,8 +95,8 @@ def figures(report: Report) -> dict[str, Any]:
 # ---- comparisons ----------------------------------------------------------------------------------------------------
 
 
-def table(comparison: Comparison) -> str:
-    """A comparison for a terminal of 80 columns or more; the shorter the bar the better."""
+def table(comparison: Comparison, block: str = "█") -> str:
+    """A comparison for a terminal of 80 columns or more; the shorter the bar, made of ``block``, the better."""
     head = f"{plural(comparison.files, 'file')}, {size(comparison.bytes)}; {plural(comparison.rounds, 'round')} after a warm-up"
     titles = ("", "median s", "min-max s", "MB/s", "files/s", "speed-up")
     rows = [row(one, comparison) for one in comparison.contenders]
@@ -104,7 +104,7 @@ def table(comparison: Comparison) -> str:
     longest = max((one.median for one in comparison.contenders if one.seconds), default=1.0)
     lines = [head, "", line_of(titles, widths)]
     for one, cells in zip(comparison.contenders, rows, strict=True):
-        bar = "█" * max(1, round(BAR * one.median / longest)) if one.seconds else shown(one.trouble)
+        bar = block * max(1, round(BAR * one.median / longest)) if one.seconds else shown(one.trouble)
         lines.append(f"{line_of(cells, widths)}  {bar}")
     return "\n".join([*lines, "", SPEED_UP, comparison.advice])
 

@@ -38,6 +38,12 @@ def emit(text: str) -> bool:
     return True
 
 
+def block() -> str:
+    """What a bar in a table is made of, in what the standard output is encoded in."""
+    full = "█"
+    return full if full.encode(sys.stdout.encoding or "utf-8", "replace") != b"?" else "#"
+
+
 def open_closed_streams() -> None:
     """Started with closed streams (2>&-), Python has None for them, and the next file opened would get their number.
 

@@ -304,6 +304,13 @@ def test_what_a_tool_said_cannot_drive_the_terminal() -> None:
     assert "name" in table(comparison)
 
 
+@pytest.mark.parametrize(("encoding", "block"), [("utf-8", "█"), ("ascii", "#"), ("latin-1", "#")])
+def test_bars_are_made_of_what_the_output_can_say(pcopy: Run, source: Path, encoding: str, block: str) -> None:
+    done = pcopy(*QUICK, source, env={**os.environ, "PYTHONIOENCODING": encoding}, encoding=encoding)
+    rows = [line for line in done.stdout.splitlines() if line.startswith("pcopy -j")]
+    assert [set(row.rsplit("  ", 1)[1]) for row in rows] == [{block}, {block}], done
+
+
 # ---- rounds ---------------------------------------------------------------------------------------------------------
 
 
