@@ -786,11 +786,13 @@ def started(
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     deadline = time.monotonic() + 30
-    while not any(place.glob(f"pcopy-compare-*/{copying}")):
+    while True:
+        with contextlib.suppress(FileNotFoundError):  # one that was whole is removed meanwhile (Python 3.10 tells)
+            if any(place.glob(f"pcopy-compare-*/{copying}")):
+                return process
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "no copy was begun"
         time.sleep(0.005)
-    return process
 
 
 def assert_nothing_left(place: Path) -> None:
