@@ -12,7 +12,7 @@ from dataclasses import replace
 from pcopy import attributes as attr
 from pcopy import failures, runs
 from pcopy import filesystem as fs
-from pcopy.extra import Extra
+from pcopy.extra import MOUNTED, Extra
 from pcopy.handles import ABSENT, Handles, Pair, close
 from pcopy.listing import Listing
 from pcopy.metadata import Metadata
@@ -331,7 +331,7 @@ class Directories:
             handle, _ = self.open_copy(name, parent.destination, fresh=False)
         pair = self.handles.hold(Pair(~tree, path, ABSENT, handle, parent.depth + 1, readable=True))
         if not stays and self.extra.is_mounted(pair):
-            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))  # else rmdir says so
+            fs.refuse_to_remove(MOUNTED)  # else rmdir says so
         pair.stays = True
         there = fs.list_directory(handle)
         if self.options.dry_run:  # the run would hold the lock that shows them to be dead

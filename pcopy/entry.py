@@ -38,6 +38,7 @@ LARGE = 32 << 20
 CANNOT_LINK = frozenset({errno.EMLINK, errno.EPERM, errno.EXDEV, errno.ENOTSUP, errno.ENOSYS})
 TRIES = 3  # copies of a source that changes each time
 IN_ITS_PLACE = "a directory that is not empty is in its place: move or remove it, or give delete"
+STAYS = "a directory in its place holds something that is not to be deleted: move or remove that"
 FOLLOWED = "a directory that is not empty is in its place, and a link may lead into it: move or remove it"
 EARLIER = "earlier"  # why a name is a link: an earlier copy has the file
 SWAPPED = "somebody put another file in its place: run the same line again"

@@ -16,6 +16,8 @@ from pcopy.mounts import mount_or_device
 from pcopy.select import leaves_out, selection
 from pcopy.work import Job, join
 
+MOUNTED = f"{os.strerror(errno.EBUSY)} (something is mounted on it, so it stays: unmount that, or exclude it)"
+
 
 class Extra:
     """Looks at it for one slice."""

@@ -18,7 +18,7 @@ from pcopy.account import Account
 from pcopy.audit import open_source
 from pcopy.contents import BLOCK
 from pcopy.directory import APPEARED
-from pcopy.entry import IN_ITS_PLACE, TRIES, Copier, SourceChanged, changed, give_name
+from pcopy.entry import STAYS, TRIES, Copier, SourceChanged, changed, give_name
 from pcopy.handles import Pair
 from pcopy.verdict import Fate
 from pcopy.work import Clear, Entries, Large, Seal, Span, Unit, Verify, changed_group, join, large_group
@@ -138,7 +138,7 @@ def seal(work: Account, unit: Seal) -> None:
     except Blocked:
         if unit.cleared:
             take_away(work, large)
-            raise OSError(errno.ENOTEMPTY, IN_ITS_PLACE) from None
+            raise OSError(errno.ENOTEMPTY, STAYS) from None
         work.outcome.large_open += 1
         work.stack += [unit._replace(cleared=True), Clear(large.tree, join(large.path, large.target))]
     except OSError as error:

@@ -6,6 +6,7 @@ many of them would.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Sequence
 
@@ -51,9 +52,10 @@ def too_much(request: Request, report: Report, stop: Stop, workers: Workers, car
     carry_out(request._replace(options=silent, expected=None, only_deletions=True), plan, Observer(), stop, workers)
     add_warnings(report, plan)
     if plan.deleted <= most:
-        if not plan.errors:
+        uncounted = next((one for one in plan.errors if one.errno != errno.EBUSY), None)  # what is mounted, say, stays
+        if not uncounted:
             return None, plan.deleted
-        reason = f"not counted, so nothing is deleted: {plan.errors[0].path}: {plan.errors[0].reason}"
+        reason = f"not counted, so nothing is deleted: {uncounted.path}: {uncounted.reason}"
         return Failure(top, "delete", None, reason), 0
     entries = "1 entry" if plan.deleted == 1 else f"{plan.deleted:,} entries"
     reason = f"would remove {entries}, more than max-delete allows ({most:,}): nothing was done"

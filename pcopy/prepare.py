@@ -57,13 +57,24 @@ def enter(
         make_accessible(top, stat.S_IRUSR | stat.S_IXUSR, undo)
     check_usable(top)
     handle, alone = stack.enter_context(locked(top, not is_single(landings), report))
+    try:
+        claim_all(top, landings, handle, options, stack)
+    except OSError:
+        if fresh and alone:  # it is not to be found in what another run makes
+            with contextlib.suppress(OSError):
+                os.rmdir(top)
+        raise
+    return Place(fresh, handle, alone)
+
+
+def claim_all(top: str, landings: Sequence[Landing], handle: int, options: Options, stack: contextlib.ExitStack) -> None:
+    """Mark the copies in an open directory. Raises OSError if another run is at work on one, or deletes above."""
     if any(runs.marks(handle, runs.DELETES)):
         raise OSError(errno.EWOULDBLOCK, runs.DELETED, top)
     copies = [os.path.basename(one.destination) if one.destination != top else "." for one in landings if not one.names]
     few = len(copies) <= MARKED
     for name in copies if few else [".", *copies]:
         claim(name, top, handle, options, stack if few or name == "." else None)
-    return Place(fresh, handle, alone)
 
 
 def becomes_a_copy(top: str, landings: Sequence[Landing]) -> bool:

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pcopy import filesystem as fs
 from pcopy import runs
 from pcopy.account import Account
+from pcopy.extra import MOUNTED
 from pcopy.handles import ABSENT, Pair, close
 from pcopy.outcome import Event
 from pcopy.work import BATCH, Clear, Count, Finish, Remove, counts_of, directory_group, gone_group, join
@@ -204,6 +205,8 @@ def failed(work: Account, unit: Remove | Clear, error: OSError) -> None:
     """What could not be removed is no entry of the source, but it is one of the run."""
     if work.try_again(unit, error.errno):
         return
+    if error.strerror == os.strerror(errno.EBUSY):
+        error.strerror = MOUNTED
     above, name = (unit.path, unit.names[0]) if isinstance(unit, Remove) else (unit.path.rpartition("/")[0], "")
     work.outcome.ruined.add(directory_group(unit.tree, above))
     work.outcome.tally.found += 1

@@ -25,7 +25,7 @@ from pcopy import large as largefile
 from pcopy.account import Account, unforeseen
 from pcopy.audit import Unfinished
 from pcopy.crew import Effort
-from pcopy.entry import EARLIER, IN_ITS_PLACE
+from pcopy.entry import EARLIER, STAYS
 from pcopy.handles import ABSENT, Handles, Pair
 from pcopy.links import Linker
 from pcopy.listing import Listing
@@ -378,7 +378,7 @@ class Slice(Account):
     def clear_first(self, unit: Entries | Link, again: Entries | Link, name: str) -> None:
         """A directory that is not empty is in the place of something else: once it is removed, that is tried again."""
         if unit.cleared:
-            error = OSError(errno.ENOTEMPTY, IN_ITS_PLACE)
+            error = OSError(errno.ENOTEMPTY, STAYS)
             self.spoil(unit)
             self.keep_all(unit)
             self.fail(self.failure_of(unit, self.full(unit.tree, unit.path, name), error))

@@ -515,7 +515,10 @@ def test_what_cannot_be_deleted_is_named_and_the_rest_goes(tmp_path: Path, jobs:
         assert read_tree(kept) == before
         assert (report.exit_status, report.failed, report.deleted) == (1, 1, 4)
         (error,) = report.errors
-        assert (error.path, error.reason) == (f"{dst}/x/m", "Device or resource busy")
+        assert error.path == f"{dst}/x/m"
+        assert error.reason == (
+            "Device or resource busy (something is mounted on it, so it stays: unmount that, or exclude it)"
+        )
         assert sorted(os.listdir(dst)) == ["f", "x"] and os.listdir(dst / "x") == ["m"]
     finally:
         subprocess.run(["umount", dst / "x/m"], check=True)
@@ -613,6 +616,23 @@ def test_a_mount_that_is_in_the_way_stays_and_is_named(
     told = [[(one.path, one.errno) for one in each.errors] for each in (plan, limited, report)]
     assert told == [[(str(dst / "m"), errno.EBUSY)]] * 3
     assert (plan.deleted, limited.deleted, report.deleted) == (1, 1, 1)
+
+
+@as_root
+@pytest.mark.parametrize("limit", [2, 3, 4, 100])
+def test_what_else_is_to_go_where_something_is_mounted_is_known(tmp_path: Path, jobs: int, limit: int) -> None:
+    source = make_tree(tmp_path / "src", {"f": b"1"})
+    dst = make_tree(tmp_path / "dst", {"x": Dir({"y": Dir({}), "g": b"2"}), "h": b"3", "gone": Dir({})})
+    with mounted(dst / "x/y", "-t", "tmpfs", "none"):
+        (dst / "x/y/precious").touch()
+        report = pcopy.copy(source, dst, jobs=jobs, delete=True, max_delete=limit)
+        assert os.listdir(dst / "x/y") == ["precious"]
+    if limit == 2:
+        assert (report.exit_status, os.listdir(dst / "x") != ["y"]) == (3, True)
+        assert "would remove 3 entries" in report.errors[0].reason
+    else:
+        assert (report.exit_status, report.deleted, sorted(os.listdir(dst))) == (1, 3, ["f", "x"])
+        assert [(one.path, "something is mounted" in one.reason) for one in report.errors] == [(str(dst / "x/y"), True)]
 
 
 def test_another_file_system_of_the_source_is_left_alone(tmp_path: Path, jobs: int) -> None:
@@ -770,6 +790,26 @@ def test_a_run_that_is_refused_has_changed_nothing(tmp_path: Path, pcopy: Run, c
     assert (done.returncode, "another run deletes here" in done.stderr) == (3, True), done.stderr
     assert read_tree(dst) == before
     assert pcopy(*sources, dst).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("src", "dst/new"), ("--delete", "src", "dst/new/"), ("src", "src/f", "dst/new")],
+    ids=["one", "delete", "several"],
+)
+def test_a_run_that_is_refused_leaves_no_directory_in_what_another_one_makes(
+    tmp_path: Path, pcopy: Run, words: tuple[str, ...]
+) -> None:
+    make_tree(tmp_path, {"src": Dir({"f": b"1"}), "dst": Dir({"x": b"2"})})
+    handle = os.open(tmp_path / "dst", os.O_RDONLY)
+    try:
+        runs.lock(handle, exclusive=True)
+        runs.mark(handle, runs.DELETES)
+        done = pcopy(*words)
+    finally:
+        os.close(handle)
+    assert (done.returncode, "another run deletes here" in done.stderr) == (3, True), done.stderr
+    assert os.listdir(tmp_path / "dst") == ["x"]
 
 
 def test_copies_that_a_run_makes_are_marked_too(tmp_path: Path, pcopy: Run) -> None:
@@ -981,6 +1021,7 @@ def test_a_directory_with_something_that_is_left_out_gives_way_to_nothing(
     for dry_run in (True, False):
         report = pcopy.copy(source, dst, jobs=jobs, delete=True, dry_run=dry_run, **options)
         assert [(error.path, error.errno) for error in report.errors] == [(f"{source}/x", errno.ENOTEMPTY)]
+        assert "holds something that is not to be deleted" in report.errors[0].reason
     assert (report.exit_status, (dst / "x/d/a.o").read_bytes(), (dst / "y").read_bytes()) == (1, b"large", b"2")
 
 
