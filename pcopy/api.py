@@ -23,6 +23,7 @@ from pcopy.asked import (
     check_earlier,
     check_files,
     check_filters,
+    check_flags,
     check_hash,
     check_jobs,
     check_kind,
@@ -43,7 +44,7 @@ from pcopy.asked import (
 from pcopy.coordinator import Coordinator
 from pcopy.errors import UsageError
 from pcopy.limit import empty_source, too_much
-from pcopy.manifest import Spool, check_place, place_of, within, write
+from pcopy.manifest import Spool, check_place, escaped, place_of, within, write
 from pcopy.options import ALL_ATTRIBUTES, METHODS, Hash, Options, Overwrite, When
 from pcopy.outcome import Event, Failure
 from pcopy.part import Request, closed_in_peace, coordinate, new_report, note, stopped_by_ctrl_c
@@ -135,6 +136,8 @@ def copy(
     alone, whatever ``jobs`` says, and a warning in the report says so.
     """
     observer = check_observer(observer)
+    check_flags(checksum=checksum, dereference=dereference, one_file_system=one_file_system, atomic=atomic, fsync=fsync)
+    check_flags(verify=verify, dry_run=dry_run, delete=delete, verbose=verbose)
     number, adapts = check_jobs(jobs)
     options = Options(
         jobs=number,
@@ -287,8 +290,10 @@ def write_manifest(spool: Spool, path: str, top: str, job: Job, report: Report, 
     if report.stopped or stop.signal:
         report.warnings.append(f"{path}: not written, because the run was cut short")
         return
+    below = within(path, top)
+    own = None if below is None else escaped(below, job.options.sums or Hash.SHA256)
     try:
-        write(spool, path, within(path, top), job.umask, job.options.fsync)
+        write(spool, path, own, job.umask, job.options.fsync)
     except OSError as error:
         note(report, failures.of(path, error)._replace(operation="write the manifest"), observer)
 

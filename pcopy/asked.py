@@ -198,6 +198,12 @@ def check_preserve(preserve: str | Iterable[str]) -> frozenset[str]:
         raise UsageError(f"preserve {error}") from None
 
 
+def check_flags(**flags: object) -> None:
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):  # "no" would mean yes
+            raise UsageError(f"{name} {flag!r}: must be True or False")
+
+
 def check_filters(filters: Sequence[str]) -> tuple[str, ...]:
     if isinstance(filters, str) or not all(isinstance(line, str) for line in filters):
         raise UsageError(f"filters {filters!r}: must be a list of lines as in a gitignore file")

@@ -4,7 +4,7 @@
     text ──▶ portions() ──▶ parse() of each line
 
 A line is DIGEST, two blanks, NAME. A name with a backslash or a line's end is escaped and its line begins with a backslash
-(GNU coreutils, "md5sum invocation"; since 9.0 a carriage return is escaped too).
+(GNU coreutils, "md5sum invocation"; since 9.0 a carriage return is escaped too, which b3sum 1.2 does not know).
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from pcopy.paths import Landing
 PART = 100_000
 # Bytes of a manifest in one unit of a check: about a hundred lines, as many as names in a unit of a copy.
 PORTION = 10_000
+# Bytes of a line, at most: what is longer is none.
+LONGEST = 1 << 20
 LINE = rb"(?s)(\\?)([0-9a-fA-F]{64}) [ *](.+)\Z"
 ESCAPES = {b"\\": b"\\\\", b"\n": b"\\n", b"\r": b"\\r"}
 ESCAPED = rb"(?s)\\(.?)"
@@ -48,12 +50,20 @@ def hasher(name: Hash) -> Any:
     return sha256
 
 
-def record(path: str, digest: str) -> bytes:
+def record(path: str, digest: str, kind: Hash) -> bytes:
     """What is sorted: the escaped path, a byte that no path holds, the digest."""
+    return b"%b\0%b\n" % (escaped(path, kind), digest.encode())
+
+
+def escaped(path: str, kind: Hash) -> bytes:
+    """A name as ``sha256sum -c`` or ``b3sum -c`` reads it. Both take a single dash for the standard input."""
     name = os.fsencode(path)
+    if name == b"-":
+        return b"./-"
     if b"\\" in name or b"\n" in name or b"\r" in name:
-        name = re.sub(rb"[\\\n\r]", lambda found: ESCAPES[found[0]], name)
-    return b"%b\0%b\n" % (name, digest.encode())
+        codes = rb"[\\\n]" if kind is Hash.BLAKE3 and not name.endswith(b"\r") else rb"[\\\n\r]"
+        name = re.sub(codes, lambda found: ESCAPES[found[0]], name)
+    return name
 
 
 def line_of(one: bytes) -> bytes:
@@ -90,9 +100,13 @@ class Lines(NamedTuple):
 
 
 def portions(file: IO[bytes]) -> Iterator[Lines]:
-    """A manifest in pieces that end where lines do."""
+    """A manifest in pieces that end where lines do. Of a line that is too long only the beginning is kept."""
     first = 1
-    while text := file.read(PORTION) + file.readline():
+    while text := file.read(PORTION) + file.readline(LONGEST):
+        if len(text) >= LONGEST and not text.endswith(b"\n"):
+            while (more := file.readline(LONGEST)) and not more.endswith(b"\n"):
+                pass
+            text += b"\n"
         yield Lines(text, first)
         first += text.count(b"\n")
 
@@ -136,8 +150,8 @@ class Spool:
         return (one for one, _ in itertools.groupby(merged))
 
 
-def write(spool: Spool, path: str, but: str | None, umask: int, lasting: bool) -> None:
-    """Write a manifest whole or not at all, never through a symbolic link. ``but``: leave out this one, its own, path.
+def write(spool: Spool, path: str, own: bytes | None, umask: int, lasting: bool) -> None:
+    """Write a manifest whole or not at all, never through a symbolic link. ``own``: its escaped name, to be left out.
 
     In a directory that is part of a copy, that directory keeps its times. Raises OSError.
     """
@@ -147,12 +161,12 @@ def write(spool: Spool, path: str, but: str | None, umask: int, lasting: bool) -
         state = os.fstat(directory)
         place = runs.temporary_name(os.urandom(4).hex(), 0, name)
         try:
-            write_lines(spool, place, directory, None if but is None else record(but, "").partition(b"\0")[0], umask, lasting)
+            write_lines(spool, place, directory, own, umask, lasting)
             fs.rename(place, name, directory)
         except BaseException:
             fs.remove_if_there(place, directory)
             raise
-        if but is not None:
+        if own is not None:
             attr.set_times(directory, state.st_atime_ns, state.st_mtime_ns)
         if lasting:
             fs.sync(directory)
@@ -178,6 +192,8 @@ def check_place(given: str, top: str, landings: Sequence[Landing]) -> str:
         raise UsageError(f"manifest {given!r}: is a directory; name a file")
     path, real_top = place_of(given), os.path.realpath(top)
     where = os.path.dirname(path)
+    if path == real_top:
+        raise UsageError(f"manifest {given}: is the destination itself; name a file")
     if where != real_top and not os.path.isdir(where):  # the destination will be there
         raise UsageError(f"manifest {given}: {where} is not a directory that exists; make it first (mkdir -p)")
     if os.path.isdir(where) and not os.access(where, os.W_OK | os.X_OK):

@@ -8,6 +8,7 @@ import time
 from pcopy import filesystem as fs
 from pcopy.account import Account
 from pcopy.manifest import BadLine, parse, record
+from pcopy.options import Hash
 from pcopy.outcome import Failure
 from pcopy.reading import Stopped
 from pcopy.verdict import Fate
@@ -17,7 +18,7 @@ from pcopy.work import Check, Sums
 def take(work: Account, unit: Sums) -> None:
     """Take the checksums of files for the manifest."""
     pair, tree = work.handles.pair(unit.tree, unit.path), work.job.trees[unit.tree]
-    top = os.path.basename(tree.destination) if tree.depth else ""
+    top, kind = os.path.basename(tree.destination) if tree.depth else "", work.job.options.sums or Hash.SHA256
     for done, name in enumerate(unit.names):
         if done and time.monotonic() >= work.deadline:
             work.stack.append(unit._replace(names=unit.names[done:]))
@@ -34,7 +35,7 @@ def take(work: Account, unit: Sums) -> None:
         else:
             if digest:
                 path = "/".join(part for part in (top, unit.path, target) if part)
-                work.outcome.sums.append(record(path, digest))
+                work.outcome.sums.append(record(path, digest, kind))
 
 
 def check(work: Account, unit: Check) -> None:

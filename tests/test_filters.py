@@ -515,6 +515,8 @@ OF_THE_LIBRARY: list[tuple[dict[str, Any], str]] = [
     ({"filters": "*.o"}, "must be a list of lines"),
     ({"filters": [b"*.o"]}, "must be a list of lines"),
     ({"filters": ["[a"]}, "not closed"),
+    ({"delete": "no"}, "delete 'no': must be True or False"),
+    ({"verify": 1}, "verify 1: must be True or False"),
     ({"files_from": ["../a"]}, "leads upwards"),
     ({"files_from": ["a\0b"]}, "NUL"),
     ({"max_size": -1}, "max_size: -1 is not a size"),

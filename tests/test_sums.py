@@ -27,7 +27,7 @@ from pcopy.coordinator import Coordinator
 from pcopy.division import divide
 from pcopy.manifest import parse
 from pcopy.metadata import SHORTLY
-from pcopy.options import Options
+from pcopy.options import Hash, Options
 from pcopy.outcome import Outcome
 from pcopy.prepare import current_umask
 from pcopy.result import Observer, Report, Stop
@@ -397,6 +397,17 @@ def test_a_manifest_lists_every_file_of_the_copy_for_sha256sum(tmp_path: Path, s
     assert stat.S_IMODE((tmp_path / "sums").stat().st_mode) == 0o666 & ~current_umask()
 
 
+def test_a_name_that_is_a_dash_is_not_the_standard_input(tmp_path: Path) -> None:
+    source = make_tree(tmp_path / "src", {"-": b"1", "d": Dir({"-": b"2"})})
+    assert library.copy(source, tmp_path / "dst", jobs=1, manifest=tmp_path / "sums").ok
+    assert [line[66:] for line in lines_of(tmp_path / "sums")] == [b"./-\n", b"d/-\n"]
+    assert sha256sum(tmp_path / "sums", tmp_path / "dst").returncode == 0
+    assert library.check(tmp_path / "sums", tmp_path / "dst", jobs=1).files == 2
+    (source / "-").unlink()
+    assert library.copy(source, tmp_path / "other", jobs=1, manifest=tmp_path / "other/-").ok
+    assert [line[66:] for line in lines_of(tmp_path / "other/-")] == [b"d/-\n"]
+
+
 @JOBS
 def test_after_a_rerun_the_manifest_is_as_complete_and_right(tmp_path: Path, source: Path, jobs: int) -> None:
     make_tree(tmp_path / "dst", {"extra": b"not of the source"})
@@ -497,8 +508,8 @@ def test_a_manifest_in_the_copy_lists_not_itself_and_changes_no_times(tmp_path: 
 
 def test_a_source_that_came_under_the_name_of_the_manifest_is_not_listed(tmp_path: Path) -> None:
     with contextlib.closing(library_manifest.Spool()) as spool:
-        spool.add(library_manifest.record(name, "0" * 64) for name in ("b", "my\nsums", "a"))
-        library_manifest.write(spool, str(tmp_path / "my\nsums"), "my\nsums", 0o022, lasting=True)
+        spool.add(library_manifest.record(name, "0" * 64, Hash.SHA256) for name in ("b", "my\nsums", "a"))
+        library_manifest.write(spool, str(tmp_path / "my\nsums"), b"my\\nsums", 0o022, lasting=True)
     assert lines_of(tmp_path / "my\nsums") == [b"0" * 64 + b"  a\n", b"0" * 64 + b"  b\n"]
 
 
@@ -555,6 +566,11 @@ def test_a_manifest_that_cannot_be_written_is_refused_before_anything_is(
     assert (source / "d/f1").read_text() == "1" * 700
 
 
+def test_a_manifest_in_the_place_of_the_destination_is_refused(tmp_path: Path, source: Path, pcopy: Run) -> None:
+    done = pcopy("--manifest", "new", source, "new")
+    assert (done.returncode, "is the destination itself" in done.stderr, (tmp_path / "new").exists()) == (2, True, False)
+
+
 def test_a_manifest_in_the_place_of_a_source_is_refused(tmp_path: Path, source: Path, pcopy: Run) -> None:
     done = pcopy("--manifest", source / "plain", source / "plain", "dst")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
@@ -567,6 +583,22 @@ def test_blake3_is_what_b3sum_writes(tmp_path: Path, source: Path) -> None:
     names = dict(filter(None, map(parse, (tmp_path / "sums").read_bytes().split(b"\n"))))
     assert set(map(os.fsencode, names)) == files_in(source)
     assert all(digest == blake3.blake3((source / name).read_bytes()).hexdigest() for name, digest in names.items())
+
+
+def test_b3sum_reads_odd_names(tmp_path: Path) -> None:
+    """It does not escape a carriage return, and reads nothing but UTF-8."""
+    pytest.importorskip("blake3")
+    names: dict[str | bytes, object] = {"-": b"0", "a\rb": b"1", "c\rd\\e\nf": b"2", **ODD}
+    source = make_tree(tmp_path / "src", {name: what for name, what in names.items() if isinstance(name, str)})
+    assert library.copy(source, tmp_path / "dst", jobs=1, manifest=tmp_path / "sums", hash="blake3").ok
+    assert library.check(tmp_path / "sums", tmp_path / "dst", jobs=1, hash="blake3").files == len(files_in(source))
+    lines = (tmp_path / "sums").read_bytes().split(b"\n")[:-1]
+    written = [line.lstrip(b"\\")[66:] for line in lines]
+    assert {b"./-", b"a\rb", b"c\rd\\\\e\\nf"} <= set(written)
+    if shutil.which("b3sum"):
+        known = [line + b"\n" for line in lines if b"return" not in line]  # at the end of a name it takes it for the line's
+        done = subprocess.run(["b3sum", "-c"], cwd=tmp_path / "dst", input=b"".join(known), capture_output=True, check=False)
+        assert (done.returncode, done.stdout.count(b": OK\n")) == (0, len(known)), done
 
 
 def test_without_the_module_blake3_the_extra_is_named(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -650,6 +682,21 @@ def test_broken_lines_are_named_by_number_and_the_rest_is_checked(tmp_path: Path
     assert f"checked {len(good) + 2} files" in done.stderr
     assert f"; {len(broken)} failed" in done.stderr
     assert "reconcile" not in done.stderr
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_of_a_line_without_an_end_only_the_beginning_is_kept(tmp_path: Path, copied: Path, pcopy: Run, size: int) -> None:
+    """A disk image that was given for a manifest, say."""
+    good = (tmp_path / "sums").read_bytes()
+    long = b"x" * (size * library_manifest.LONGEST + (size == 2))
+    (tmp_path / "sums").write_bytes(long + b"\n" + good + long)
+    with open(tmp_path / "sums", "rb") as file:
+        texts = [one.text for one in library_manifest.portions(file)]
+    assert max(map(len, texts)) <= library_manifest.LONGEST + library_manifest.PORTION + 1
+    done = pcopy("--check", "sums", copied)
+    count = good.count(b"\n")
+    assert re.findall(r"sums: check: line (\d+): ", done.stderr) == ["1", str(count + 2)]
+    assert (done.returncode, f"checked {count} files" in done.stderr) == (1, True)
 
 
 def test_each_portion_of_a_manifest_knows_its_line(tmp_path: Path) -> None:
