@@ -6,7 +6,7 @@ import os
 import time
 from typing import Literal
 
-from pcopy.asked import HashName, Jobs, Path, check_count, check_hash, check_jobs, check_kind
+from pcopy.asked import HashName, Jobs, Path, check_count, check_flags, check_hash, check_jobs, check_kind
 from pcopy.coordinator import Coordinator
 from pcopy.errors import UsageError
 from pcopy.manifest import portions
@@ -40,6 +40,7 @@ def check(
 
     The other parameters are those of :func:`pcopy.copy`.
     """
+    check_flags(verbose=verbose)
     number, adapts = check_jobs(jobs)
     options = Options(
         jobs=number,

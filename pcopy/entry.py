@@ -23,6 +23,7 @@ from pcopy import runs
 from pcopy.audit import Auditor, is_changed, version_of
 from pcopy.contents import Contents, has_holes, written
 from pcopy.directory import APPEARED
+from pcopy.extra import MOUNTED
 from pcopy.halves import Halves
 from pcopy.handles import ABSENT, Pair
 from pcopy.metadata import NEW, Metadata
@@ -231,6 +232,8 @@ class Copier:
         try:
             fs.remove_directory(target, parent, pretend)
         except OSError as error:
+            if error.errno == errno.EBUSY:
+                error.strerror = MOUNTED
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
             if not self.options.delete or self.follow:

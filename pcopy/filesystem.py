@@ -423,7 +423,6 @@ def remove_directory(name: str, parent: int, pretend: bool = False) -> None:
 
 
 def refuse_to_remove(reason: str) -> None:
-    """What is to stay, and is counted as that: see limit.py."""
     raise OSError(errno.EBUSY, reason)
 
 

@@ -57,24 +57,19 @@ def enter(
         make_accessible(top, stat.S_IRUSR | stat.S_IXUSR, undo)
     check_usable(top)
     handle, alone = stack.enter_context(locked(top, not is_single(landings), report))
-    try:
-        claim_all(top, landings, handle, options, stack)
-    except OSError:
-        if fresh and alone:  # it is not to be found in what another run makes
-            with contextlib.suppress(OSError):
-                os.rmdir(top)
-        raise
-    return Place(fresh, handle, alone)
-
-
-def claim_all(top: str, landings: Sequence[Landing], handle: int, options: Options, stack: contextlib.ExitStack) -> None:
-    """Mark the copies in an open directory. Raises OSError if another run is at work on one, or deletes above."""
-    if any(runs.marks(handle, runs.DELETES)):
-        raise OSError(errno.EWOULDBLOCK, runs.DELETED, top)
+    ask(top, handle, options)
     copies = [os.path.basename(one.destination) if one.destination != top else "." for one in landings if not one.names]
     few = len(copies) <= MARKED
     for name in copies if few else [".", *copies]:
         claim(name, top, handle, options, stack if few or name == "." else None)
+    return Place(fresh, handle, alone)
+
+
+def ask(top: str, directory: int, options: Options) -> None:
+    """Raises OSError if what another run does in an open directory, or above it, keeps this one from it."""
+    for what, why in runs.others(options.delete).items():
+        if any(runs.marks(directory, what)):
+            raise OSError(errno.EWOULDBLOCK, why, top)
 
 
 def becomes_a_copy(top: str, landings: Sequence[Landing]) -> bool:
@@ -115,7 +110,7 @@ def prepare(
             report.errors.append(failures.of(landing.source, error))
             continue
         if is_new and below and few and handle is not None and not options.dry_run:
-            claim(below, top, handle, options, stack)
+            claim(below, top, handle, options, stack, above=False)  # asked before anything gave way
         if is_new is None:
             report.skipped += 1
             continue
@@ -140,6 +135,8 @@ def make_top(path: str, options: Options, mode: int) -> bool:
         elif not may_write(os.path.dirname(path)):
             raise OSError(errno.EACCES, os.strerror(errno.EACCES), path)
         return fresh
+    if not os.path.lexists(path):
+        ask_above(path, options)
     try:
         os.mkdir(path, mode)
         return True
@@ -149,6 +146,18 @@ def make_top(path: str, options: Options, mode: int) -> bool:
         with contextlib.suppress(FileNotFoundError):
             os.stat(path)  # says why it cannot be looked at
         raise
+
+
+def ask_above(path: str, options: Options) -> None:
+    """The same of where a directory is to be made: that would change the times of one which another run has finished."""
+    try:
+        above = os.open(os.path.dirname(path), fs.PASS)
+    except OSError:  # who makes it will say why it cannot be
+        return
+    try:
+        ask(path, above, options)
+    finally:
+        fs.close_read(above)
 
 
 def make_accessible(top: str, bits: int, undo: contextlib.ExitStack | None = None) -> None:
@@ -169,10 +178,10 @@ def set_back(top: str, mode: int) -> None:
         os.chmod(top, mode)
 
 
-def claim(name: str, top: str, handle: int, options: Options, stack: contextlib.ExitStack | None) -> None:
+def claim(name: str, top: str, handle: int, options: Options, stack: contextlib.ExitStack | None, above: bool = True) -> None:
     """Mark the directory of a copy, if it is there, for as long as the stack. Raises OSError if another run is at work on it.
 
-    Without a stack it is only asked about: one above it is marked.
+    Or ``above`` it. Without a stack it is only asked about: one above it is marked.
     """
     state = fs.look_if_there(name, handle)
     if not state or not stat.S_ISDIR(state.st_mode):
@@ -182,7 +191,7 @@ def claim(name: str, top: str, handle: int, options: Options, stack: contextlib.
     except PermissionError:  # of somebody else's: the others are copied
         return
     try:
-        reason = runs.claim(place, options.delete) if stack else runs.in_the_way(place, options.delete)
+        reason = runs.claim(place, options.delete, above) if stack else runs.in_the_way(place, options.delete)
         if reason:
             raise failures.CopyError(errno.EWOULDBLOCK, reason, os.path.normpath(os.path.join(top, name)))
     except OSError:

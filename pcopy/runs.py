@@ -128,19 +128,24 @@ def mark(directory: int, what: int) -> None:
             fcntl.fcntl(directory, fcntl.F_OFD_SETLK, FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, what, 1, 0))
 
 
-def claim(directory: int, deletes: bool) -> str:
+def claim(directory: int, deletes: bool, above: bool = True) -> str:
     """Mark the open top of a copy. Returns why it is not to be one, if another run would remove what this one makes there.
 
-    Or the other way round. Marked first and asked then, so that of two that begin at once, at least one sees the other.
+    Or the other way round, or if such a run is at work ``above``. Marked first and asked then, so that of two that begin at
+    once, at least one sees the other.
     """
     mark(directory, DELETES if deletes else COPIES)
-    return in_the_way(directory, deletes) or in_the_way(directory, deletes, above=True)
+    return in_the_way(directory, deletes) or (in_the_way(directory, deletes, above=True) if above else "")
+
+
+def others(deletes: bool) -> dict[int, str]:
+    """The marks of other runs that keep a run, one which deletes or not, from a directory, and why."""
+    return {DELETES: DELETED} | ({COPIES: COPIED} if deletes else {})
 
 
 def in_the_way(directory: int, deletes: bool, above: bool = False) -> str:
     """What another run does to an open directory, or to one ``above`` it, that keeps one which deletes, or not, from it."""
-    others = {DELETES: DELETED} | ({COPIES: COPIED} if deletes else {})
-    for what, why in others.items():
+    for what, why in others(deletes).items():
         if any(marks(directory, what, 1)) if above else is_marked(directory, what):
             return why
     return ""

@@ -635,6 +635,27 @@ def test_what_else_is_to_go_where_something_is_mounted_is_known(tmp_path: Path, 
         assert [(one.path, "something is mounted" in one.reason) for one in report.errors] == [(str(dst / "x/y"), True)]
 
 
+@as_root
+@pytest.mark.parametrize("limit", [5, 6, 100])
+@pytest.mark.parametrize("hidden", [False, True], ids=["mounted", "hidden"])
+def test_what_else_is_to_go_where_a_directory_does_not_give_way_is_known(
+    tmp_path: Path, jobs: int, limit: int, hidden: bool
+) -> None:
+    source = make_tree(tmp_path / "src", {"f": b"1", "g": b"2", "d": Dir({})})
+    gone = Dir({"x": Dir(dict.fromkeys("1234", b"3"))})
+    dst = make_tree(tmp_path / "dst", {"d": gone, "f": Dir({"a": b"4", **({"m.o": b"5"} if hidden else {"m": Dir({})})})})
+    with contextlib.nullcontext() if hidden else mounted(dst / "f/m", "-t", "tmpfs", "none"):
+        for _ in range(0 if hidden else 3):
+            (dst / "f/m" / os.urandom(4).hex()).touch()
+        report = pcopy.copy(source, dst, jobs=jobs, delete=True, max_delete=limit, filters=["*.o"] if hidden else [])
+    if limit == 5:
+        assert (report.exit_status, sorted(os.listdir(dst))) == (3, ["d", "f"])
+        assert "would remove 6 entries" in report.errors[0].reason
+    else:
+        assert (report.exit_status, report.deleted, sorted(os.listdir(dst))) == (1, 6, ["d", "f", "g"]), report.errors
+        assert (os.listdir(dst / "d"), len(os.listdir(dst / "f"))) == ([], 1)
+
+
 def test_another_file_system_of_the_source_is_left_alone(tmp_path: Path, jobs: int) -> None:
     """With -x what is mounted in the source is not looked at, so nobody knows what it lacks."""
     if os.geteuid():
@@ -794,22 +815,41 @@ def test_a_run_that_is_refused_has_changed_nothing(tmp_path: Path, pcopy: Run, c
 
 @pytest.mark.parametrize(
     "words",
-    [("src", "dst/new"), ("--delete", "src", "dst/new/"), ("src", "src/f", "dst/new")],
+    [("src", "dst/z/new"), ("--delete", "src", "dst/z/new/"), ("src", "src/f", "dst/z/new")],
     ids=["one", "delete", "several"],
 )
-def test_a_run_that_is_refused_leaves_no_directory_in_what_another_one_makes(
-    tmp_path: Path, pcopy: Run, words: tuple[str, ...]
+@pytest.mark.parametrize("what", [runs.DELETES, runs.COPIES], ids=["deletes", "copies"])
+def test_a_run_that_is_refused_does_not_touch_what_another_one_makes(
+    tmp_path: Path, pcopy: Run, words: tuple[str, ...], what: int
 ) -> None:
-    make_tree(tmp_path, {"src": Dir({"f": b"1"}), "dst": Dir({"x": b"2"})})
+    """Not even the times of a directory that is finished, by making another one in it."""
+    make_tree(tmp_path, {"src": Dir({"f": b"1"}), "dst": Dir({"x": b"2", "z": Dir({})})})
+    before, refused = read_tree(tmp_path / "dst"), what == runs.DELETES or words[0] == "--delete"
     handle = os.open(tmp_path / "dst", os.O_RDONLY)
     try:
         runs.lock(handle, exclusive=True)
-        runs.mark(handle, runs.DELETES)
+        runs.mark(handle, what)
         done = pcopy(*words)
     finally:
         os.close(handle)
-    assert (done.returncode, "another run deletes here" in done.stderr) == (3, True), done.stderr
-    assert os.listdir(tmp_path / "dst") == ["x"]
+    assert (done.returncode, "another run" in done.stderr) == ((3, True) if refused else (0, False)), done.stderr
+    assert (read_tree(tmp_path / "dst") == before) == refused
+
+
+def test_a_run_that_began_first_goes_on_if_another_one_begins_to_delete_above(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it counts. What it has locked, the other one leaves alone; here a file has to give way to what is copied."""
+    sources = [make_tree(tmp_path / name, {"f": b"1"}) for name in "ab"]
+    dst = make_tree(tmp_path / "top/dst", {"a": Dir({"x": b"2"}), "b": b"3"})
+    handle = os.open(tmp_path / "top", os.O_RDONLY)
+    try:
+        after_the_plan(monkeypatch, lambda: runs.mark(handle, runs.DELETES))
+        report = library.copy(sources, dst, jobs=1, delete=True, max_delete=9)
+    finally:
+        os.close(handle)
+    assert (report.errors, report.exit_status, report.deleted) == ([], 0, 1)
+    assert [read_tree(dst / name) for name in "ab"] == [read_tree(source) for source in sources]
 
 
 def test_copies_that_a_run_makes_are_marked_too(tmp_path: Path, pcopy: Run) -> None:
@@ -1281,6 +1321,16 @@ def test_a_directory_that_something_is_mounted_on_gives_way_to_nothing(tmp_path:
     assert report.exit_status == 1
     assert sorted(os.path.relpath(error.path, tmp_path) for error in report.errors) == ["dst/f/m", "src/f"]
     assert (dst / "g").read_bytes() == b"2"
+
+
+@as_root
+def test_a_directory_that_is_a_mount_does_not_give_way_and_it_is_said_why(tmp_path: Path, jobs: int) -> None:
+    source = make_tree(tmp_path / "src", {"f": b"1", "g": b"2"})
+    dst = make_tree(tmp_path / "dst", {"f": Dir({})})
+    with mounted(dst / "f", "-t", "tmpfs", "none"):
+        report = pcopy.copy(source, dst, jobs=jobs, delete=True)
+    assert [(error.path, "something is mounted on it" in error.reason) for error in report.errors] == [(f"{source}/f", True)]
+    assert (report.exit_status, sorted(os.listdir(dst))) == (1, ["f", "g"])
 
 
 # ---- what makes no sense --------------------------------------------------------------------------------------------
