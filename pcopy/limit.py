@@ -23,7 +23,7 @@ from pcopy.workers import Workers
 # Seconds of a slice in which names are counted: there are few, and all wait for the last.
 BRIEF = 0.01
 # What a plan ends with where something stays that is known: it is mounted, hidden by a filter, or another run's.
-STAYS = frozenset({errno.EBUSY, errno.ENOTEMPTY})
+KNOWN_TO_STAY = frozenset({errno.EBUSY, errno.ENOTEMPTY})
 CarryOut = Callable[[Request, Report, Observer, Stop, Workers], None]
 
 
@@ -54,7 +54,7 @@ def too_much(request: Request, report: Report, stop: Stop, workers: Workers, car
     carry_out(request._replace(options=silent, expected=None, only_deletions=True), plan, Observer(), stop, workers)
     add_warnings(report, plan)
     if plan.deleted <= most:
-        uncounted = next((one for one in plan.errors if one.errno not in STAYS), None)
+        uncounted = next((one for one in plan.errors if one.errno not in KNOWN_TO_STAY), None)
         if not uncounted:
             return None, plan.deleted
         reason = f"not counted, so nothing is deleted: {uncounted.path}: {uncounted.reason}"

@@ -59,7 +59,7 @@ def enter(
     handle, alone = stack.enter_context(locked(top, not is_single(landings), report))
     ask(top, handle, options)
     copies = [os.path.basename(one.destination) if one.destination != top else "." for one in landings if not one.names]
-    few = len(copies) <= MARKED
+    few = are_few(landings)
     for name in copies if few else [".", *copies]:
         claim(name, top, handle, options, stack if few or name == "." else None)
     return Place(fresh, handle, alone)
@@ -67,14 +67,18 @@ def enter(
 
 def ask(top: str, directory: int, options: Options) -> None:
     """Raises OSError if what another run does in an open directory, or above it, keeps this one from it."""
-    for what, why in runs.others(options.delete).items():
-        if any(runs.marks(directory, what)):
-            raise OSError(errno.EWOULDBLOCK, why, top)
+    if reason := runs.in_the_way(directory, options.delete, 0):
+        raise OSError(errno.EWOULDBLOCK, reason, top)
 
 
 def becomes_a_copy(top: str, landings: Sequence[Landing]) -> bool:
     """Whether a directory is to be like its source, and not only to hold copies."""
     return any(landing.destination == top and not landing.names for landing in landings)
+
+
+def are_few(landings: Sequence[Landing]) -> bool:
+    """Whether each copy of a directory can be marked."""
+    return sum(not one.names for one in landings) <= MARKED
 
 
 def is_single(landings: Sequence[Landing]) -> bool:
@@ -96,7 +100,7 @@ def prepare(
             partial = runs.clear_stale(fs.list_directory(handle), keep, 0, handle, token, keep)
         if is_single(landings):
             runs.lock(handle, exclusive=False)
-    few = sum(not one.names for one in landings) <= MARKED
+    few = are_few(landings)
     trees: list[Tree] = []
     sources: list[str] = []  # where each landed below the destination
     units: list[Unit] = []

@@ -135,18 +135,17 @@ def claim(directory: int, deletes: bool, above: bool = True) -> str:
     once, at least one sees the other.
     """
     mark(directory, DELETES if deletes else COPIES)
-    return in_the_way(directory, deletes) or (in_the_way(directory, deletes, above=True) if above else "")
+    return in_the_way(directory, deletes) or (in_the_way(directory, deletes, 1) if above else "")
 
 
-def others(deletes: bool) -> dict[int, str]:
-    """The marks of other runs that keep a run, one which deletes or not, from a directory, and why."""
-    return {DELETES: DELETED} | ({COPIES: COPIED} if deletes else {})
+def in_the_way(directory: int, deletes: bool, start: int | None = None) -> str:
+    """What another run does to an open directory that keeps one which deletes, or not, from it.
 
-
-def in_the_way(directory: int, deletes: bool, above: bool = False) -> str:
-    """What another run does to an open directory, or to one ``above`` it, that keeps one which deletes, or not, from it."""
-    for what, why in others(deletes).items():
-        if any(marks(directory, what, 1)) if above else is_marked(directory, what):
+    Or to the directories from ``start`` levels above it on: 0 is itself, opened anew, so that marks of this handle count, too.
+    """
+    others = {DELETES: DELETED} | ({COPIES: COPIED} if deletes else {})
+    for what, why in others.items():
+        if is_marked(directory, what) if start is None else any(marks(directory, what, start)):
             return why
     return ""
 
