@@ -13,6 +13,7 @@ import contextlib
 import errno
 import os
 import stat
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -104,7 +105,7 @@ def copy(work: Account, unit: Scan, pair: Pair) -> bool | None:
     if work.tells:
         work.event("made", unit, why="kind" if unit.replaces else "new")
         work.tell_files(unit, regular[:done], sizes, "new")
-    leave(work, unit, Done(state, names, shown, made, done, whole, alone(pair, regular, done)))
+    leave(work, unit, Done(state, names, shown, made, done, whole, alone(pair, regular, done, work.deadline)))
     return bool(made) or not whole
 
 
@@ -141,17 +142,17 @@ def compare(work: Account, unit: Scan, pair: Pair) -> bool | None:
         except OSError:
             whole = False
     work.outcome.tally.unchanged += done
-    leave(work, unit, Done(state, names, shown, directories, done, whole, alone(pair, regular, done)))
+    leave(work, unit, Done(state, names, shown, directories, done, whole, alone(pair, regular, done, work.deadline)))
     return bool(directories) or not whole
 
 
-def alone(pair: Pair, names: Sequence[str], done: int) -> int:
+def alone(pair: Pair, names: Sequence[str], done: int, deadline: float) -> int:
     """How many of the names that are not done, one or none, are to be a unit of their own.
 
     The next one is not plain, and not tried as such once more. But if its inode has several names, those after it often are of
     such, too, and all go to the coordinator together.
     """
-    if done == len(names):
+    if done == len(names) or time.monotonic() >= deadline:
         return 0
     try:
         return int(os.stat(names[done], dir_fd=pair.source, follow_symlinks=False).st_nlink <= 1)

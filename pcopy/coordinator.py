@@ -13,6 +13,7 @@ files) are kept aside until no unit holds their group any more. Which executor r
 from __future__ import annotations
 
 import errno
+import math
 import threading
 import time
 from collections import Counter, deque
@@ -21,7 +22,7 @@ from typing import NamedTuple, TypeGuard
 
 from pcopy.account import given_up, take_back
 from pcopy.crew import Crew
-from pcopy.division import divide
+from pcopy.division import divide, pieces
 from pcopy.inodes import Inodes, Name
 from pcopy.manifest import Spool
 from pcopy.outcome import Failure, Outcome
@@ -406,10 +407,11 @@ class Coordinator:
             units = list(self.frontier)
             if shared and len(units) >= idle:
                 break
+            sizes = [pieces(unit) if isinstance(unit, (Span, Verify)) == shared else 0 for unit in units]
+            each = max(1, sum(sizes) / (2 * idle))
             self.frontier.clear()
-            for unit in units:
-                fits = isinstance(unit, (Span, Verify)) == shared
-                self.frontier.extend(self.parts(unit, 2 * idle) if fits else [unit])
+            for unit, size in zip(units, sizes, strict=True):
+                self.frontier.extend(self.parts(unit, math.ceil(size / each)) if size > each else [unit])
 
     def parts(self, unit: Unit, count: int) -> list[Unit]:
         parts = divide(unit, count)

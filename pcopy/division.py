@@ -9,6 +9,17 @@ SMALLEST_SPAN = 4 << 20
 PAGE = 64 << 10  # bytes: the largest that Linux is built for
 
 
+def pieces(unit: Unit) -> int:
+    """Into how many units one can be divided at most."""
+    if isinstance(unit, (Entries, Link, Remove, Sums)):
+        return len(unit.names)
+    if isinstance(unit, Check):
+        return unit.length
+    if isinstance(unit, Count):
+        return len(unit.paths)
+    return (unit.stop - unit.start) // SMALLEST_SPAN if isinstance(unit, (Span, Verify)) else 1
+
+
 def divide(unit: Unit, parts: int) -> list[Unit]:
     """A unit in about so many, if it can be divided."""
     if isinstance(unit, (Entries, Link, Remove, Sums)) and len(unit.names) > 1:

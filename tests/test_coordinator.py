@@ -606,6 +606,17 @@ def test_the_parts_of_a_span_hold_each_byte_once(start: int, size: int, parts: i
     assert {part.holds for part in divided} == {unit.holds}
 
 
+@pytest.mark.parametrize(("large", "small"), [(40, 4), (300, 3), (7, 1)])
+def test_it_is_the_larger_units_that_are_divided(large: int, small: int) -> None:
+    """Parts of one name each would take longer to hand out than to do."""
+    units = [entries(path, *map(str, range(count))) for path, count in (("a", small), ("b", large), ("c", small))]
+    coordinator = a_coordinator(4, units)
+    parts = [*take(coordinator, 0), *coordinator.frontier]
+    assert [part for part in parts if part.path != "b"] == [units[2], units[0]]
+    assert len(units) + 4 <= len(parts) <= len(units) + 8
+    assert sorted(names_in(parts)) == sorted(names_in(units))
+
+
 @pytest.mark.parametrize("unit", [scan(), finish(), Seal(large()), entries("", "only"), Span(large(), 0, MIB)], ids=repr)
 def test_what_cannot_be_divided_stays_whole(unit: Unit) -> None:
     assert divide(unit, 8) == [unit]
