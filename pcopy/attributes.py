@@ -14,6 +14,10 @@ UNABLE = frozenset({errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno
 # This one attribute is too large for the file system (setxattr(2); ext4 says ENOSPC: a value has to fit into one block).
 TOO_LARGE = frozenset({errno.E2BIG, errno.ERANGE, errno.ENOSPC})
 LARGEST_ATTRIBUTE = 64 << 10  # bytes (XATTR_SIZE_MAX, xattr(7))
+# What file systems keep in this way for themselves is neither copied nor compared nor dropped. Lustre shows on each file where
+# its parts are (mpifileutils issue 49); security.evm is the kernel's, and of one inode; libattr's xattr.conf skips the others.
+INTERNAL = frozenset({"trusted.lov", "trusted.lma", "trusted.lmv", "trusted.link", "security.evm"})
+INTERNAL_KINDS = ("lustre.", "afs.", "xfsroot.", "trusted.SGI_")
 
 
 def set_owner(target: Target, uid: int, gid: int) -> None:
@@ -31,11 +35,16 @@ def set_times(target: Target, atime_ns: int, mtime_ns: int) -> None:
 def attributes_of(target: Target) -> list[str]:
     """Names of the extended attributes; none where the system or the file system has no such thing."""
     try:
-        return os.listxattr(target) if XATTRS else []
+        return known(os.listxattr(target)) if XATTRS else []
     except OSError as error:
         if error.errno in (errno.ENOTSUP, errno.ENOSYS):
             return []
         raise
+
+
+def known(names: list[str]) -> list[str]:
+    """Those that belong to the file."""
+    return [name for name in names if name not in INTERNAL and not name.startswith(INTERNAL_KINDS)] if names else names
 
 
 def read_attribute(target: Target, name: str) -> bytes | None:
@@ -69,12 +78,21 @@ def read_attributes(target: Target, follow: bool = True) -> dict[str, bytes]:
     if not XATTRS:
         return {}
     try:
-        names = os.listxattr(target, follow_symlinks=follow)
+        names = known(os.listxattr(target, follow_symlinks=follow))
         return {name: os.getxattr(target, name, follow_symlinks=follow) for name in names}
     except OSError as error:
         if error.errno in (errno.ENOTSUP, errno.ENOSYS, errno.ENODATA):
             return {}
         raise
+
+
+def is_unknown(name: str, directory: int, attribute: str) -> bool:
+    """Whether the file system of an entry says that it has no attributes of this kind."""
+    try:
+        os.getxattr(way_to(directory) + name, attribute, follow_symlinks=False)
+    except OSError as error:
+        return error.errno in (errno.ENOTSUP, errno.ENOSYS)
+    return False
 
 
 def write_attribute(target: Target, name: str, value: bytes) -> None:

@@ -131,7 +131,7 @@ class Copier:
         """
         if os.path.samestat(state, copy):
             return Result(Fate.UNCHANGED)
-        why = list(self.metadata.differences(pair, name, target, state, copy))
+        why = self.differences(pair, pair, name, target, state, copy)
         if self.options.checksum and self.metadata.keep_times and stat.S_ISREG(state.st_mode):
             why += [] if self.judge.same_time(pair, state.st_mtime_ns, copy) else ["times"]
         if not why:
@@ -160,6 +160,18 @@ class Copier:
                 finally:
                     os.close(written)
         return Result(Fate.UNCHANGED, updated=True, why=", ".join(why))
+
+    def differences(
+        self, pair: Pair, one: Pair, name: str, target: str, state: os.stat_result, copy: os.stat_result, owner: bool = True
+    ) -> list[str]:
+        """What a copy in ``one``, which is ``pair`` or an earlier copy of it, lacks that it would have if it were made anew."""
+        found = list(self.metadata.differences(one, name, target, state, copy, owner=owner))
+        alone = found == ["xattr"] or (found == ["owner", "xattr"] and copy.st_nlink > 1)
+        if alone and stat.S_ISREG(state.st_mode):
+            changes = self.metadata.changes(one, name, target)
+            if self.judge.are_beyond(changes, target, one, pair):
+                found.remove("xattr")
+        return found
 
     def is_as_owned_as_can_be(self, state: os.stat_result, copy: os.stat_result) -> bool:
         """Whether a copy made anew would not get its source's owner or group either: who has no privilege cannot give them."""
@@ -275,7 +287,7 @@ class Copier:
                 mine = copy.st_uid == self.metadata.user  # what a copy of another's file would be too
                 if (
                     self.judge.same_time(pair, state.st_mtime_ns, copy)
-                    and not any(self.metadata.differences(one, name, target, state, copy, owner=not mine))
+                    and not self.differences(pair, one, name, target, state, copy, owner=not mine)
                     and self.judge.is_whole(one, name, target, state.st_size)
                     and not (self.options.checksum and not self.auditor.equal(one, name, target))
                 ):

@@ -29,8 +29,11 @@ EARLIEST, LATEST = 347_155_200 * 10**9, (2**31 - 1) * 10**9
 COARSEST = 2 * 10**9  # nanoseconds: what FAT keeps of a time
 SHORTLY = COARSEST  # within so long a second change of a file may not show in its times
 GRAINS = (1, 100, 1000, 10**6, 10**7, 10**9, COARSEST)  # nanoseconds: what file systems keep of a time
-# What the system itself may have given to a copy; everything else that the source lacks is dropped.
-OF_THE_SYSTEM = ("security.selinux", "security.SMACK64", "security.ima", "security.evm", "security.apparmor", "system.")
+# What a copy has of these kinds and its source lacks is dropped, as are ACLs, but not what the system itself may have given it,
+# such as a label, or system.nfs4_acl to each file on NFSv4.
+KINDS = ("user.", "trusted.", "security.")
+OF_THE_SYSTEM = ("security.selinux", "security.SMACK64", "security.ima", "security.apparmor")
+Changes = dict[str, tuple[bytes | None, bytes | None]]  # attributes by name: what they are to be, and what they are
 
 
 class Metadata:
@@ -45,6 +48,8 @@ class Metadata:
         self.user = os.geteuid() if self.unprivileged else None
         # Owners and groups that we may not set, not tried again in this slice, and whether we may set the group alone.
         self.refused: dict[tuple[int, int], bool] = {}
+        # Attributes that were tried in this slice, by st_dev and name: if they are refused, what a new file has of them.
+        self.tried: dict[tuple[int, str], tuple[bytes | None, ...]] = {}
         self.lost: dict[str, int] = {}
 
     def lose(self, kind: str, times: int = 1) -> None:
@@ -166,13 +171,28 @@ class Metadata:
             yield "owner"
         if self.keep_times and not stat.S_ISREG(state.st_mode) and state.st_mtime_ns != copy.st_mtime_ns:
             yield "times"  # a regular file with other times counts as changed and is copied again
-        if self.keep_xattrs and self.attributes_differ(pair, name, target):
+        if self.keep_xattrs and self.changes(pair, name, target):
             yield "xattr"
 
-    def attributes_differ(self, pair: Pair, name: str, target: str) -> bool:
-        """Where this process may go to directories, it is in that of the source afterwards, see :func:`attr.way_to`."""
+    def changes(self, pair: Pair, name: str, target: str) -> Changes:
+        """The attributes that a copy lacks, has otherwise, or is to lose.
+
+        Where this process may go to directories, it is in that of the source afterwards, see :func:`attr.way_to`.
+        """
         there = attr.attributes_by_name(target, pair.destination)
-        return there != attr.attributes_by_name(name, pair.source, self.follow)
+        return changes(attr.attributes_by_name(name, pair.source, self.follow), there)
+
+    def lacks_attributes(self, pair: Pair, name: str, target: str) -> bool:
+        """Whether there are such. Those that are known to be refused are only counted as lost."""
+        changes = self.changes(pair, name, target)
+        return bool(changes) and not self.are_refused(changes, os.fstat(pair.destination).st_dev)
+
+    def are_refused(self, changes: Changes, device: int) -> bool:
+        """Whether a copy on this file system is as good as a new one would be; then what it lacks is counted as lost."""
+        refused = all(there in self.tried.get((device, name), ()) for name, (_, there) in changes.items())
+        for name in changes if refused else ():
+            self.lose(kind_of(name))
+        return refused
 
     def directory_differences(self, pair: Pair, state: os.stat_result) -> list[str]:
         """The same of an open directory, before anything is made in it."""
@@ -235,11 +255,11 @@ class Metadata:
             if value is not None and not (name in there and attr.read_attribute(target, name) == value):
                 self.write_attribute(target, name, value)
         for name in there:
-            if name not in names and (name in (ACL, DEFAULT_ACL) or not name.startswith(OF_THE_SYSTEM)):
+            if name not in names and is_dropped(name):
                 self.attempt("attributes", attr.drop_attribute, target, name)
 
     def write_attribute(self, target: Target, name: str, value: bytes) -> None:
-        kind = f"attributes {name.partition('.')[0]}.*"
+        kind = kind_of(name)
         try:
             self.attempt(kind, attr.write_attribute, target, name, value)
         except OSError as error:
@@ -258,6 +278,24 @@ class Metadata:
         if kind:
             self.lose(kind)
         return False
+
+
+def changes(wanted: dict[str, bytes], there: dict[str, bytes]) -> Changes:
+    """What to do to give a copy the attributes of its source."""
+    if there == wanted:
+        return {}
+    lacking: Changes = {name: (value, there.get(name)) for name, value in wanted.items() if there.get(name) != value}
+    return {**lacking, **{name: (None, value) for name, value in there.items() if name not in wanted and is_dropped(name)}}
+
+
+def is_dropped(name: str) -> bool:
+    """Whether a copy is not to have an attribute that its source lacks."""
+    return name in (ACL, DEFAULT_ACL) or (name.startswith(KINDS) and not name.startswith(OF_THE_SYSTEM))
+
+
+def kind_of(name: str) -> str:
+    """What attributes are counted as, when they are lost."""
+    return f"attributes {name.partition('.')[0]}.*"
 
 
 def grain_of(copy: os.stat_result) -> int:
