@@ -35,14 +35,14 @@ def set_times(target: Target, atime_ns: int, mtime_ns: int) -> None:
 def attributes_of(target: Target) -> list[str]:
     """Names of the extended attributes; none where the system or the file system has no such thing."""
     try:
-        return known(os.listxattr(target)) if XATTRS else []
+        return without_internal(os.listxattr(target)) if XATTRS else []
     except OSError as error:
         if error.errno in (errno.ENOTSUP, errno.ENOSYS):
             return []
         raise
 
 
-def known(names: list[str]) -> list[str]:
+def without_internal(names: list[str]) -> list[str]:
     """Those that belong to the file."""
     return [name for name in names if name not in INTERNAL and not name.startswith(INTERNAL_KINDS)] if names else names
 
@@ -78,7 +78,7 @@ def read_attributes(target: Target, follow: bool = True) -> dict[str, bytes]:
     if not XATTRS:
         return {}
     try:
-        names = known(os.listxattr(target, follow_symlinks=follow))
+        names = without_internal(os.listxattr(target, follow_symlinks=follow))
         return {name: os.getxattr(target, name, follow_symlinks=follow) for name in names}
     except OSError as error:
         if error.errno in (errno.ENOTSUP, errno.ENOSYS, errno.ENODATA):

@@ -17,6 +17,9 @@ import pytest
 import pcopy as library
 from pcopy.directory import Directories
 from pcopy.entry import Copier
+from pcopy.options import Options
+from pcopy.work import Entries, Job, Scan, Tree
+from pcopy.worker import run
 from tests.comparer import differences
 from tests.strace import lines_of, strace
 from tests.test_destination import unprivileged
@@ -230,3 +233,19 @@ def test_what_is_refused_for_one_file_is_not_tried_for_each_directory(tmp_path: 
     trace = strace("-e", "trace=unlinkat,fchmod", "-e", "inject=fchmod:error=EPERM", log=log)
     subprocess.run([*trace, sys.executable, "-m", "pcopy", "-j", "1", source, tmp_path / "dst"], check=True)
     assert len([line for line in lines_of(log) if "unlinkat" in line]) < 20
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_files_for_which_there_was_no_time_are_no_odd_ones(tmp_path: Path, fresh: bool) -> None:
+    """Where the storage is slow, most slices end within a directory: one that ends there leaves one unit of its files."""
+    make_tree(tmp_path / "src", {"d": Dir({f"f{number}": b"1" for number in range(5)})})
+    make_tree(tmp_path / "dst", {"d": Dir({})})
+    if not fresh:
+        assert library.copy(tmp_path / "src", tmp_path / "dst").ok
+    inodes = [(state.st_dev, state.st_ino) for state in ((tmp_path / name).stat() for name in ("src", "dst"))]
+    tree = Tree(str(tmp_path / "src"), str(tmp_path / "dst"), inodes[0], inodes[1])
+    outcome = run(Job(Options(), (tree,), "0123abcd", 0o022), [Scan(0, "d", fresh, 1.0)], 0.0)
+    _, rest = outcome.leftover
+    assert isinstance(rest, Entries)
+    assert rest.regular
+    assert outcome.tally.files + outcome.tally.unchanged + len(rest.names) == 5

@@ -24,7 +24,7 @@ from pcopy.asked import processors
 from pcopy.crew import BASE, MOST, Crew, Effort, queued
 from pcopy.options import Options
 from pcopy.outcome import Outcome
-from pcopy.work import Entries, Job, Scan, Tree
+from pcopy.work import Job, Scan, Tree
 from pcopy.worker import run
 from tests.conftest import Run
 from tests.strace import lines_of, strace
@@ -301,22 +301,6 @@ def test_one_worker_that_may_not_stay_alone_begins_nothing_new_unknown_to_others
     tree = Tree(str(tmp_path / "src"), str(tmp_path / "dst"), inodes[0], inodes[1])
     outcome = run(Job(options, (tree,), "0123abcd", 0o022), [Scan(0, "", False, 1.0)], 60.0)
     assert outcome.tally.files == done
-
-
-@pytest.mark.parametrize("fresh", [True, False])
-def test_files_for_which_there_was_no_time_are_no_odd_ones(tmp_path: Path, fresh: bool) -> None:
-    """Where the storage is slow, most slices end within a directory: one that ends there leaves one unit of its files."""
-    make_tree(tmp_path / "src", {"d": Dir({f"f{number}": b"1" for number in range(5)})})
-    make_tree(tmp_path / "dst", {"d": Dir({})})
-    if not fresh:
-        assert library.copy(tmp_path / "src", tmp_path / "dst").ok
-    inodes = [(state.st_dev, state.st_ino) for state in ((tmp_path / name).stat() for name in ("src", "dst"))]
-    tree = Tree(str(tmp_path / "src"), str(tmp_path / "dst"), inodes[0], inodes[1])
-    outcome = run(Job(Options(), (tree,), "0123abcd", 0o022), [Scan(0, "d", fresh, 1.0)], 0.0)
-    _, rest = outcome.leftover
-    assert isinstance(rest, Entries)
-    assert rest.regular
-    assert outcome.tally.files + outcome.tally.unchanged + len(rest.names) == 5
 
 
 def copied_in_a_daemon(source: str, destination: str) -> tuple[int, int]:
