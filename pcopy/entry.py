@@ -38,7 +38,8 @@ from pcopy.work import Job, Seen, Temporary
 LARGE = 32 << 20
 CANNOT_LINK = frozenset({errno.EMLINK, errno.EPERM, errno.EXDEV, errno.ENOTSUP, errno.ENOSYS})
 TRIES = 3  # copies of a source that changes each time
-IN_ITS_PLACE = "a directory that is not empty is in its place: move or remove it, or give delete"
+IN_ITS_PLACE = "a directory that is not empty is in its place: move or remove it"
+OR_DELETE = ", or give delete"
 STAYS = "a directory in its place holds something that is not to be deleted: move or remove that"
 FOLLOWED = "a directory that is not empty is in its place, and a link may lead into it: move or remove it"
 EARLIER = "earlier"  # why a name is a link: an earlier copy has the file
@@ -249,7 +250,8 @@ class Copier:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
             if not self.options.delete or self.follow:
-                error.strerror = FOLLOWED if self.options.delete else IN_ITS_PLACE
+                given = self.options.max_delete is not None  # delete was, and what is to go could not be counted
+                error.strerror = FOLLOWED if self.options.delete else IN_ITS_PLACE + ("" if given else OR_DELETE)
                 raise
             return False
         return True

@@ -909,16 +909,17 @@ def test_a_source_that_is_mounted_from_the_destination_is_not_deleted(tmp_path: 
 
 def test_what_cannot_be_counted_is_not_deleted(tmp_path: Path) -> None:
     """A limit is one. The run itself could do more than its plan: it makes its own directories accessible."""
-    source = make_tree(tmp_path / "src", {"f": b"1", "new": b"4"})
+    source = make_tree(tmp_path / "src", {"f": b"1", "new": b"4", "way": b"5"})
     old = Dir({f"x{number}": b"2" for number in range(5)})
-    dst = make_tree(tmp_path / "dst", {"f": b"1", "old": old, "y": b"3"})
+    dst = make_tree(tmp_path / "dst", {"f": b"1", "old": old, "y": b"3", "way": Dir({"z": b"6"})})
     (dst / "old").chmod(0)
     try:
-        done = unprivileged("--delete", "--max-delete", 2, source, dst)
+        done = unprivileged("--delete", "--max-delete", 3, source, dst)
     finally:
         (dst / "old").chmod(0o700)
-    assert (done.returncode, set(os.listdir(dst))) == (1, {"f", "new", "old", "y"}), done.stderr
+    assert (done.returncode, set(os.listdir(dst))) == (1, {"f", "new", "old", "y", "way"}), done.stderr
     assert "not counted, so nothing is deleted" in done.stderr
+    assert "is in its place: move or remove it\n" in done.stderr
 
 
 def test_a_run_that_deletes_marks_its_destination(tmp_path: Path, jobs: int) -> None:
