@@ -27,6 +27,7 @@ from pcopy.extra import MOUNTED
 from pcopy.halves import Halves
 from pcopy.handles import ABSENT, Pair
 from pcopy.metadata import NEW, Metadata
+from pcopy.mounts import is_mount
 from pcopy.options import Overwrite, When
 from pcopy.plain import CLOSED, Plain, abandon
 from pcopy.select import leaves_out
@@ -243,6 +244,8 @@ class Copier:
     def gives_way(self, target: str, parent: int, pretend: bool = False) -> bool:
         """An empty directory gives way to something else; one that holds anything only if that may be deleted first."""
         try:
+            if pretend and is_mount(target, parent):
+                raise OSError(errno.EBUSY, MOUNTED)
             fs.remove_directory(target, parent, pretend)
         except OSError as error:
             if error.errno == errno.EBUSY:

@@ -33,6 +33,15 @@ def mount_or_device(handle: int) -> str:
         return str(os.fstat(handle).st_dev)
 
 
+def is_mount(name: str, parent: int) -> bool:
+    """Whether something is mounted on a directory in an open one. Raises OSError."""
+    handle = fs.pass_through(name, parent)
+    try:
+        return mount_or_device(handle) != mount_or_device(parent)
+    finally:
+        fs.close_read(handle)
+
+
 def kind_of(path: str) -> str:
     """The type of the file system that a directory is on; nothing if that cannot be found out.
 

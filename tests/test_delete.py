@@ -1325,13 +1325,16 @@ def test_a_directory_that_something_is_mounted_on_gives_way_to_nothing(tmp_path:
 
 
 @as_root
-def test_a_directory_that_is_a_mount_does_not_give_way_and_it_is_said_why(tmp_path: Path, jobs: int) -> None:
+@pytest.mark.parametrize("delete", [True, False])
+def test_a_directory_that_is_a_mount_does_not_give_way_and_it_is_said_why(tmp_path: Path, jobs: int, delete: bool) -> None:
     source = make_tree(tmp_path / "src", {"f": b"1", "g": b"2"})
     dst = make_tree(tmp_path / "dst", {"f": Dir({})})
     with mounted(dst / "f", "-t", "tmpfs", "none"):
-        report = pcopy.copy(source, dst, jobs=jobs, delete=True)
+        foretold = pcopy.copy(source, dst, jobs=jobs, delete=delete, dry_run=True)
+        report = pcopy.copy(source, dst, jobs=jobs, delete=delete)
     assert [(error.path, "something is mounted on it" in error.reason) for error in report.errors] == [(f"{source}/f", True)]
     assert (report.exit_status, sorted(os.listdir(dst))) == (1, ["f", "g"])
+    assert (foretold.errors, foretold.files) == (report.errors, 1)
 
 
 # ---- what makes no sense --------------------------------------------------------------------------------------------
