@@ -23,7 +23,7 @@ from pcopy import runs
 from pcopy.account import Account
 from pcopy.directory import ALL_OF_OWNER, APPEARED, attributes_of
 from pcopy.handles import ABSENT, Pair, close
-from pcopy.metadata import changes
+from pcopy.metadata import differing
 from pcopy.work import DIRECTORY_WEIGHT, Finish, Scan, Tree, entries_of
 
 MANY = 10_000  # names in a directory: to compare more at once would take memory, and save little
@@ -119,7 +119,7 @@ def compare(work: Account, unit: Scan, pair: Pair) -> bool | None:
         or is_apart(work, tree, state)
         or (there.st_dev, there.st_ino) in work.directories.sources
         or (work.directories.owner and ~there.st_mode & ALL_OF_OWNER)
-        or changes(attr.read_attributes(pair.source), attr.read_attributes(pair.destination))
+        or differing(attr.read_attributes(pair.source), attr.read_attributes(pair.destination))
     ):
         return None
     foreign, metadata = (state.st_uid, state.st_gid) != (there.st_uid, there.st_gid), work.copier.metadata

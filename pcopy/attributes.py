@@ -102,7 +102,8 @@ def write_attribute(target: Target, name: str, value: bytes) -> None:
 def has_room(target: Target) -> bool:
     """Whether the file system could take an attribute of any size."""
     room = os.statvfs(target)
-    return room.f_bfree * room.f_frsize > LARGEST_ATTRIBUTE
+    blocks = room.f_bavail if os.geteuid() else room.f_bfree
+    return blocks * room.f_frsize > LARGEST_ATTRIBUTE
 
 
 def drop_attribute(target: Target, name: str) -> None:

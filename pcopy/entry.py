@@ -61,7 +61,8 @@ class Copier:
         self.follow = options.dereference
         self.keep_links = "links" in options.preserve
         self.contents = Contents(options)
-        self.metadata = Metadata(options, job.umask)
+        unlabelled = {tree.destination_inode[0] for tree in self.trees if tree.destination_inode and not tree.labels}
+        self.metadata = Metadata(options, job.umask, unlabelled)
         self.large = LARGE
         self.auditor = Auditor(options, job.stop)
         self.plain = Plain(options, self.contents, self.metadata, LARGE)
@@ -133,15 +134,17 @@ class Copier:
         """
         if os.path.samestat(state, copy):
             return Result(Fate.UNCHANGED)
-        why = self.differences(pair, pair, name, target, state, copy)
+        why = list(self.metadata.differences(pair, name, target, state, copy))
         if self.options.checksum and self.metadata.keep_times and stat.S_ISREG(state.st_mode):
             why += [] if self.judge.same_time(pair, state.st_mtime_ns, copy) else ["times"]
         if not why:
+            self.metadata.lose_beyond()
             return Result(Fate.UNCHANGED)
         if copy.st_nlink > 1 and not stat.S_ISDIR(copy.st_mode):
             if why != ["owner"] or not self.is_as_owned_as_can_be(state, copy):
                 return None
             self.metadata.lose("owner")
+            self.metadata.lose_beyond()
             return Result(Fate.UNCHANGED)
         if not self.options.dry_run:
             written = self.open_to_sync(target, pair.destination, state)
@@ -162,18 +165,6 @@ class Copier:
                 finally:
                     os.close(written)
         return Result(Fate.UNCHANGED, updated=True, why=", ".join(why))
-
-    def differences(
-        self, pair: Pair, one: Pair, name: str, target: str, state: os.stat_result, copy: os.stat_result, owner: bool = True
-    ) -> list[str]:
-        """What a copy in ``one``, which is ``pair`` or an earlier copy of it, lacks that it would have if it were made anew."""
-        found = list(self.metadata.differences(one, name, target, state, copy, owner=owner))
-        alone = found == ["xattr"] or (found == ["owner", "xattr"] and copy.st_nlink > 1)
-        if alone and stat.S_ISREG(state.st_mode):
-            changes = self.metadata.changes(one, name, target)
-            if self.judge.are_beyond(changes, target, one, pair):
-                found.remove("xattr")
-        return found
 
     def is_as_owned_as_can_be(self, state: os.stat_result, copy: os.stat_result) -> bool:
         """Whether a copy made anew would not get its source's owner or group either: who has no privilege cannot give them."""
@@ -199,6 +190,7 @@ class Copier:
         if self.options.dry_run:
             links = regular and self.options.reflink is not When.ALWAYS
             if links and self.find_earlier(pair, name, target, state):
+                self.metadata.lose_beyond()
                 return Result(Fate.HARDLINK, why=EARLIER)
             return state.st_size if regular else Result(fate_when_made(state.st_mode))
         if regular:
@@ -292,7 +284,7 @@ class Copier:
                 mine = copy.st_uid == self.metadata.user  # what a copy of another's file would be too
                 if (
                     self.judge.same_time(pair, state.st_mtime_ns, copy)
-                    and not self.differences(pair, one, name, target, state, copy, owner=not mine)
+                    and not any(self.metadata.differences(one, name, target, state, copy, owner=not mine))
                     and self.judge.is_whole(one, name, target, state.st_size)
                     and not (self.options.checksum and not self.auditor.equal(one, name, target))
                 ):
@@ -308,7 +300,9 @@ class Copier:
             self.sharing = True
             try:
                 shared = dataclasses.replace(one, source=one.destination, destination=pair.destination)
-                return self.file(shared, target, target, True, replaces)
+                result = self.file(shared, target, target, True, replaces)
+                self.metadata.lose_beyond()
+                return result
             finally:
                 self.sharing = False
         place = self.place_of(pair, target, replaces)
@@ -320,6 +314,8 @@ class Copier:
             self.metadata.lose("links to earlier copies")
             return None
         placed = self.put_in_place(place, target, pair.destination, replaces)
+        if placed:
+            self.metadata.lose_beyond()
         return Result(Fate.HARDLINK, why=EARLIER) if placed else Result(Fate.BLOCKED)
 
     def file(self, pair: Pair, name: str, target: str, first: bool, replaces: bool, tries: int = TRIES) -> int | Result:

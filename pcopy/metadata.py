@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 
 from pcopy import attributes as attr
 from pcopy import filesystem as fs
@@ -29,17 +29,18 @@ EARLIEST, LATEST = 347_155_200 * 10**9, (2**31 - 1) * 10**9
 COARSEST = 2 * 10**9  # nanoseconds: what FAT keeps of a time
 SHORTLY = COARSEST  # within so long a second change of a file may not show in its times
 GRAINS = (1, 100, 1000, 10**6, 10**7, 10**9, COARSEST)  # nanoseconds: what file systems keep of a time
+LABEL = "security.selinux"
 # What a copy has of these kinds and its source lacks is dropped, as are ACLs, but not what the system itself may have given it,
 # such as a label, or system.nfs4_acl to each file on NFSv4.
 KINDS = ("user.", "trusted.", "security.")
-OF_THE_SYSTEM = ("security.selinux", "security.SMACK64", "security.ima", "security.apparmor")
-Changes = dict[str, tuple[bytes | None, bytes | None]]  # attributes by name: what they are to be, and what they are
+OF_THE_SYSTEM = (LABEL, "security.SMACK64", "security.ima", "security.apparmor")
 
 
 class Metadata:
     """Gives copies the attributes of their sources, as far as the options ask for and the system allows."""
 
-    def __init__(self, options: Options, umask: int) -> None:
+    def __init__(self, options: Options, umask: int, unlabelled: Set[int] = frozenset()) -> None:
+        """``unlabelled``: devices on which SELinux's labels cannot be set."""
         keep = options.preserve
         self.keep_owner, self.keep_mode = "owner" in keep, "mode" in keep
         self.keep_times, self.keep_xattrs = "times" in keep, "xattr" in keep
@@ -48,8 +49,8 @@ class Metadata:
         self.user = os.geteuid() if self.unprivileged else None
         # Owners and groups that we may not set, not tried again in this slice, and whether we may set the group alone.
         self.refused: dict[tuple[int, int], bool] = {}
-        # Attributes that were tried in this slice, by st_dev and name: if they are refused, what a new file has of them.
-        self.tried: dict[tuple[int, str], tuple[bytes | None, ...]] = {}
+        self.unlabelled = unlabelled
+        self.beyond: list[str] = []  # attributes that the copy compared last lacks, because its file system has no such
         self.lost: dict[str, int] = {}
 
     def lose(self, kind: str, times: int = 1) -> None:
@@ -171,28 +172,40 @@ class Metadata:
             yield "owner"
         if self.keep_times and not stat.S_ISREG(state.st_mode) and state.st_mtime_ns != copy.st_mtime_ns:
             yield "times"  # a regular file with other times counts as changed and is copied again
-        if self.keep_xattrs and self.changes(pair, name, target):
+        if self.keep_xattrs and self.attributes_differ(pair, name, target):
             yield "xattr"
 
-    def changes(self, pair: Pair, name: str, target: str) -> Changes:
-        """The attributes that a copy lacks, has otherwise, or is to lose.
+    def attributes_differ(self, pair: Pair, name: str, target: str) -> bool:
+        """Whether a copy is to get attributes, or to lose some. Those that its file system does not know are only noted.
 
         Where this process may go to directories, it is in that of the source afterwards, see :func:`attr.way_to`.
         """
         there = attr.attributes_by_name(target, pair.destination)
-        return changes(attr.attributes_by_name(name, pair.source, self.follow), there)
+        wanted = attr.attributes_by_name(name, pair.source, self.follow)
+        self.beyond = []
+        if there == wanted:
+            return False
+        found = differing(wanted, there)
+        beyond = [one for one in found if one in wanted and self.is_beyond(pair, target, one, one in there)]
+        attr.way_to(pair.source)
+        if len(beyond) == len(found):
+            self.beyond = beyond
+        return len(beyond) < len(found)
 
-    def lacks_attributes(self, pair: Pair, name: str, target: str) -> bool:
-        """Whether there are such. Those that are known to be refused are only counted as lost."""
-        changes = self.changes(pair, name, target)
-        return bool(changes) and not self.are_refused(changes, os.fstat(pair.destination).st_dev)
+    def is_beyond(self, pair: Pair, target: str, name: str, there: bool) -> bool:
+        """Whether an attribute that a copy lacks, or has otherwise if it is ``there``, cannot be set on its file system.
 
-    def are_refused(self, changes: Changes, device: int) -> bool:
-        """Whether a copy on this file system is as good as a new one would be; then what it lacks is counted as lost."""
-        refused = all(there in self.tried.get((device, name), ()) for name, (_, there) in changes.items())
-        for name in changes if refused else ():
+        Asked for one of a kind that it has not, it says so. Not if SELinux answers, with a label for all of its files.
+        """
+        if name == LABEL and os.fstat(pair.destination).st_dev in self.unlabelled:
+            return True
+        return not there and attr.is_unknown(target, pair.destination, name)
+
+    def lose_beyond(self) -> None:
+        """The copy compared last stays without them."""
+        for name in self.beyond:
             self.lose(kind_of(name))
-        return refused
+        self.beyond = []
 
     def directory_differences(self, pair: Pair, state: os.stat_result) -> list[str]:
         """The same of an open directory, before anything is made in it."""
@@ -280,12 +293,10 @@ class Metadata:
         return False
 
 
-def changes(wanted: dict[str, bytes], there: dict[str, bytes]) -> Changes:
-    """What to do to give a copy the attributes of its source."""
-    if there == wanted:
-        return {}
-    lacking: Changes = {name: (value, there.get(name)) for name, value in wanted.items() if there.get(name) != value}
-    return {**lacking, **{name: (None, value) for name, value in there.items() if name not in wanted and is_dropped(name)}}
+def differing(wanted: dict[str, bytes], there: dict[str, bytes]) -> list[str]:
+    """The names of the attributes that a copy lacks, has otherwise, or is to lose."""
+    lacking = [name for name, value in wanted.items() if there.get(name) != value]
+    return lacking + [name for name in there if name not in wanted and is_dropped(name)]
 
 
 def is_dropped(name: str) -> bool:

@@ -17,6 +17,7 @@ OFF_DISK = ELSEWHERE | {"tmpfs", "ramfs"}
 # Each block of a file that was not written shows as a hole. Elsewhere what surrounds the bytes that were written can be shown
 # as data too: on tmpfs a page of 2 MiB, on ZFS a record of up to 16.
 EXACT = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs"})
+SELINUX = "/sys/fs/selinux/enforce"  # is there where it is at work
 
 
 def mount_of(handle: int) -> str:
@@ -43,7 +44,21 @@ def is_mount(name: str, parent: int) -> bool:
 
 
 def kind_of(path: str) -> str:
-    """The type of the file system that a directory is on; nothing if that cannot be found out.
+    """The type of the file system that a directory is on; nothing if that cannot be found out."""
+    return mount_at(path).partition(" ")[0]
+
+
+def takes_labels(path: str) -> bool:
+    """Whether SELinux's labels can be set where a directory is: not where it is at work, and gives one to the whole mount.
+
+    Then it shows no option "seclabel" (selinux_sb_show_options() in security/selinux/hooks.c).
+    """
+    options = mount_at(path).rpartition(" ")[2].split(",") if os.path.exists(SELINUX) else []
+    return not options or options == [""] or "seclabel" in options
+
+
+def mount_at(path: str) -> str:
+    """The type, source and options of the file system that a directory is on; nothing if that cannot be found out.
 
     The kernel says which mount an open handle is on (proc_pid_fdinfo(5), proc_pid_mountinfo(5)): by the paths alone nobody
     can tell, because a later mount hides those below it.
@@ -56,7 +71,7 @@ def kind_of(path: str) -> str:
             fs.close_read(handle)
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
             line = next(line for line in lines if line.startswith(f"{mount} "))
-        return line.partition(" - ")[2].partition(" ")[0]  # spaces and newlines in names are escaped, nothing else is
+        return line.rstrip("\n").partition(" - ")[2]  # spaces and newlines in names are escaped, nothing else is
     except (OSError, StopIteration):
         return ""
 

@@ -198,7 +198,8 @@ class Plain:
         """Make hard links to an earlier copy of files that are what they were then. Returns how many there were."""
         done, above, beside = 0, pair.source, pair.earlier[0]
         links, xattrs, on_disk, earlier = self.links and not first, self.xattrs, tree.on_disk, beside.destination
-        stat, monotonic, lacks = os.stat, time.monotonic, self.metadata.lacks_attributes
+        stat, monotonic, differ, metadata = os.stat, time.monotonic, self.metadata.attributes_differ, self.metadata
+        metadata.beyond = []
         for name in names:
             if done and monotonic() >= deadline:
                 break
@@ -214,11 +215,13 @@ class Plain:
                         and (copy.st_uid != self.metadata.user or state.st_mode & SPECIAL_BITS)  # ours, as its copy would be
                     )
                     or (links and state.st_nlink > 1)
-                    or (xattrs and lacks(beside, name, name))
+                    or (xattrs and differ(beside, name, name))
                     or (on_disk and state.st_size and fs.has_hole(name, earlier, state.st_size))
                 ):
                     break
                 os.link(name, name, src_dir_fd=earlier, dst_dir_fd=pair.destination, follow_symlinks=False)
+                if metadata.beyond:
+                    metadata.lose_beyond()
             except OSError:
                 break
             done += 1
@@ -246,8 +249,8 @@ class Plain:
         links, xattrs, follow, on_disk = self.links and not first, self.xattrs, self.follow, tree.on_disk
         device, other = tree.source_inode[0], tree.destination_inode[0] if tree.one_clock and tree.destination_inode else None
         tells, keep_owner = self.tells, self.metadata.keep_owner
-        stat, monotonic = os.stat, time.monotonic
-        lacks = self.metadata.changes if seen is not None else self.metadata.lacks_attributes  # which counts, but not each name
+        stat, monotonic, differ, metadata = os.stat, time.monotonic, self.metadata.attributes_differ, self.metadata
+        metadata.beyond = []
         try:
             near = attr.way_to(above) if xattrs else ""
         except OSError:
@@ -277,10 +280,10 @@ class Plain:
                             or there != other
                             or os.listxattr(near + name, follow_symlinks=follow)
                         )
-                        and lacks(pair, name, name)
+                        and differ(pair, name, name)
                     )
                     or (on_disk and size and fs.has_hole(name, below, size))
-                    or (seen is not None and (nlink <= 1 or strange))
+                    or (seen is not None and (nlink <= 1 or strange or metadata.beyond))  # which counts once for an inode
                 ):
                     break
                 if seen is not None:
@@ -289,6 +292,8 @@ class Plain:
                     if (tells and keep_owner) or not self.metadata.leaves_owner(state, copy):
                         break
                     foreign += 1
+                if metadata.beyond:
+                    metadata.lose_beyond()
             except OSError:
                 break
             done += 1

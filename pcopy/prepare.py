@@ -293,6 +293,7 @@ def tree_of(landing: Landing, below: str | None, top: int | None) -> Tree:
         one_clock=kind in mounts.LOCAL and kind_of_source in mounts.LOCAL,
         elsewhere=mounts.is_elsewhere(kind_of_source),
         whole=not landing.names,
+        labels=not inode or mounts.takes_labels(landing.destination),
     )
 
 
@@ -304,7 +305,8 @@ def earlier_trees(paths: Sequence[str], below: str) -> Iterator[Tree]:
             state = os.stat(place) if not below else os.lstat(place)
             if stat.S_ISDIR(state.st_mode):
                 inode = (state.st_dev, state.st_ino)
-                yield Tree(place, place, inode, inode, on_disk=mounts.is_on_disk(mounts.kind_of(place)))
+                on_disk, labels = mounts.is_on_disk(mounts.kind_of(place)), mounts.takes_labels(place)
+                yield Tree(place, place, inode, inode, on_disk=on_disk, labels=labels)
 
 
 def units_of(landing: Landing, tree: int, fresh: bool, share: float, partial: dict[str, str]) -> Iterator[Unit]:

@@ -9,7 +9,6 @@ import contextlib
 import enum
 import os
 import stat
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from pcopy import attributes as attr
@@ -18,7 +17,7 @@ from pcopy import runs
 from pcopy.audit import Auditor
 from pcopy.contents import lacks_data
 from pcopy.handles import Pair
-from pcopy.metadata import COARSEST, EARLIEST, GRAINS, LATEST, Changes, Metadata, grain_of
+from pcopy.metadata import COARSEST, EARLIEST, GRAINS, LATEST, Metadata, grain_of
 from pcopy.options import Overwrite
 from pcopy.work import Inode, Job, Temporary, Version
 
@@ -166,49 +165,16 @@ class Judge:
         return next((grain for grain in GRAINS if wanted // grain * grain == kept), 1)
 
     def kept(self, pair: Pair, wanted: int) -> int:
-        """What the destination keeps of a time."""
-        with self.trial(pair) as handle:
-            with contextlib.suppress(OSError):  # refused: it keeps the time of its making, which is no other's
-                attr.set_times(handle, wanted, wanted)
-            return os.fstat(handle).st_mtime_ns
-
-    def are_beyond(self, found: Changes, target: str, one: Pair, pair: Pair) -> bool:
-        """Whether a file that has all else cannot have these attributes in the destination, however often it is copied.
-
-        They are tried once in a slice, on another file: the copy, in ``one``, may have names in a snapshot of another day.
-        """
-        device, tried = os.fstat(one.destination).st_dev, self.metadata.tried
-        for name, (wanted, _) in found.items():
-            if wanted is None:
-                return False
-            if self.options.dry_run:
-                tried[device, name] = (None,) if attr.is_unknown(target, one.destination, name) else ()
-            elif (device, name) not in tried:
-                with contextlib.suppress(OSError):
-                    tried[device, name] = self.refused(pair, name, wanted)
-        return self.metadata.are_refused(found, device)
-
-    def refused(self, pair: Pair, name: str, value: bytes) -> tuple[bytes | None, ...]:
-        """What a new file has of an attribute that cannot be set; nothing, if it can be."""
-        with self.trial(pair) as handle:
-            try:
-                attr.write_attribute(handle, name, value)
-            except OSError as error:
-                if error.errno not in attr.UNABLE:
-                    raise
-                return (attr.read_attribute(handle, name),)
-        return ()
-
-    @contextlib.contextmanager
-    def trial(self, pair: Pair) -> Iterator[int]:
-        """An empty file to try something on. A worker that is killed here leaves nothing, if files can be without a name."""
+        """What the destination keeps of a time. A worker that is killed here leaves nothing, if files can be without a name."""
         name = runs.temporary_name(self.token, pair.depth, f"time/{os.getpid()}")  # several workers may ask at once
         try:
             handle = fs.create_unnamed(pair.destination)
         except OSError:
             handle = runs.create_temporary(name, pair.destination)
         try:
-            yield handle
+            with contextlib.suppress(OSError):  # refused: it keeps the time of its making, which is no other's
+                attr.set_times(handle, wanted, wanted)
+            return os.fstat(handle).st_mtime_ns
         finally:
             fs.close_read(handle)
             fs.remove_if_there(name, pair.destination)

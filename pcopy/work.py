@@ -42,6 +42,7 @@ class Tree(NamedTuple):
     elsewhere: bool = False  # another machine or process keeps the source
     earlier: tuple[int, ...] = ()  # among the job's trees: earlier copies, to which unchanged files become hard links
     whole: bool = True  # the source is copied, and not only some of its entries
+    labels: bool = True  # SELinux's can be set on the destination
 
 
 class Job(NamedTuple):
