@@ -187,6 +187,10 @@ def copy(
     listing = None if manifest is None else check_place(text_of("manifest", manifest), top, landings)
     options = options._replace(link_dest=tuple(check_earlier(one, top, found, options) for one in options.link_dest))
     report, stop, started = new_report(options), stop or Stop(), time.monotonic()
+    if len(found) == 1 and found[0].leads_to_directory:
+        report.warnings.append(
+            f"{found[0].given}: is a symbolic link and copied as one; write a / after it to copy the directory"
+        )
     observer.started([one.path for one in found], there.path, options)
     try:
         request = Request(top, landings, options, expected, listing, [*observer.files, *([listing] if listing else [])])

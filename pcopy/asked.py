@@ -28,6 +28,7 @@ WhenName = Literal["auto", "always", "never"]
 Choice = TypeVar("Choice", Overwrite, When, Hash)
 Given = TypeVar("Given")
 RATE = r"(?ia)(\d+\.?\d*|\.\d+)\s*([kmgt]?)b?"
+ADDRESS = r"[^/:]+@[^/:]+:|[^/:]+:/"  # as rsync and scp have it
 FACTORS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 # Slower, a single block would take seconds.
 SLOWEST, FASTEST = 1000, 10**15
@@ -75,7 +76,9 @@ def check_deletion(options: Options, sources: Sequence[Source], landings: Sequen
     if options.max_delete is not None and not options.delete:
         raise UsageError("max-delete goes with delete")
     if options.delete and all(landing.names for landing in landings):
-        raise UsageError("delete is for copies of directories: no source is one")
+        link = next((one.given for one in sources if one.leads_to_directory), None)
+        advice = f"; write {link}/ for what the link {link} points to" if link else ""
+        raise UsageError(f"delete is for copies of directories: no source is one{advice}")
     if options.delete:
         for landing in landings:
             if not landing.names:
@@ -253,15 +256,24 @@ def look_at_source(given: str, dereference: bool) -> Source:
     try:
         state = os.stat(given) if dereference or given.endswith("/") else os.lstat(given)
     except FileNotFoundError:
+        refuse_address(given)
         raise UsageError(f"{given or repr('')}: the source does not exist; check the spelling") from None
     except (OSError, ValueError) as error:
         raise UsageError(f"{given!r}: the source cannot be looked at: {getattr(error, 'strerror', None) or error}") from None
-    inode = (state.st_dev, state.st_ino)
-    return Source(given, absolute(given), stat.S_ISDIR(state.st_mode), is_special(state.st_mode), inode)
+    inode, leads = (state.st_dev, state.st_ino), stat.S_ISLNK(state.st_mode) and os.path.isdir(given)
+    return Source(given, absolute(given), stat.S_ISDIR(state.st_mode), is_special(state.st_mode), inode, leads)
 
 
 def is_special(mode: int) -> bool:
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode))
+
+
+def refuse_address(given: str) -> None:
+    """Who comes from rsync may expect it."""
+    if re.match(ADDRESS, given):
+        raise UsageError(
+            f"{given}: other machines are not reached; mount it and give that path, or write ./ before such a name"
+        )
 
 
 def look_at_destination(destination: Path) -> Destination:
@@ -269,6 +281,8 @@ def look_at_destination(destination: Path) -> Destination:
     if not given or "\0" in given:
         raise UsageError(f"{given!r}: cannot be a destination")
     path = absolute(given)
+    if not os.path.lexists(path):
+        refuse_address(given)
     is_directory = os.path.isdir(path)
     if is_directory:
         path = os.path.realpath(path)

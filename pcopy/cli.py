@@ -145,6 +145,7 @@ def main(context: click.Context, /, **given: Any) -> NoReturn:
     DESTINATION is its new name or the directory it goes into. Several: DESTINATION is the directory they go into.
     """
     try:
+        refuse_repeated(context)
         status = way(given)(context, given)
     except UsageError as error:
         from pcopy.report import shown
@@ -203,6 +204,7 @@ NOT_CHECKED = (
     "fsync", "verify", "manifest", "bwlimit", "dry_run", "log", "metrics", "delete", "max_delete", "link_dest", *OF_FILTERS,
     "compare", "against", "rounds", "chart",
 )  # fmt: skip
+ONCE = ("preserve", "no_preserve", "files_from", "manifest", "log", "metrics")
 STDIN = "-"
 
 
@@ -296,6 +298,15 @@ def refuse(context: click.Context, names: Sequence[str], why: str) -> None:
     for name in names:
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
             raise click.UsageError(f"--{name.replace('_', '-')} {why}", context)
+
+
+def refuse_repeated(context: click.Context) -> None:
+    """Of these the last would be taken, and what the first says be lost without a word."""
+    if any(context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE for name in ONCE):
+        names = order_of(context)
+        for name in ONCE:
+            if names.count(name) > 1:
+                raise click.UsageError(f"--{name.replace('_', '-')} is given twice: give one", context)
 
 
 def preserved(given: dict[str, Any]) -> frozenset[str]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 GIVEN = "pcopy.given"
 WHAT, HOW, SAY, OTHER = "What is copied", "How it is copied", "What is said", "Other"
 MEASURE = "Checking and measuring"
+NEEDLESS = frozenset({"-a", "-r", "-R", "--archive", "--recursive"})  # of cp and rsync
 
 
 class Command(click.Command):
@@ -33,7 +34,12 @@ class Command(click.Command):
         except click.ClickException as error:
             from pcopy.report import shown
 
-            say(f"pcopy: {shown(' '.join(error.format_message().split()))} (see pcopy --help)")
+            said = " ".join(error.format_message().split())
+            if isinstance(error, click.NoSuchOption) and error.option_name in NEEDLESS:
+                said = (
+                    f"{error.option_name} is not needed: directories are copied whole, with all that they and their files have"
+                )
+            say(f"pcopy: {shown(said)} (see pcopy --help)")
             leave(error.exit_code)
         except SystemExit as end:  # of completion, which Click ends itself
             leave(end.code if isinstance(end.code, int) else ExitStatus.OK)

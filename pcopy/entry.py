@@ -96,7 +96,7 @@ class Copier:
         copy = None if pair.destination == ABSENT else fs.look_if_there(target, pair.destination)
         # Something was there, or nobody knows: when this worker is killed, a half file could not be told from that.
         self.aside = self.options.whole_files_only or not new
-        appeared = copy and new and self.options.overwrite is not Overwrite.NEVER
+        appeared = copy and new and self.options.overwrite is not Overwrite.NEVER and not self.options.dry_run
         if copy and appeared and not (again and self.halves.is_begun(pair, name, target, state, copy)):
             raise OSError(errno.EEXIST, APPEARED)
         if not copy:

@@ -21,6 +21,7 @@ class Source(NamedTuple):
     is_directory: bool
     is_special: bool = False
     inode: tuple[int, int] = (0, 0)  # st_dev and st_ino
+    leads_to_directory: bool = False  # a symbolic link, which is copied as one
 
     @property
     def name(self) -> str:

@@ -24,6 +24,8 @@ from pcopy.options import Options
 NONE = -1  # the number of no rule
 Place = tuple[str, bool]  # a pattern of directories, and whether of any directory below them too
 EVERYWHERE: Place = ("", True)
+# How rules in rsync's lists begin. A name that does is written with a backslash before it.
+RSYNC = r"[-+] "
 NOTHING_AFTER = "has a backslash with nothing after it that needs one"
 SPECIAL = r"[*?\[\\]"
 WRONG = r"[\[\\]"  # what a pattern can have wrong is about one of these
@@ -211,6 +213,10 @@ def parse(line: str) -> Rule | None:
         del parts[0]
     if not all(parts):
         raise UsageError(f"pattern {line!r}: matches nothing; write a name between the slashes")
+    if "." in parts or ".." in parts:
+        raise UsageError(f"pattern {line!r}: matches nothing; leave out what is . or .., and begin with / for the top")
+    if re.match(RSYNC, glob):
+        raise UsageError(f"pattern {line!r}: is a rule of rsync; write only the pattern, and ! before one that brings back")
     place, name = cut(parts)
     try:
         if re.search(WRONG, glob):

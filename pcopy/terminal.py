@@ -47,11 +47,13 @@ def block() -> str:
 def open_closed_streams() -> None:
     """Started with closed streams (2>&-), Python has None for them, and the next file opened would get their number.
 
-    What is written to stdout is to fail: data that were asked for would be lost.
+    What is written to stdout is to fail: data that were asked for would be lost. So is what is read from stdin, for an empty
+    list would do another thing.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
-            os.open(os.devnull, os.O_RDONLY if name == "stdout" else os.O_RDWR)  # the lowest number that is free: this one
+            ways = {"stdin": os.O_WRONLY, "stdout": os.O_RDONLY, "stderr": os.O_RDWR}
+            os.open(os.devnull, ways[name])  # the lowest number that is free: this one
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
 
 

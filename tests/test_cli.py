@@ -55,6 +55,50 @@ def test_the_version_is_printed_by_module_and_by_script(pcopy: Run) -> None:
     assert (done.stdout, done.stderr) == (f"pcopy {library.__version__}\n", "")
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["-a", "src", "dst"], "-a is not needed: directories are copied whole, with all that they and their files have"),
+        (["--recursive", "src", "dst"], "--recursive is not needed"),
+        (["--log", "a", "--log", "b", "src", "dst"], "--log is given twice: give one"),
+        (["--preserve", "mode", "--preserve=times", "src", "dst"], "--preserve is given twice"),
+        (["--files-from", "a", "--files-from", "b", "src", "dst"], "--files-from is given twice"),
+        (["src", "me@host:dst"], "me@host:dst: other machines are not reached; mount it"),
+        (["host:/src", "dst"], "host:/src: other machines are not reached"),
+        (["--delete", "way", "dst"], "no source is one; write way/ for what the link way points to"),
+    ],
+)
+def test_what_works_elsewhere_is_refused_with_what_to_do_here(
+    pcopy: Run, tmp_path: Path, source: Path, words: list[str], says: str
+) -> None:
+    (tmp_path / "way").symlink_to("src")
+    done = pcopy(*words)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert says in done.stderr
+    assert sorted(os.listdir(tmp_path)) == ["src", "way"]
+
+
+def test_a_name_with_a_colon_is_a_name(pcopy: Run, tmp_path: Path, source: Path) -> None:
+    make_tree(tmp_path, {"me@host:there": Dir()})
+    for words in (["src", "./host:/"], ["src", "me@host:there"], ["src", "12:30"], ["-j", "1", "-j", "2", "src", "last"]):
+        assert pcopy(*words).returncode == 0, words
+
+
+def test_a_link_to_a_directory_is_copied_as_a_link_and_that_is_said(pcopy: Run, tmp_path: Path, source: Path) -> None:
+    (tmp_path / "way").symlink_to("src")
+    for words, said in ((["way"], 1), (["way/"], 0), (["-L", "way"], 0), (["way", "src"], 0), (["src/l"], 0)):
+        done = pcopy(*words, "to/" if len(words) == 2 and words[0] == "way" else f"to{said}{len(words)}")
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("is a symbolic link and copied as one; write a / after it") == said
+
+
+@pytest.mark.parametrize("option", ["--files-from", "--exclude-from"])
+def test_a_list_from_a_closed_stdin_is_not_an_empty_one(tmp_path: Path, source: Path, option: str) -> None:
+    command = f'exec "$0" -m pcopy {option} - src dst 0<&-'
+    done = subprocess.run(["sh", "-c", command, sys.executable], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "pcopy: '-': cannot be read: Bad file descriptor\n")
+
+
 def test_the_console_script_copies(tmp_path: Path, source: Path) -> None:
     script = Path(sys.executable).parent / "pcopy"
     if not script.exists():

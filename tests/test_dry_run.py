@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 
 import pcopy as library
+from pcopy import worker
+from pcopy.options import Options
 from pcopy.outcome import Tally
 from pcopy.progress import DRY_RUN
+from pcopy.work import Entries, Job, Tree
 from tests.conftest import Run, as_root
 from tests.test_destination import unprivileged
 from tests.trees import WHEN, Dir, Fifo, File, Hard, Link, make_tree, read_tree
@@ -380,3 +383,16 @@ def test_a_dry_run_says_that_the_destination_cannot_be_made(tmp_path: Path) -> N
     done = [unprivileged("-j", 1, *dry, source, tmp_path / "shut/dst") for dry in ([], ["-n"])]
     assert [one.returncode for one in done] == [3, 3]
     assert done[0].stderr.splitlines()[0] == done[1].stderr.splitlines()[0]
+
+
+def test_what_another_run_copies_meanwhile_is_no_failure_of_a_dry_run(tmp_path: Path) -> None:
+    """It holds no lock: what was not there when a directory was read may be there by now."""
+    source = make_tree(tmp_path / "src", {"d": Dir({f"f{number}": b"1" for number in range(3)})})
+    dst = make_tree(tmp_path / "dst", {"d": Dir()})
+
+    inodes = [(state.st_dev, state.st_ino) for state in (source.stat(), dst.stat())]
+    tree = Tree(str(source), str(dst), inodes[0], inodes[1])
+    unit = Entries(0, "d", ("f0", "f1", "f2"), True, True, 1.0)
+    make_tree(dst / "d", {f"f{number}": b"1" for number in range(3)})
+    outcome = worker.run(Job(Options(dry_run=True), (tree,), "0123abcd", 0o022), [unit], 60.0)
+    assert (outcome.failures, outcome.tally.files + outcome.tally.unchanged) == ([], 3)
