@@ -11,6 +11,8 @@ from pcopy.stop import Process
 XATTRS = hasattr(os, "listxattr")
 # The file system cannot do it, or may not for us: the copy goes on without.
 UNABLE = frozenset({errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENODATA})
+# Nor may it be read: a capability of another user namespace (capabilities(7), "Namespaced file capabilities").
+UNREADABLE = UNABLE | {errno.EOVERFLOW}
 # This one attribute is too large for the file system (setxattr(2); ext4 says ENOSPC: a value has to fit into one block).
 TOO_LARGE = frozenset({errno.E2BIG, errno.ERANGE, errno.ENOSPC})
 LARGEST_ATTRIBUTE = 64 << 10  # bytes (XATTR_SIZE_MAX, xattr(7))
@@ -47,12 +49,12 @@ def without_internal(names: list[str]) -> list[str]:
     return [name for name in names if name not in INTERNAL and not name.startswith(INTERNAL_KINDS)] if names else names
 
 
-def read_attribute(target: Target, name: str) -> bytes | None:
-    """The value of an extended attribute, or None if there is none."""
+def read_attribute(target: Target, name: str, follow: bool = True) -> bytes | None:
+    """The value of an extended attribute, or None if there is none for us."""
     try:
-        return os.getxattr(target, name)
+        return os.getxattr(target, name, follow_symlinks=follow)
     except OSError as error:
-        if error.errno in UNABLE:
+        if error.errno in UNREADABLE:
             return None
         raise
 
@@ -79,11 +81,11 @@ def read_attributes(target: Target, follow: bool = True) -> dict[str, bytes]:
         return {}
     try:
         names = without_internal(os.listxattr(target, follow_symlinks=follow))
-        return {name: os.getxattr(target, name, follow_symlinks=follow) for name in names}
     except OSError as error:
-        if error.errno in (errno.ENOTSUP, errno.ENOSYS, errno.ENODATA):
+        if error.errno in (errno.ENOTSUP, errno.ENOSYS):
             return {}
         raise
+    return {name: value for name in names if (value := read_attribute(target, name, follow)) is not None}
 
 
 def is_unknown(name: str, directory: int, attribute: str) -> bool:

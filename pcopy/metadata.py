@@ -265,7 +265,9 @@ class Metadata:
         there = attr.attributes_of(target)
         for name in names:
             value = attr.read_attribute(source, name)
-            if value is not None and not (name in there and attr.read_attribute(target, name) == value):
+            if value is None:
+                self.lose(kind_of(name))
+            elif not (name in there and attr.read_attribute(target, name) == value):
                 self.write_attribute(target, name, value)
         for name in there:
             if name not in names and is_dropped(name):

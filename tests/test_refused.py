@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,6 +118,17 @@ def test_what_is_refused_for_its_value_alone_is_no_refusal_of_the_name(unlocked:
     done = unprivileged("-j", 1, source, unlocked / "dst")
     assert done.returncode == 0, done.stderr
     assert [name for name in "abcdef" if ACL in os.listxattr(unlocked / "dst" / name)] == list("bcde")
+
+
+@as_root
+def test_what_belongs_to_another_user_namespace_is_lost_and_fails_nothing(unlocked: Path) -> None:
+    """Its capabilities cannot even be read."""
+    source = make_tree(unlocked / "src", {"f": File(b"1", xattrs=X)})
+    os.setxattr(source / "f", "security.capability", struct.pack("<6I", 0x03000001, 0x2000, 0, 0, 0, 12345))
+    for counts in ("copied 1 file,", "copied 0 files,"):
+        done = unprivileged("-j", 1, source, unlocked / "dst")
+        assert (done.returncode, messages(done)[-1].startswith(counts)) == (0, True), done.stderr
+    assert os.listxattr(unlocked / "dst/f") == ["user.x"]
 
 
 @as_root
