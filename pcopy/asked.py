@@ -28,7 +28,7 @@ WhenName = Literal["auto", "always", "never"]
 Choice = TypeVar("Choice", Overwrite, When, Hash)
 Given = TypeVar("Given")
 RATE = r"(?ia)(\d+\.?\d*|\.\d+)\s*([kmgt]?)b?"
-ADDRESS = r"[^/:]+@[^/:]+:|[^/:]+:/"  # as rsync and scp have it
+ADDRESS = r"[\w.-]+@[\w.-]+:(?!\d)|[\w.-]+:/"  # as rsync and scp have it; home@2026-01-31T18:30 is a name
 FACTORS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 # Slower, a single block would take seconds.
 SLOWEST, FASTEST = 1000, 10**15

@@ -80,7 +80,13 @@ def test_what_works_elsewhere_is_refused_with_what_to_do_here(
 
 def test_a_name_with_a_colon_is_a_name(pcopy: Run, tmp_path: Path, source: Path) -> None:
     make_tree(tmp_path, {"me@host:there": Dir()})
-    for words in (["src", "./host:/"], ["src", "me@host:there"], ["src", "12:30"], ["-j", "1", "-j", "2", "src", "last"]):
+    for words in (
+        ["src", "./host:/"],
+        ["src", "me@host:there"],
+        ["src", "day@18:30"],
+        ["src", "a:b"],
+        ["-j", "1", "-j", "2", "src", "last"],
+    ):
         assert pcopy(*words).returncode == 0, words
 
 
