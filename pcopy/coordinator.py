@@ -65,7 +65,7 @@ AHEAD = 100_000
 SLOW = 200e-6
 # Deaths in a row of the worker that holds a unit, until the unit is given up.
 DEATHS = 3
-STARTS = 8  # executors in a row that cannot be started, until the run is given up
+STARTS = 8  # executors in a row that cannot be started, until the run is given up, or goes on without
 FOREVER = threading.TIMEOUT_MAX
 WORKER_DIED = "a worker process was killed from outside; others did its work again"
 
@@ -449,7 +449,11 @@ class Coordinator:
         self.starts += 1
         if self.crew:
             self.crew.refused()
-        if self.starts >= STARTS:
+        if self.starts >= STARTS and self.crew:  # nobody asked for any
+            self.report.jobs = max(1, self.crew.capacity)
+            self.crew.give_up()
+            self.report.warnings.append(f"workers cannot be started: {reason}; the rest is copied in one process")
+        elif self.starts >= STARTS:
             reason = f"workers cannot be started: {reason}; run with -j 1"
             failure = Failure(self.job.trees[0].destination, "copy", None, reason, fatal=True)
             self.absorb([], Outcome(failures=[failure]))

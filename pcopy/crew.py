@@ -92,6 +92,11 @@ class Crew:
         self.jobs = self.most = max(self.processors, self.jobs // 2)
         self.full = None
 
+    def give_up(self) -> None:
+        """None could be started, time and again: from now on there is this process alone."""
+        self.jobs = self.most = self.processors = 1
+        self.full = None
+
     def note(self, outcome: Outcome, now: float) -> None:
         """Take in what a slice did."""
         if outcome.seconds > STALLED:

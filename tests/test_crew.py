@@ -332,6 +332,25 @@ def test_workers_that_cannot_be_started_are_fewer_the_next_time(tmp_path: Path, 
     assert read_tree(tmp_path / "dst") == read_tree(source)
 
 
+def test_where_no_worker_can_be_started_it_goes_on_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has asked for any. It is said once."""
+    source = some_tree(tmp_path / "src", 2000)
+    real = engines.engine_for
+
+    class Refusing:
+        def open(self) -> contextlib.AbstractContextManager[Executor]:
+            raise engines.NotStarted("Resource temporarily unavailable")
+
+    monkeypatch.setattr("pcopy.drive.engine_for", lambda jobs, method: Refusing() if jobs > 1 else real(jobs, method))
+    monkeypatch.setattr("pcopy.crew.Crew.wanted", property(lambda self: min(self.most, 3)))
+    report = library.copy(source, tmp_path / "dst", jobs="auto")
+    assert (report.ok, report.jobs, report.engine) == (True, 1, "serial"), report.errors
+    says = "workers cannot be started: Resource temporarily unavailable; the rest is copied in one process"
+    assert report.warnings == [says]
+    assert read_tree(tmp_path / "dst") == read_tree(source)
+    assert library.copy(source, tmp_path / "other", jobs=2).exit_status == 3
+
+
 @pytest.mark.parametrize("wrong", ["fast", "auto,2", "AUTO", ""])
 def test_what_is_neither_a_number_nor_auto_is_refused(tmp_path: Path, pcopy: Run, wrong: str) -> None:
     make_tree(tmp_path / "src", {})
