@@ -25,7 +25,7 @@ FAR = 2**40 * 10**9  # nanoseconds: beyond the times that a file system with lim
 
 
 class Fate(enum.Enum):
-    """What became of an entry. The values are the names of the counts in a Tally."""
+    """What became of an entry. The values are the names of the counts in a Tally, where it is done."""
 
     FILE = "files"
     SYMLINK = "symlinks"
