@@ -270,7 +270,7 @@ def is_special(mode: int) -> bool:
 
 def refuse_address(given: str) -> None:
     """Who comes from rsync may expect it."""
-    if re.match(ADDRESS, given):
+    if re.match(ADDRESS, given) and not os.path.lexists(given.partition("/")[0]):
         raise UsageError(
             f"{given}: other machines are not reached; mount it and give that path, or write ./ before such a name"
         )

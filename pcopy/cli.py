@@ -204,7 +204,7 @@ NOT_CHECKED = (
     "fsync", "verify", "manifest", "bwlimit", "dry_run", "log", "metrics", "delete", "max_delete", "link_dest", *OF_FILTERS,
     "compare", "against", "rounds", "chart",
 )  # fmt: skip
-ONCE = ("preserve", "no_preserve", "files_from", "manifest", "log", "metrics")
+ONCE = ("preserve", "no_preserve", "files_from", "max_delete", "manifest", "check", "log", "metrics", "chart")
 STDIN = "-"
 
 

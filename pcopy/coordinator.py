@@ -449,14 +449,21 @@ class Coordinator:
         self.starts += 1
         if self.crew:
             self.crew.refused()
-        if self.starts >= STARTS and self.crew:  # nobody asked for any
-            self.report.jobs = max(1, self.crew.capacity)
-            self.crew.give_up()
-            self.report.warnings.append(f"workers cannot be started: {reason}; the rest is copied in one process")
+        if self.starts >= STARTS and self.job.options.adapts:  # nobody asked for any
+            self.go_on_alone()
+            self.report.warnings.append(f"workers cannot be started: {reason}; the rest is done in one process")
         elif self.starts >= STARTS:
             reason = f"workers cannot be started: {reason}; run with -j 1"
             failure = Failure(self.job.trees[0].destination, "copy", None, reason, fatal=True)
             self.absorb([], Outcome(failures=[failure]))
+
+    def go_on_alone(self) -> None:
+        if self.crew:
+            self.crew.give_up()
+        if self.throttle:
+            self.throttle.jobs = 1
+        if not (self.crew and self.crew.capacity):
+            self.report.jobs = 1
 
     def left(self) -> list[Unit]:
         """The units that are not done when a run stops, of which nothing is handed out any more."""

@@ -33,7 +33,7 @@ def drive(coordinator: Coordinator, workers: Workers) -> None:
             time.sleep(PAUSE)
             continue
         coordinator.opened()
-        if died:  # and others did not
+        if died and coordinator.jobs > 1:  # and others did not
             coordinator.warn_of_death()
         try:
             if not work_off(coordinator, executor):

@@ -61,8 +61,9 @@ class Copier:
         self.follow = options.dereference
         self.keep_links = "links" in options.preserve
         self.contents = Contents(options)
-        unlabelled = {tree.destination_inode[0] for tree in self.trees if tree.destination_inode and not tree.labels}
-        self.metadata = Metadata(options, job.umask, unlabelled)
+        devices = [(tree, tree.destination_inode[0]) for tree in self.trees if tree.destination_inode]
+        unlabelled = {device for tree, device in devices if not tree.labels}
+        self.metadata = Metadata(options, job.umask, unlabelled, {device for tree, device in devices if tree.layered})
         self.large = LARGE
         self.auditor = Auditor(options, job.stop)
         self.plain = Plain(options, self.contents, self.metadata, LARGE)

@@ -91,6 +91,7 @@ class Linker:
         if (
             copy
             and unit.fresh
+            and not self.options.dry_run
             and not (made and os.path.samestat(copy, made))
             and not (unit.again and self.copier.halves.is_begun(pair, name, target, state, copy))
             and self.options.overwrite is not Overwrite.NEVER

@@ -39,8 +39,10 @@ OF_THE_SYSTEM = (LABEL, "security.SMACK64", "security.ima", "security.apparmor")
 class Metadata:
     """Gives copies the attributes of their sources, as far as the options ask for and the system allows."""
 
-    def __init__(self, options: Options, umask: int, unlabelled: Set[int] = frozenset()) -> None:
-        """``unlabelled``: devices on which SELinux's labels cannot be set."""
+    def __init__(
+        self, options: Options, umask: int, unlabelled: Set[int] = frozenset(), layered: Set[int] = frozenset()
+    ) -> None:
+        """``unlabelled``: devices on which SELinux's labels cannot be set; ``layered``: overlayfs's."""
         keep = options.preserve
         self.keep_owner, self.keep_mode = "owner" in keep, "mode" in keep
         self.keep_times, self.keep_xattrs = "times" in keep, "xattr" in keep
@@ -49,7 +51,7 @@ class Metadata:
         self.user = os.geteuid() if self.unprivileged else None
         # Owners and groups that we may not set, not tried again in this slice, and whether we may set the group alone.
         self.refused: dict[tuple[int, int], bool] = {}
-        self.unlabelled = unlabelled
+        self.unlabelled, self.layered, self.dry_run = unlabelled, layered, options.dry_run
         self.beyond: list[str] = []  # attributes that the copy compared last lacks, because its file system has no such
         self.lost: dict[str, int] = {}
 
@@ -195,15 +197,17 @@ class Metadata:
     def is_beyond(self, pair: Pair, target: str, name: str, there: bool) -> bool:
         """Whether an attribute that a copy lacks, or has otherwise if it is ``there``, cannot be set on its file system.
 
-        Asked for one of a kind that it has not, it says so. Not if SELinux answers, with a label for all of its files.
+        Asked for one of a kind that it has not, it says so. Not if SELinux answers, with a label for all of its files; and
+        overlayfs says it of the file system below, from which a file is copied when an attribute is set.
         """
-        if name == LABEL and os.fstat(pair.destination).st_dev in self.unlabelled:
+        device = os.fstat(pair.destination).st_dev
+        if name == LABEL and device in self.unlabelled:
             return True
-        return not there and attr.is_unknown(target, pair.destination, name)
+        return not there and device not in self.layered and attr.is_unknown(target, pair.destination, name)
 
     def lose_beyond(self) -> None:
-        """The copy compared last stays without them."""
-        for name in self.beyond:
+        """The copy compared last stays without them. A dry run does not count what would be lost."""
+        for name in () if self.dry_run else self.beyond:
             self.lose(kind_of(name))
         self.beyond = []
 

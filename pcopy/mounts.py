@@ -17,6 +17,7 @@ OFF_DISK = ELSEWHERE | {"tmpfs", "ramfs"}
 # Each block of a file that was not written shows as a hole. Elsewhere what surrounds the bytes that were written can be shown
 # as data too: on tmpfs a page of 2 MiB, on ZFS a record of up to 16.
 EXACT = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs"})
+LAYERED = "overlay"
 SELINUX = "/sys/fs/selinux/enforce"  # is there where it is at work
 
 

@@ -294,6 +294,7 @@ def tree_of(landing: Landing, below: str | None, top: int | None) -> Tree:
         elsewhere=mounts.is_elsewhere(kind_of_source),
         whole=not landing.names,
         labels=not inode or mounts.takes_labels(landing.destination),
+        layered=kind == mounts.LAYERED,
     )
 
 
@@ -305,8 +306,9 @@ def earlier_trees(paths: Sequence[str], below: str) -> Iterator[Tree]:
             state = os.stat(place) if not below else os.lstat(place)
             if stat.S_ISDIR(state.st_mode):
                 inode = (state.st_dev, state.st_ino)
-                on_disk, labels = mounts.is_on_disk(mounts.kind_of(place)), mounts.takes_labels(place)
-                yield Tree(place, place, inode, inode, on_disk=on_disk, labels=labels)
+                kind, labels = mounts.kind_of(place), mounts.takes_labels(place)
+                on_disk, layered = mounts.is_on_disk(kind), kind == mounts.LAYERED
+                yield Tree(place, place, inode, inode, on_disk=on_disk, labels=labels, layered=layered)
 
 
 def units_of(landing: Landing, tree: int, fresh: bool, share: float, partial: dict[str, str]) -> Iterator[Unit]:

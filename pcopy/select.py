@@ -216,7 +216,8 @@ def parse(line: str) -> Rule | None:
     if "." in parts or ".." in parts:
         raise UsageError(f"pattern {line!r}: matches nothing; leave out what is . or .., and begin with / for the top")
     if re.match(RSYNC, glob):
-        raise UsageError(f"pattern {line!r}: is a rule of rsync; write only the pattern, and ! before one that brings back")
+        advice = "write the pattern alone, ! before one that brings back, a backslash before such a name"
+        raise UsageError(f"pattern {line!r}: is a rule of rsync; {advice}")
     place, name = cut(parts)
     try:
         if re.search(WRONG, glob):

@@ -43,6 +43,7 @@ class Tree(NamedTuple):
     earlier: tuple[int, ...] = ()  # among the job's trees: earlier copies, to which unchanged files become hard links
     whole: bool = True  # the source is copied, and not only some of its entries
     labels: bool = True  # SELinux's can be set on the destination
+    layered: bool = False  # the destination is on overlayfs
 
 
 class Job(NamedTuple):

@@ -63,6 +63,7 @@ def test_the_version_is_printed_by_module_and_by_script(pcopy: Run) -> None:
         (["--log", "a", "--log", "b", "src", "dst"], "--log is given twice: give one"),
         (["--preserve", "mode", "--preserve=times", "src", "dst"], "--preserve is given twice"),
         (["--files-from", "a", "--files-from", "b", "src", "dst"], "--files-from is given twice"),
+        (["--check", "a", "--check", "b", "src"], "--check is given twice"),
         (["src", "me@host:dst"], "me@host:dst: other machines are not reached; mount it"),
         (["host:/src", "dst"], "host:/src: other machines are not reached"),
         (["--delete", "way", "dst"], "no source is one; write way/ for what the link way points to"),
@@ -79,8 +80,9 @@ def test_what_works_elsewhere_is_refused_with_what_to_do_here(
 
 
 def test_a_name_with_a_colon_is_a_name(pcopy: Run, tmp_path: Path, source: Path) -> None:
-    make_tree(tmp_path, {"me@host:there": Dir()})
+    make_tree(tmp_path, {"me@host:there": Dir(), "vol:": Dir()})
     for words in (
+        ["src", "vol:/new"],
         ["src", "./host:/"],
         ["src", "me@host:there"],
         ["src", "day@18:30"],

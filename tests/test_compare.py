@@ -906,7 +906,14 @@ def test_a_signal_at_any_moment_leaves_nothing_behind(busy_source: Path, place: 
     )  # fmt: skip
     time.sleep(after)
     os.killpg(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=30)
+    try:
+        _, stderr = process.communicate(timeout=30)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        _, stderr = process.communicate()
+        if "Exception ignored in" in stderr:
+            pytest.skip("the interpreter lost it in a callback of an import")
+        raise
     told = "interrupted" in stderr
     if "Fatal Python error" in stderr or "Could not import runpy" in stderr:
         pytest.skip("the interpreter had not started yet")

@@ -332,7 +332,10 @@ def test_workers_that_cannot_be_started_are_fewer_the_next_time(tmp_path: Path, 
     assert read_tree(tmp_path / "dst") == read_tree(source)
 
 
-def test_where_no_worker_can_be_started_it_goes_on_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("bwlimit", [None, "500M"])
+def test_where_no_worker_can_be_started_it_goes_on_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bwlimit: str | None
+) -> None:
     """Nobody has asked for any. It is said once."""
     source = some_tree(tmp_path / "src", 2000)
     real = engines.engine_for
@@ -343,9 +346,9 @@ def test_where_no_worker_can_be_started_it_goes_on_alone(tmp_path: Path, monkeyp
 
     monkeypatch.setattr("pcopy.drive.engine_for", lambda jobs, method: Refusing() if jobs > 1 else real(jobs, method))
     monkeypatch.setattr("pcopy.crew.Crew.wanted", property(lambda self: min(self.most, 3)))
-    report = library.copy(source, tmp_path / "dst", jobs="auto")
+    report = library.copy(source, tmp_path / "dst", jobs="auto", bwlimit=bwlimit)
     assert (report.ok, report.jobs, report.engine) == (True, 1, "serial"), report.errors
-    says = "workers cannot be started: Resource temporarily unavailable; the rest is copied in one process"
+    says = "workers cannot be started: Resource temporarily unavailable; the rest is done in one process"
     assert report.warnings == [says]
     assert read_tree(tmp_path / "dst") == read_tree(source)
     assert library.copy(source, tmp_path / "other", jobs=2).exit_status == 3

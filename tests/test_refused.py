@@ -58,6 +58,7 @@ def test_a_dry_run_foretells_it(tmp_path: Path, bare: Path, pcopy: Run) -> None:
     pcopy(source, bare / "dst")
     for words in (["-n", "-v"], ["-v"]):
         said = messages(pcopy(*words, source, bare / "dst"))
+        assert any("could not be preserved on 2 " in line for line in said) == ("-n" not in words)
         assert sum(line.startswith("unchanged ") for line in said) == 5, said
         assert said[-1].split("; ")[1].startswith("5 unchanged")
 
@@ -90,6 +91,18 @@ def test_what_one_file_system_refuses_another_in_the_same_tree_gets(tmp_path: Pa
         report = library.copy(source, dst, jobs=jobs)
         assert (report.ok, report.files, report.unchanged) == (True, 0, 6)
         assert [os.listxattr(file) for file in (dst / other).iterdir()] == [["user.x"]] * 3
+
+
+@as_root
+def test_what_the_lower_file_system_of_an_overlay_refuses_its_upper_one_gets(tmp_path: Path, bare: Path, jobs: int) -> None:
+    """It asks the lower one as long as it has the file, and copies that up when an attribute is set."""
+    source = make_tree(tmp_path / "src", {"a": File(b"1", xattrs=X)})
+    assert library.copy(source, bare / "lower", jobs=jobs).lost == {"attributes user.*": 1}
+    make_tree(tmp_path, {"upper": Dir(), "work": Dir()})
+    options = f"lowerdir={bare}/lower,upperdir={tmp_path}/upper,workdir={tmp_path}/work"
+    with mounted(tmp_path / "over", "-t", "overlay", "none", "-o", options) as over:
+        report = library.copy(source, over, jobs=jobs)
+        assert (report.ok, report.lost, os.listxattr(over / "a")) == (True, {}, ["user.x"])
 
 
 @as_root
