@@ -11,6 +11,7 @@ from pcopy.stop import Process
 XATTRS = hasattr(os, "listxattr")
 # The file system cannot do it, or may not for us: the copy goes on without.
 UNABLE = frozenset({errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENODATA})
+UNKNOWN = frozenset({errno.ENOTSUP, errno.ENOSYS})  # there is no such thing
 # Nor may it be read: a capability of another user namespace (capabilities(7), "Namespaced file capabilities").
 UNREADABLE = UNABLE | {errno.EOVERFLOW}
 # This one attribute is too large for the file system (setxattr(2); ext4 says ENOSPC: a value has to fit into one block).
@@ -39,7 +40,7 @@ def attributes_of(target: Target) -> list[str]:
     try:
         return without_internal(os.listxattr(target)) if XATTRS else []
     except OSError as error:
-        if error.errno in (errno.ENOTSUP, errno.ENOSYS):
+        if error.errno in UNKNOWN:
             return []
         raise
 
@@ -82,7 +83,7 @@ def read_attributes(target: Target, follow: bool = True) -> dict[str, bytes]:
     try:
         names = without_internal(os.listxattr(target, follow_symlinks=follow))
     except OSError as error:
-        if error.errno in (errno.ENOTSUP, errno.ENOSYS):
+        if error.errno in UNKNOWN:
             return {}
         raise
     return {name: value for name in names if (value := read_attribute(target, name, follow)) is not None}
@@ -93,7 +94,7 @@ def is_unknown(name: str, directory: int, attribute: str) -> bool:
     try:
         os.getxattr(way_to(directory) + name, attribute, follow_symlinks=False)
     except OSError as error:
-        return error.errno in (errno.ENOTSUP, errno.ENOSYS)
+        return error.errno in UNKNOWN
     return False
 
 

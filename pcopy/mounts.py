@@ -54,8 +54,8 @@ def takes_labels(path: str) -> bool:
 
     Then it shows no option "seclabel" (selinux_sb_show_options() in security/selinux/hooks.c).
     """
-    options = mount_at(path).rpartition(" ")[2].split(",") if os.path.exists(SELINUX) else []
-    return not options or options == [""] or "seclabel" in options
+    mount = mount_at(path) if os.path.exists(SELINUX) else ""
+    return not mount or "seclabel" in mount.rpartition(" ")[2].split(",")
 
 
 def mount_at(path: str) -> str:
