@@ -440,6 +440,16 @@ def close_read(handle: int) -> None:
         pass
 
 
+def close_all_read(handles: list[int]) -> None:
+    """Close what was only read, neighbours by one call (close_range(2)), and empty the list."""
+    handles.sort()
+    while handles:
+        last = first = handles.pop()
+        while handles and handles[-1] == first - 1:
+            first = handles.pop()
+        os.closerange(first, last + 1)
+
+
 def close_written(handle: int) -> None:
     """Network file systems say only here that a write failed (close(2))."""
     os.close(handle)
@@ -469,6 +479,12 @@ def write_out(handle: int) -> None:
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
             raise
+
+
+def begin_to_read(handle: int, size: int) -> None:
+    """Have so many bytes from the start of a file fetched, and do not wait (POSIX_FADV_WILLNEED, posix_fadvise(2))."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(handle, 0, size, os.POSIX_FADV_WILLNEED)
 
 
 def forget(handle: int, start: int, size: int) -> None:

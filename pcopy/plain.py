@@ -32,6 +32,9 @@ FIRST = 1 << 20
 # Nanoseconds: hardly a call that writes so few bytes takes longer. Whether one is under way in files that were last changed
 # before that is not asked: it would cost a twentieth of their copying.
 REST = 60 * 10**9
+# Handles that are closed by one call, where each close is a request to wait for: the interpreter, which would run between
+# two of them, has lost its caches by then.
+TOGETHER = 16
 CREATE, SEEK_DATA = fs.CREATE, fs.SEEK_DATA
 
 
@@ -84,103 +87,114 @@ class Plain:
         late = now + int(left * 1e9)
         at_rest = now - REST if tree.one_clock else 0
         settled = now - SHORTLY if tree.one_clock and not elsewhere else at_rest
+        opened: list[int] = []
         handle, made = CLOSED, False
-        for name in names:
-            if moment >= late and sizes:
-                break
-            try:
-                source = open_(name, read, dir_fd=above)
-            except Exception as error:
-                if isinstance(error, PermissionError) and error.errno == errno.EPERM:  # not ours to read without a trace
-                    self.read, self.quick = self.read & ~fs.NOATIME, False
-                break
-            try:
-                if not quick:
-                    before = fstat(source)
-                    if not self.is_plain(before, links) or before.st_ctime_ns >= time_ns() - SHORTLY:
-                        break
-                if waits:
-                    try:
-                        if lseek(source, 0, SEEK_DATA):  # waits, see fs.wait_for_writes
+        try:
+            for name in names:
+                if moment >= late and sizes:
+                    break
+                try:
+                    source = open_(name, read, dir_fd=above)
+                except Exception as error:
+                    if isinstance(error, PermissionError) and error.errno == errno.EPERM:  # not ours to read without a trace
+                        self.read, self.quick = self.read & ~fs.NOATIME, False
+                    break
+                try:
+                    if not quick:
+                        before = fstat(source)
+                        if not self.is_plain(before, links) or before.st_ctime_ns >= time_ns() - SHORTLY:
                             break
-                    except OSError:  # nothing but a hole, or nobody can tell
-                        pass
-                made = True  # before it is: a signal can end this slice when open has returned and nothing is noted yet
-                try:
-                    handle = open_(name, CREATE, 0o600, dir_fd=below)
-                except OSError:
-                    made = False
-                    break
-                try:
-                    copied = begin(source, handle, FIRST)
-                except OSError as error:
-                    contents.refused(error, ranges=True)
-                    begin, copied = contents.first, 0
-                state = fstat(source)
-                mode, _, device, nlink, uid, gid, size, _, _, _ = state
-                modified = state.st_mtime_ns
-                if quick:
-                    if (
-                        state.st_ctime_ns >= (settled if waits else at_rest)
-                        or mode & 0o170000 != 0o100000  # S_IFREG; is_plain, but a call less
-                        or (nlink > 1 and links)
-                        or size > large
-                        or not EARLIEST <= modified <= LATEST
-                        or state.st_blocks * 512 < size
-                        or device != top
+                    if waits:
+                        try:
+                            if lseek(source, 0, SEEK_DATA):  # waits, see fs.wait_for_writes
+                                break
+                        except OSError:  # nothing but a hole, or nobody can tell
+                            pass
+                    if elsewhere:  # and while the attributes are asked for, the contents come
+                        fs.begin_to_read(source, FIRST)
+                    try:
+                        attributes = listxattr(source)
+                    except OSError:
+                        attributes = attr.attributes_of(source)  # none, if there is no such thing
+                    made = True  # before it is: a signal can end this slice when open has returned and nothing is noted yet
+                    try:
+                        handle = open_(name, CREATE, 0o600, dir_fd=below)
+                    except OSError:
+                        made = False
+                        break
+                    try:
+                        copied = begin(source, handle, FIRST)
+                    except OSError as error:
+                        contents.refused(error, ranges=True)
+                        begin, copied = contents.first, 0
+                    state = fstat(source)
+                    mode, _, device, nlink, uid, gid, size, _, _, _ = state
+                    modified = state.st_mtime_ns
+                    if quick:
+                        if (
+                            state.st_ctime_ns >= (settled if waits else at_rest)
+                            or mode & 0o170000 != 0o100000  # S_IFREG; is_plain, but a call less
+                            or (nlink > 1 and links)
+                            or size > large
+                            or not EARLIEST <= modified <= LATEST
+                            or state.st_blocks * 512 < size
+                            or device != top
+                        ):
+                            self.quick = False
+                            break
+                        before = state
+                    if copied != size or not size:
+                        if copied <= size:
+                            copied += contents.stream(source, handle, (size or FIRST) - copied)
+                            state = fstat(source)
+                        if copied != size:
+                            break
+                    if before is not state and (
+                        state.st_mtime_ns != before.st_mtime_ns
+                        or state.st_ctime_ns != before.st_ctime_ns
+                        or state.st_size != before.st_size
                     ):
-                        self.quick = False
                         break
-                    before = state
-                if copied != size or not size:
-                    if copied <= size:
-                        copied += contents.stream(source, handle, (size or FIRST) - copied)
-                        state = fstat(source)
-                    if copied != size:
-                        break
-                if before is not state and (
-                    state.st_mtime_ns != before.st_mtime_ns
-                    or state.st_ctime_ns != before.st_ctime_ns
-                    or state.st_size != before.st_size
-                ):
+                    if user is None:
+                        self.metadata.learn(handle, pair)
+                        (user, group), inherits = pair.owner or (None, None), pair.inherits
+                    if attributes or inherits or uid != user or gid != group:
+                        self.metadata.dress(source, handle, before, pair)
+                    else:
+                        chmod(handle, mode & mask)
+                        if times:
+                            utime(handle, ns=(before.st_atime_ns, modified))
+                    written, handle = handle, CLOSED  # it is closed even if close reports an error (close(2))
+                    close(written)
+                    moment = time_ns()
+                    if moment < now:  # the clock was set back
+                        moment = late
+                        if quick:
+                            self.quick = False
+                            break
+                    made = False
+                    if not quick and self.guesses and read & fs.NOATIME:
+                        self.quick = quick = before.st_ctime_ns < settled and device == top
+                        if quick:
+                            self.waits = waits = before.st_ctime_ns >= at_rest
+                except Exception:
+                    self.works = not made  # in the rest of this slice: what is refused for one file is refused for the next
                     break
-                try:
-                    attributes = listxattr(source)
-                except OSError:
-                    attributes = attr.attributes_of(source)  # none, if there is no such thing
-                if user is None:
-                    self.metadata.learn(handle, pair)
-                    (user, group), inherits = pair.owner or (None, None), pair.inherits
-                if attributes or inherits or uid != user or gid != group:
-                    self.metadata.dress(source, handle, before, pair)
-                else:
-                    chmod(handle, mode & mask)
-                    if times:
-                        utime(handle, ns=(before.st_atime_ns, modified))
-                written, handle = handle, CLOSED  # it is closed even if close reports an error (close(2))
-                close(written)
-                moment = time_ns()
-                if moment < now:  # the clock was set back
-                    moment = late
-                    if quick:
-                        self.quick = False
-                        break
-                made = False
-                if not quick and self.guesses and read & fs.NOATIME:
-                    self.quick = quick = before.st_ctime_ns < settled and device == top
-                    if quick:
-                        self.waits = waits = before.st_ctime_ns >= at_rest
-            except Exception:
-                self.works = not made  # in the rest of this slice: what is refused for one file is refused for the next
-                break
-            finally:
-                try:  # noqa: SIM105 - suppress() takes longer than the call
-                    close(source)
-                except OSError:  # of what was only read, it says nothing
-                    pass
-                if made:
-                    abandon(handle, name, below)
-            sizes.append(size)
+                finally:
+                    if elsewhere:
+                        opened.append(source)
+                        if len(opened) == TOGETHER:
+                            fs.close_all_read(opened)
+                    else:
+                        try:  # noqa: SIM105 - suppress() takes longer than the call
+                            close(source)
+                        except OSError:  # of what was only read, it says nothing
+                            pass
+                    if made:
+                        abandon(handle, name, below)
+                sizes.append(size)
+        finally:
+            fs.close_all_read(opened)
         return sizes
 
     def is_plain(self, state: os.stat_result, links: bool) -> bool:

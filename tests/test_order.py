@@ -111,6 +111,44 @@ def test_only_a_source_that_this_machine_keeps_is_asked_for_writes_under_way(
     assert read_tree(tmp_path / "dst") == read_tree(source)
 
 
+def test_what_somebody_else_keeps_is_fetched_while_its_attributes_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each question is a round trip: those that can be are under way together, and many files are closed by one call."""
+    monkeypatch.setattr("pcopy.coordinator.FIRST", 60.0)
+    names = {str(number): File(b"text", mtime_ns=WHEN) for number in range(40)}
+    source = make_tree(tmp_path / "src", {"d": Dir(names | {"x": File(b"x", xattrs={"user.x": b"1"})})})
+    time.sleep(SHORTLY / 1e9 + 0.1)
+    calls: list[tuple[str, int]] = []
+
+    def spy(name: str) -> None:
+        real = getattr(os, name)
+
+        def spied(handle: int, *rest: Any, **more: Any) -> Any:
+            calls.append((name, handle))
+            return real(handle, *rest, **more)
+
+        monkeypatch.setattr(os, name, spied)
+
+    for name in ("posix_fadvise", "listxattr", "copy_file_range", "closerange", "sendfile"):
+        spy(name)
+    handles = len(os.listdir("/proc/self/fd"))
+    assert pcopy.copy(source, tmp_path / "here", jobs=1).ok
+    assert not any(name in ("posix_fadvise", "closerange") for name, _ in calls)
+    calls.clear()
+    monkeypatch.setattr(mounts, "kind_of", lambda path: "nfs4")
+    assert pcopy.copy(source, tmp_path / "there", jobs=1).ok
+    starts = [at for at, (name, _) in enumerate(calls) if name == "posix_fadvise"]
+    assert len(starts) == len(names) + 1
+    for at in starts:
+        following = [(name, handle) for name, handle in calls[at + 1 :] if handle == calls[at][1]]
+        assert following[0][0] == "listxattr" and following[1][0] in ("copy_file_range", "sendfile"), following
+    closings = [name for name, _ in calls].count("closerange")
+    assert 2 <= closings <= len(starts) / 4
+    assert len(os.listdir("/proc/self/fd")) == handles
+    assert read_tree(tmp_path / "there") == read_tree(source)
+
+
 def test_what_is_no_file_is_never_opened(tmp_path: Path) -> None:
     """O_PATH gives a handle that stands for an entry and does not open it."""
     source = make_tree(tmp_path / "src", {"fifo": Fifo(), "link": Link("fifo"), "d": Dir({"fifo": Fifo(0o600)})})
