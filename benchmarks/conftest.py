@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.rows import workplace
 from benchmarks.trees import make_large_files, make_small_files
 
 # At scale 1: trees that one process copies in a fraction of a second, so that the suite takes less than a minute.
@@ -38,10 +39,8 @@ def default_folder() -> str:
 @pytest.fixture(scope="session")
 def folder(request: pytest.FixtureRequest) -> Iterator[Path]:
     """A directory for trees and copies, removed at the end."""
-    with tempfile.TemporaryDirectory(
-        prefix="pcopy-bench-", dir=request.config.getoption("--bench-dir") or default_folder()
-    ) as one:
-        yield Path(one)
+    with workplace(request.config.getoption("--bench-dir") or default_folder()) as one:
+        yield one
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ order. What counts is the median of the ratios within the rounds, where both met
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import mmap
 import os
@@ -16,14 +17,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.trees import make_large_files, make_small_files
+from benchmarks.trees import LARGE_FILES, make_empty_files, make_large_files, make_small_files
 
 PATTERNS = [f"*.ext{number}" for number in range(40)] + [f"/top{number}/" for number in range(30)]
 PATTERNS += [f"cache{number}/*.tmp" for number in range(15)] + [f"**/build{number}/" for number in range(15)]
+
+# What compiles a program of this directory, if there is all that it needs.
+COMPILE = 'gcc -O2 -pthread -o "$1" "$2" $(pkg-config --cflags --libs fuse3 2>/dev/null)'
+
+# What tells the largest process of a command, in KiB.
+PEAK = """import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"""
 
 # Seconds from the making of a tree to its first copy: a rerun looks twice at files that had just changed when they were copied.
 REST = 3.0
@@ -46,8 +55,13 @@ class Bench:
     def small(self, files: int = 50_000) -> Path:
         return self.tree(f"small {files}", lambda top: make_small_files(top, round(files * self.scale)))
 
-    def large(self, size: int = 1 << 30) -> Path:
-        return self.tree(f"large {size}", lambda top: make_large_files(top, round(size * self.scale)))
+    def large(self, size: int = 1 << 30, count: int = LARGE_FILES) -> Path:
+        return self.tree(f"{count} of {size}", lambda top: make_large_files(top, round(size * self.scale), count))
+
+    def empty(self, files: int, each: int = 100) -> Path:
+        """Files of no bytes, so many to a directory."""
+        count = round(files * self.scale)
+        return self.tree(f"{files} by {each}", lambda top: make_empty_files(top, count, each))
 
     def tree(self, name: str, make: Callable[[Path], None]) -> Path:
         top = self.folder / name
@@ -55,6 +69,23 @@ class Bench:
             make(top)
             time.sleep(REST)
         return top
+
+    def native(self, name: str) -> str:
+        """One of the programs in C that are beside this file. It is not there if it could not be compiled."""
+        path = self.folder / name
+        if not path.exists():
+            source = Path(__file__).with_name(f"{name}.c")
+            subprocess.run(["sh", "-c", COMPILE, "sh", path, source], stderr=subprocess.DEVNULL, check=False)
+        return str(path)
+
+    def store(self, tree: Path) -> Path:
+        """A tree as seen through a store that takes its time. Nothing is there if such a thing cannot be mounted."""
+        place = self.folder / f"store of {tree.name}"
+        if not place.exists():
+            place.mkdir()
+            with contextlib.suppress(OSError):
+                subprocess.run([self.native("store"), tree, place], stderr=subprocess.DEVNULL, check=False)
+        return place
 
     def fresh(self, *commands: tuple[str, Sequence[str]]) -> list[Contender]:
         """Those that make ``copy``, which is not there before."""
@@ -87,6 +118,7 @@ def fresh(bench: Bench) -> list[Contender]:
         ("cp -a", ["cp", "-a", tree, copy]),
         ("rsync -a", ["rsync", "-a", f"{tree}/", copy]),
         ("xcp -w 2", ["xcp", "-r", "-w", "2", "--no-progress", tree, copy]),
+        ("the C program", [bench.native("floor"), tree, copy, "2"]),
     )
 
 
@@ -106,6 +138,29 @@ def large(bench: Bench) -> list[Contender]:
         ("pcopy -j 2", [*bench.pcopy, "-j", "2", tree, copy]),
         ("cp -a", ["cp", "-a", tree, copy]),
         ("xcp -w 2", ["xcp", "-r", "-w", "2", "--no-progress", tree, copy]),
+        ("the C program", [bench.native("floor"), tree, copy, "2"]),
+    )
+
+
+def one_large(bench: Bench) -> list[Contender]:
+    """A fresh copy of one large file"""
+    tree, copy = bench.large(count=1), str(bench.copy)
+    return bench.fresh(
+        ("pcopy -j 2", [*bench.pcopy, "-j", "2", str(tree), copy]),
+        ("cp", ["cp", "-r", str(tree), copy]),
+    )
+
+
+def reflink(bench: Bench) -> list[Contender]:
+    """One file of 4 GiB that shares its blocks, against cp plus a copy of a file of one byte by pcopy"""
+    byte = bench.tree("byte", lambda top: make_large_files(top, 1, 1))
+    if subprocess.run(["cp", "--reflink=always", byte / "f0", byte / "f1"], stderr=subprocess.DEVNULL, check=False).returncode:
+        return []  # no blocks are shared here
+    tree, copy = str(bench.large(4 << 30, 1)), str(bench.copy)
+    script = 'cp -r --reflink=auto "$1" "$2" && shift 2 && exec "$@"'
+    return bench.fresh(
+        ("pcopy -j 2", [*bench.pcopy, "-j", "2", tree, copy]),
+        ("cp, and a start", ["sh", "-c", script, "sh", tree, copy, *bench.pcopy, str(byte / "f0"), f"{copy}/byte"]),
     )
 
 
@@ -198,7 +253,60 @@ def nightly(bench: Bench) -> list[Contender]:
     )
 
 
-ROWS: tuple[Row, ...] = (fresh, bars, large, rerun, few, delete, verify, check, check_small, filters, nightly)
+def store(bench: Bench) -> list[Contender]:
+    """Small files from a store that takes 1 ms a request"""
+    tree, copy = bench.store(bench.small(6000)), str(bench.copy)
+    if not tree.is_mount():
+        return []
+    return bench.fresh(
+        ("pcopy -j 32", [*bench.pcopy, "-j", "32", str(tree), copy]),
+        ("pcopy -j auto", [*bench.pcopy, str(tree), copy]),
+        ("the C program", [bench.native("floor"), str(tree), copy, "32"]),
+        ("xcp -w 32", ["xcp", "-r", "-w", "32", "--no-progress", str(tree), copy]),
+        ("rclone", ["rclone", "copy", "--transfers", "32", "--checkers", "32", str(tree), copy]),
+        ("cp -a", ["cp", "-a", str(tree), copy]),
+    )
+
+
+def store_large(bench: Bench) -> list[Contender]:
+    """One file of 1.2 GB from that store"""
+    tree, copy = bench.store(bench.large(1200 * 10**6, 1)), str(bench.copy)
+    if not tree.is_mount():
+        return []
+    return bench.fresh(
+        ("pcopy -j 16", [*bench.pcopy, "-j", "16", str(tree), copy]),
+        ("pcopy -j auto", [*bench.pcopy, str(tree), copy]),
+        ("cp", ["cp", "-r", str(tree), copy]),
+    )
+
+
+def million(bench: Bench) -> list[Contender]:
+    """1,000,000 empty files, against a hundred copies of 10,000"""
+    many, few, copy = bench.empty(1_000_000), bench.empty(10_000), str(bench.copy)
+    script = 'mkdir "$1" && top=$1 && shift && for number in $(seq 100); do "$@" "$top/$number" || exit; done'
+    return bench.fresh(
+        ("pcopy -j 2", [*bench.pcopy, "-j", "2", str(many), copy]),
+        ("a hundred times", ["sh", "-c", script, "sh", copy, *bench.pcopy, "-j", "2", str(few)]),
+    )
+
+
+def flat(bench: Bench) -> list[Contender]:
+    """1,000,000 empty files in one directory"""
+    tree, copy = str(bench.empty(1_000_000, 1_000_000)), str(bench.copy)
+    return bench.fresh(
+        ("pcopy -j 2", [*bench.pcopy, "-j", "2", tree, copy]),
+        ("cp -a", ["cp", "-a", tree, copy]),
+    )
+
+
+ROWS: tuple[Row, ...] = (
+    *(fresh, bars, large, one_large, reflink, rerun, few, delete, verify, check, check_small, filters, nightly),
+    *(store, store_large, million, flat),
+)
+# Those that take longer than the others together: only if somebody names them.
+LONG = frozenset({store, store_large, million, flat})
+# GiB of memory that a copy takes, if that is not 1.
+TAKES: dict[Row, int] = {large: 5, verify: 5, one_large: 2, store_large: 2, million: 3, flat: 3}
 
 
 def nothing() -> None:
@@ -221,6 +329,15 @@ def timed(one: Contender, size: int) -> float:
     return time.perf_counter() - began
 
 
+def peak(one: Contender) -> int:
+    """Bytes of the largest process, in a run of its own: at exec a process counts what it was before (getrusage(2))."""
+    one.before()
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, *one.command], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    return int(done.stdout) << 10
+
+
 def measure(contenders: Sequence[Contender], rounds: int, size: int = 0) -> dict[str, list[float]]:
     """Seconds of each contender, round by round; one round before them does not count."""
     walls: dict[str, list[float]] = {one.name: [] for one in contenders}
@@ -237,20 +354,39 @@ def ratios(walls: dict[str, list[float]], one: str, other: str) -> list[float]:
     return [mine / theirs for mine, theirs in zip(walls[one], walls[other], strict=True)]
 
 
-def told(row: Row, walls: dict[str, list[float]]) -> str:
-    """A row as Markdown: the first contender as a part of each of the others."""
+def told(row: Row, walls: dict[str, list[float]], memory: int) -> str:
+    """A row as Markdown: the first contender as a part of each of the others, and the bytes of its largest process."""
     first, *others = walls
     parts = []
     for other in others:
         found = ratios(walls, first, other)
         parts.append(f"{statistics.median(found):.2f} of {other} ({min(found):.2f}-{max(found):.2f})")
-    return f"| {row.__doc__} | {first} | {statistics.median(walls[first]):.3f} s | {'; '.join(parts)} |"
+    return f"| {row.__doc__} | {first} | {statistics.median(walls[first]):.3f} s | {'; '.join(parts)} | {memory / 1e6:.0f} MB |"
+
+
+@contextlib.contextmanager
+def workplace(folder: str | None) -> Iterator[Path]:
+    """A directory for trees and copies, removed at the end."""
+    with tempfile.TemporaryDirectory(prefix="pcopy-bench-", dir=folder) as top:
+        try:
+            yield Path(top)
+        finally:
+            for place in Path(top).glob("store of *"):
+                if place.is_mount():
+                    subprocess.run(["fusermount3", "-u", place], check=True)
 
 
 def main() -> None:
     names = [row.__name__ for row in ROWS]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rows", description=__doc__.splitlines()[0])
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"among {', '.join(names)}; all, if none is given")
+    soon = [row.__name__ for row in ROWS if row not in LONG]
+    longer = ", ".join(name for name in names if name not in soon)
+    parser.add_argument(
+        "rows",
+        nargs="*",
+        metavar="ROW",
+        help=f"{', '.join(soon)}: all of these, if none is given; or {longer}, which take long",
+    )
     parser.add_argument("--dir", help="where trees and copies are made (default: /dev/shm, else where temporary files are)")
     parser.add_argument("--rounds", type=int, default=7, help="that count, after one that warms up (default: 7)")
     parser.add_argument("--scale", type=float, default=1.0, help="so many times as much to do (default: 1)")
@@ -262,15 +398,17 @@ def main() -> None:
     seconds: dict[str, dict[str, list[float]]] = {}
     if given.json and os.path.exists(given.json):
         seconds = json.loads(Path(given.json).read_text())
-    with tempfile.TemporaryDirectory(prefix="pcopy-bench-", dir=folder) as top:
-        bench = Bench(Path(top), given.scale, [shutil.which("pcopy") or sys.exit("pcopy is not installed")])
+    with workplace(folder) as top:
+        bench = Bench(top, given.scale, [shutil.which("pcopy") or sys.exit("pcopy is not installed")])
         for row in ROWS:
-            if given.rows and row.__name__ not in given.rows:
+            if row.__name__ not in (given.rows or soon):
                 continue
             there = [one for one in row(bench) if shutil.which(one.command[0])]
-            walls = measure(there, given.rounds, round(((5 if row in (large, verify) else 1) << 30) * given.scale))
-            print(told(row, walls), flush=True)
-            seconds[row.__name__] = walls
+            if not there:
+                print(f"{row.__doc__}: cannot be measured here; benchmarks/README.md says what it needs", file=sys.stderr)
+                continue
+            walls = seconds[row.__name__] = measure(there, given.rounds, round((TAKES.get(row, 1) << 30) * given.scale))
+            print(told(row, walls, peak(there[0])), flush=True)
             bench.clear()
             if given.json:
                 Path(given.json).write_text(json.dumps(seconds, indent=1) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -22,9 +23,19 @@ def make_small_files(top: Path, count: int) -> None:
         (directories[-1] / f"f{number}").write_bytes(BLOCK[: min(len(BLOCK), int(rng.expovariate(1 / SMALL_FILE)))])
 
 
-def make_large_files(top: Path, size: int) -> None:
+def make_empty_files(top: Path, count: int, each: int) -> None:
+    """So many of them, and so many to a directory."""
     top.mkdir()
-    for number in range(LARGE_FILES):
+    for number in range(count):
+        if number % each == 0:
+            directory = top / f"d{number}"
+            directory.mkdir()
+        os.close(os.open(directory / f"f{number}", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+
+
+def make_large_files(top: Path, size: int, count: int = LARGE_FILES) -> None:
+    top.mkdir()
+    for number in range(count):
         with open(top / f"f{number}", "wb") as file:
             for at in range(0, size, len(BLOCK)):
                 file.write(BLOCK[: size - at])
