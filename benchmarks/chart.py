@@ -10,7 +10,8 @@ import statistics
 import sys
 from pathlib import Path
 
-from benchmarks.rows import ROWS, ratios
+from benchmarks.bench import ratios
+from benchmarks.rows import ROWS
 
 # What a reader compares at a glance. The rest is in the table.
 SHOWN = ("fresh", "rerun", "large", "nightly", "verify", "check")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.rows import workplace
+from benchmarks.bench import workplace
 from benchmarks.trees import make_large_files, make_small_files
 
 # At scale 1: trees that one process copies in a fraction of a second, so that the suite takes less than a minute.

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.rows import ROWS, Bench, Contender, Row, timed
+from benchmarks.bench import Bench, Contender, timed
+from benchmarks.rows import ROWS, Row
 
 pytestmark = pytest.mark.timeout(0)
 
