@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -146,11 +147,14 @@ def ratios(walls: dict[str, list[float]], one: str, other: str) -> list[float]:
 
 @contextlib.contextmanager
 def workplace(folder: str | None) -> Iterator[Path]:
-    """A directory for trees and copies, removed at the end."""
-    with tempfile.TemporaryDirectory(prefix="pcopy-bench-", dir=folder) as top:
-        try:
-            yield Path(top)
-        finally:
-            for place in Path(top).glob("store of *"):
-                if place.is_mount():
-                    subprocess.run(["fusermount3", "-u", place], check=True)
+    """A directory for trees and copies, removed at the end, also by SIGTERM."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        with tempfile.TemporaryDirectory(prefix="pcopy-bench-", dir=folder) as top:
+            try:
+                yield Path(top)
+            finally:
+                for place in Path(top).glob("store of *"):
+                    subprocess.run(["fusermount3", "-u", "-z", place], stderr=subprocess.DEVNULL, check=False)
+    finally:
+        signal.signal(signal.SIGTERM, before)

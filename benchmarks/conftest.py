@@ -13,7 +13,7 @@ import pytest
 from benchmarks.bench import workplace
 from benchmarks.trees import make_large_files, make_small_files
 
-# At scale 1: trees that one process copies in a fraction of a second, so that the suite takes less than a minute.
+# At scale 1: trees that one process copies in a fraction of a second, so that the suite takes a minute and a half.
 SMALL_FILES, LARGE_FILE = 2000, 24 << 20
 
 

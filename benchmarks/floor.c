@@ -108,6 +108,9 @@ static void *work(void *nothing)
             copy_directory(one);
         else
             copy_file(AT_FDCWD, AT_FDCWD, one->source, one->copy, (off_t)1 << 62);
+        free(one->source);
+        free(one->copy);
+        free(one);
         pthread_mutex_lock(&lock);
         if (!--undone)
             pthread_cond_broadcast(&changed);

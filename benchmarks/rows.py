@@ -234,6 +234,13 @@ def told(row: Row, walls: dict[str, list[float]], memory: int) -> str:
     return f"| {row.__doc__} | {first} | {statistics.median(walls[first]):.3f} s | {'; '.join(parts)} | {memory / 1e6:.0f} MB |"
 
 
+def installed() -> str:
+    """The pcopy of this interpreter's environment."""
+    return shutil.which("pcopy", path=os.path.dirname(sys.executable)) or sys.exit(
+        f"pcopy is not installed for {sys.executable}"
+    )
+
+
 def main() -> None:
     names = [row.__name__ for row in ROWS]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rows", description=__doc__.splitlines()[0])
@@ -257,13 +264,13 @@ def main() -> None:
     if given.json and os.path.exists(given.json):
         seconds = json.loads(Path(given.json).read_text())
     with workplace(folder) as top:
-        bench = Bench(top, given.scale, [shutil.which("pcopy") or sys.exit("pcopy is not installed")])
+        bench = Bench(top, given.scale, [installed()])
         for row in ROWS:
             if row.__name__ not in (given.rows or soon):
                 continue
             there = [one for one in row(bench) if shutil.which(one.command[0])]
             if not there:
-                print(f"{row.__doc__}: cannot be measured here; benchmarks/README.md says what it needs", file=sys.stderr)
+                print(f"{row.__doc__}: left out, because something is missing here: see benchmarks/README.md", file=sys.stderr)
                 continue
             walls = seconds[row.__name__] = measure(there, given.rounds, round((TAKES.get(row, 1) << 30) * given.scale))
             print(told(row, walls, peak(there[0])), flush=True)

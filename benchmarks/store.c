@@ -63,7 +63,7 @@ static int opened(int handle, struct fuse_file_info *file)
 static int store_open(const char *path, struct fuse_file_info *file)
 {
     request();
-    return opened(openat(top, below(path), O_RDONLY | O_NOFOLLOW), file);
+    return opened(openat(top, below(path), O_RDONLY | O_NOFOLLOW | O_NONBLOCK), file);
 }
 
 static int store_opendir(const char *path, struct fuse_file_info *file)
@@ -128,7 +128,15 @@ static int store_getxattr(const char *path, const char *name, char *value, size_
     return said(lgetxattr(whole, name, value, size));
 }
 
+static void *store_init(struct fuse_conn_info *kernel, struct fuse_config *config)
+{
+    (void)kernel;
+    config->use_ino = 1; /* names of one file show it */
+    return NULL;
+}
+
 static const struct fuse_operations operations = {
+    .init = store_init,
     .getattr = store_getattr,
     .readlink = store_readlink,
     .open = store_open,

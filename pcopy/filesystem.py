@@ -443,11 +443,15 @@ def close_read(handle: int) -> None:
 def close_all_read(handles: list[int]) -> None:
     """Close what was only read, neighbours by one call (close_range(2)), and empty the list."""
     handles.sort()
-    while handles:
-        last = first = handles.pop()
-        while handles and handles[-1] == first - 1:
-            first = handles.pop()
-        os.closerange(first, last + 1)
+    try:
+        while handles:
+            last = first = handles.pop()
+            while handles and handles[-1] == first - 1:
+                first = handles.pop()
+            os.closerange(first, last + 1)
+    finally:
+        while handles:  # a signal handler raised: the calls can take long, and signals come in them
+            close_read(handles.pop())
 
 
 def close_written(handle: int) -> None:

@@ -72,7 +72,8 @@ class Plain:
         its change time is older than the copying, by this machine's clock, and reading left the access time alone. That the
         next file is like the last one, and younger than REST only if that one was, is a guess: where it is wrong, entry.py
         does the file again. ``elsewhere``: another machine or process keeps the source, and nobody can wait for a write under
-        way. ``first``: of their inodes.
+        way; each call is a request, so the contents of the next file come during those for the one at hand. ``first``: of their
+        inodes.
         """
         sizes: list[int] = []
         contents, links, xattrs, mask, times = self.contents, self.links and not first, self.xattrs, self.mask, self.times
@@ -88,20 +89,30 @@ class Plain:
         at_rest = now - REST if tree.one_clock else 0
         settled = now - SHORTLY if tree.one_clock and not elsewhere else at_rest
         opened: list[int] = []
+        coming: tuple[int, os.stat_result] | None = None
         handle, made = CLOSED, False
         try:
             for name in names:
                 if moment >= late and sizes:
                     break
                 try:
-                    source = open_(name, read, dir_fd=above)
+                    if elsewhere:
+                        source, before = coming or self.begin(name, above)
+                        coming = None
+                    else:
+                        source = open_(name, read, dir_fd=above)
                 except Exception as error:
                     if isinstance(error, PermissionError) and error.errno == errno.EPERM:  # not ours to read without a trace
                         self.read, self.quick = self.read & ~fs.NOATIME, False
                     break
                 try:
+                    if elsewhere:
+                        done = len(sizes)
+                        if done and done + 1 < len(names) and moment + 2 * (moment - now) // done < late:  # its turn will come
+                            coming = self.begin_if_possible(names[done + 1], above)
                     if not quick:
-                        before = fstat(source)
+                        if not elsewhere:
+                            before = fstat(source)
                         if not self.is_plain(before, links) or before.st_ctime_ns >= time_ns() - SHORTLY:
                             break
                     if waits:
@@ -110,12 +121,6 @@ class Plain:
                                 break
                         except OSError:  # nothing but a hole, or nobody can tell
                             pass
-                    if elsewhere:  # and while the attributes are asked for, the contents come
-                        fs.begin_to_read(source, FIRST)
-                    try:
-                        attributes = listxattr(source)
-                    except OSError:
-                        attributes = attr.attributes_of(source)  # none, if there is no such thing
                     made = True  # before it is: a signal can end this slice when open has returned and nothing is noted yet
                     try:
                         handle = open_(name, CREATE, 0o600, dir_fd=below)
@@ -155,6 +160,10 @@ class Plain:
                         or state.st_size != before.st_size
                     ):
                         break
+                    try:
+                        attributes = listxattr(source)
+                    except OSError:
+                        attributes = attr.attributes_of(source)  # none, if there is no such thing
                     if user is None:
                         self.metadata.learn(handle, pair)
                         (user, group), inherits = pair.owner or (None, None), pair.inherits
@@ -181,6 +190,8 @@ class Plain:
                     self.works = not made  # in the rest of this slice: what is refused for one file is refused for the next
                     break
                 finally:
+                    if made:
+                        abandon(handle, name, below)
                     if elsewhere:
                         opened.append(source)
                         if len(opened) == TOGETHER:
@@ -190,12 +201,34 @@ class Plain:
                             close(source)
                         except OSError:  # of what was only read, it says nothing
                             pass
-                    if made:
-                        abandon(handle, name, below)
                 sizes.append(size)
         finally:
+            if coming:
+                opened.append(coming[0])
             fs.close_all_read(opened)
         return sizes
+
+    def begin(self, name: str, directory: int) -> tuple[int, os.stat_result]:
+        """Open a file that somebody else keeps, take the first look at it, and only then have its contents fetched.
+
+        They come while other requests are under way. Were they older than the look, nobody would notice a change in between.
+        """
+        source = os.open(name, self.read, dir_fd=directory)
+        try:
+            state = os.fstat(source)
+            if self.is_plain(state, False):
+                fs.begin_to_read(source, FIRST)
+        except BaseException:
+            fs.close_read(source)
+            raise
+        return source, state
+
+    def begin_if_possible(self, name: str, directory: int) -> tuple[int, os.stat_result] | None:
+        """The same for the next file. What goes wrong is met again when its turn comes."""
+        try:
+            return self.begin(name, directory)
+        except OSError:
+            return None
 
     def is_plain(self, state: os.stat_result, links: bool) -> bool:
         """Whether a file is regular, has no holes, no more bytes than fit into one step, and a usual time; with ``links``,

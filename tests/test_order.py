@@ -111,10 +111,12 @@ def test_only_a_source_that_this_machine_keeps_is_asked_for_writes_under_way(
     assert read_tree(tmp_path / "dst") == read_tree(source)
 
 
-def test_what_somebody_else_keeps_is_fetched_while_its_attributes_are_asked_for(
+def test_what_somebody_else_keeps_is_fetched_during_requests_for_the_file_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each question is a round trip: those that can be are under way together, and many files are closed by one call."""
+    """Each question is a round trip. Contents are asked for after the first look at a file, or no change since would be seen;
+    its list of attributes after they are read, or one could be missed; and many files are closed by one call.
+    """
     monkeypatch.setattr("pcopy.coordinator.FIRST", 60.0)
     count, some = 40, {"user.x": b"1"}
     tree = Dir({str(number): File(b"text", xattrs={} if number % 9 else some) for number in range(count)})
@@ -125,13 +127,13 @@ def test_what_somebody_else_keeps_is_fetched_while_its_attributes_are_asked_for(
     def spy(name: str) -> None:
         real = getattr(os, name)
 
-        def spied(handle: int, *rest: Any, **more: Any) -> Any:
+        def spied(handle: Any, *rest: Any, **more: Any) -> Any:
             calls.append((name, handle))
             return real(handle, *rest, **more)
 
         monkeypatch.setattr(os, name, spied)
 
-    for name in ("posix_fadvise", "listxattr", "copy_file_range", "closerange", "sendfile"):
+    for name in ("fstat", "posix_fadvise", "listxattr", "copy_file_range", "closerange", "sendfile"):
         spy(name)
     handles = len(os.listdir("/proc/self/fd"))
     assert pcopy.copy(source, tmp_path / "here", jobs=1).ok
@@ -141,13 +143,33 @@ def test_what_somebody_else_keeps_is_fetched_while_its_attributes_are_asked_for(
     assert pcopy.copy(source, tmp_path / "there", jobs=1).ok
     starts = [at for at, (name, _) in enumerate(calls) if name == "posix_fadvise"]
     assert len(starts) == count
+    early = 0
     for at in starts:
-        following = [(name, handle) for name, handle in calls[at + 1 :] if handle == calls[at][1]]
-        assert following[0][0] == "listxattr" and following[1][0] in ("copy_file_range", "sendfile"), following
-    closings = [name for name, _ in calls].count("closerange")
-    assert 2 <= closings <= len(starts) / 4
+        handle = calls[at][1]
+        assert calls[at - 1] == ("fstat", handle)
+        reads = [name for name, one in calls[at + 1 :] if one == handle][:3]
+        assert reads[0] in ("copy_file_range", "sendfile") and reads[1:] == ["fstat", "listxattr"], reads
+        early += calls[at + 1] != (reads[0], handle)
+    assert early >= count - 2
+    assert 2 <= [name for name, _ in calls].count("closerange") <= count / 4
     assert len(os.listdir("/proc/self/fd")) == handles
     assert read_tree(tmp_path / "there") == read_tree(source)
+
+
+def test_a_handler_that_raises_while_many_are_closed_leaves_none_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    handles = [os.open(tmp_path, os.O_RDONLY) for _ in range(6)]
+    os.close(handles.pop(2))  # so that they are no neighbours
+    real = os.closerange
+
+    def raising(first: int, stop: int) -> None:
+        real(first, stop)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "closerange", raising)
+    numbers = list(handles)
+    with pytest.raises(KeyboardInterrupt):
+        fs.close_all_read(handles)
+    assert not any(os.path.exists(f"/proc/self/fd/{number}") for number in numbers) and not handles
 
 
 def test_what_is_no_file_is_never_opened(tmp_path: Path) -> None:
