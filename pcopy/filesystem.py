@@ -488,7 +488,8 @@ def write_out(handle: int) -> None:
 def begin_to_read(handle: int, size: int) -> None:
     """Have so many bytes from the start of a file fetched, and do not wait (POSIX_FADV_WILLNEED, posix_fadvise(2))."""
     if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(handle, 0, size, os.POSIX_FADV_WILLNEED)
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(handle, 0, size, os.POSIX_FADV_WILLNEED)
 
 
 def forget(handle: int, start: int, size: int) -> None:

@@ -97,7 +97,7 @@ class Plain:
                     break
                 try:
                     if elsewhere:
-                        source, before = coming or self.begin(name, above)
+                        source, before = coming or self.open_and_fetch(name, above)
                         coming = None
                     else:
                         source = open_(name, read, dir_fd=above)
@@ -106,10 +106,6 @@ class Plain:
                         self.read, self.quick = self.read & ~fs.NOATIME, False
                     break
                 try:
-                    if elsewhere:
-                        done = len(sizes)
-                        if done and done + 1 < len(names) and moment + 2 * (moment - now) // done < late:  # its turn will come
-                            coming = self.begin_if_possible(names[done + 1], above)
                     if not quick:
                         if not elsewhere:
                             before = fstat(source)
@@ -121,6 +117,10 @@ class Plain:
                                 break
                         except OSError:  # nothing but a hole, or nobody can tell
                             pass
+                    if elsewhere:
+                        done = len(sizes)
+                        if done and done + 1 < len(names) and moment + 2 * (moment - now) // done < late:  # its turn will come
+                            coming = self.open_next(names[done + 1], above)
                     made = True  # before it is: a signal can end this slice when open has returned and nothing is noted yet
                     try:
                         handle = open_(name, CREATE, 0o600, dir_fd=below)
@@ -208,7 +208,7 @@ class Plain:
             fs.close_all_read(opened)
         return sizes
 
-    def begin(self, name: str, directory: int) -> tuple[int, os.stat_result]:
+    def open_and_fetch(self, name: str, directory: int) -> tuple[int, os.stat_result]:
         """Open a file that somebody else keeps, take the first look at it, and only then have its contents fetched.
 
         They come while other requests are under way. Were they older than the look, nobody would notice a change in between.
@@ -223,10 +223,10 @@ class Plain:
             raise
         return source, state
 
-    def begin_if_possible(self, name: str, directory: int) -> tuple[int, os.stat_result] | None:
+    def open_next(self, name: str, directory: int) -> tuple[int, os.stat_result] | None:
         """The same for the next file. What goes wrong is met again when its turn comes."""
         try:
-            return self.begin(name, directory)
+            return self.open_and_fetch(name, directory)
         except OSError:
             return None
 
