@@ -120,7 +120,10 @@ class Plain:
                     if elsewhere:
                         done = len(sizes)
                         if done and done + 1 < len(names) and moment + 2 * (moment - now) // done < late:  # its turn will come
-                            coming = self.open_next(names[done + 1], above)
+                            try:  # noqa: SIM105 - as below
+                                coming = self.open_and_fetch(names[done + 1], above)
+                            except OSError:  # it will be met again
+                                pass
                     made = True  # before it is: a signal can end this slice when open has returned and nothing is noted yet
                     try:
                         handle = open_(name, CREATE, 0o600, dir_fd=below)
@@ -216,19 +219,11 @@ class Plain:
         source = os.open(name, self.read, dir_fd=directory)
         try:
             state = os.fstat(source)
-            if self.is_plain(state, False):
-                fs.begin_to_read(source, FIRST)
+            fs.begin_to_read(source, FIRST)
         except BaseException:
             fs.close_read(source)
             raise
         return source, state
-
-    def open_next(self, name: str, directory: int) -> tuple[int, os.stat_result] | None:
-        """The same for the next file. What goes wrong is met again when its turn comes."""
-        try:
-            return self.open_and_fetch(name, directory)
-        except OSError:
-            return None
 
     def is_plain(self, state: os.stat_result, links: bool) -> bool:
         """Whether a file is regular, has no holes, no more bytes than fit into one step, and a usual time; with ``links``,
