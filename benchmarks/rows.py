@@ -236,9 +236,8 @@ def told(row: Row, walls: dict[str, list[float]], memory: int) -> str:
 
 def installed() -> str:
     """The pcopy of this interpreter's environment."""
-    return shutil.which("pcopy", path=os.path.dirname(sys.executable)) or sys.exit(
-        f"pcopy is not installed for {sys.executable}"
-    )
+    here = os.path.dirname(sys.executable)
+    return shutil.which("pcopy", path=here) or sys.exit(f"pcopy is not installed in {here}")
 
 
 def main() -> None:

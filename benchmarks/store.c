@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #define REQUEST 1000000 /* nanoseconds */
+#define LONGEST 4160    /* bytes of a path, with the way to the top */
 
 static int top;
 
@@ -112,20 +113,25 @@ static int store_readdir(const char *path, void *names, fuse_fill_dir_t fill, of
     return said(closedir(listing));
 }
 
+/* The path of a file for the calls that take no handle of a directory. */
+static const char *whole(const char *path, char room[LONGEST])
+{
+    snprintf(room, LONGEST, "/proc/self/fd/%d/%s", top, below(path));
+    return room;
+}
+
 static int store_listxattr(const char *path, char *list, size_t size)
 {
-    char whole[64 + 4096];
+    char room[LONGEST];
     request();
-    snprintf(whole, sizeof whole, "/proc/self/fd/%d/%s", top, below(path));
-    return said(llistxattr(whole, list, size));
+    return said(llistxattr(whole(path, room), list, size));
 }
 
 static int store_getxattr(const char *path, const char *name, char *value, size_t size)
 {
-    char whole[64 + 4096];
+    char room[LONGEST];
     request();
-    snprintf(whole, sizeof whole, "/proc/self/fd/%d/%s", top, below(path));
-    return said(lgetxattr(whole, name, value, size));
+    return said(lgetxattr(whole(path, room), name, value, size));
 }
 
 static void *store_init(struct fuse_conn_info *kernel, struct fuse_config *config)
