@@ -281,7 +281,8 @@ def run_once(one: Contender, tree: str, work: str) -> tuple[float, str]:
             return 0.0, f"failed to start: {error.strerror}"
         raise
     wall = time.perf_counter() - started
-    remove_tree(copy)
+    with undisturbed():
+        remove_tree(copy)
     if process.returncode:
         words = " ".join(output.decode(errors="replace").split())
         return wall, f"failed with status {process.returncode}: {words[:200]}"
@@ -367,14 +368,18 @@ def undisturbed() -> Iterator[None]:
 
 
 def remove_tree(path: str) -> None:
-    """Remove a copy, with directories in it that may not be written to, or that lie too deep for recursion."""
+    """Remove a copy, with directories in it that may not be written to, or that lie too deep for recursion.
+
+    Undisturbed: rmtree closes a directory once more if a signal's exception meets its close(), and raises EBADF instead of it.
+    """
     try:
         shutil.rmtree(path)
     except FileNotFoundError:
         pass
     except (OSError, RecursionError):
-        subprocess.run(["chmod", "-R", "u+rwx", path], stderr=subprocess.DEVNULL, check=False)
-        subprocess.run(["rm", "-rf", path], check=False)
+        # In sessions of their own: Ctrl-C is not for them.
+        subprocess.run(["chmod", "-R", "u+rwx", path], stderr=subprocess.DEVNULL, check=False, start_new_session=True)
+        subprocess.run(["rm", "-rf", path], check=False, start_new_session=True)
 
 
 def make_sample(tree: str) -> None:

@@ -871,11 +871,11 @@ def test_another_tool_is_ended_with_all_that_it_has_started(source: Path, place:
 
 
 INTERRUPTED = """
-import os, signal, subprocess, tempfile
+import os, shutil, signal, subprocess, sys, tempfile
 def then_interrupted(function):
     def both(*given, **named):
         result = function(*given, **named)
-        if "rsync" in given[1:2][0] if given else "pcopy-compare-" in named["prefix"]:
+        if {when}:
             os.kill(os.getpid(), signal.SIGINT)
         return result
     return both
@@ -885,13 +885,22 @@ main()
 """
 
 
-@pytest.mark.parametrize("what", ["subprocess.Popen.__init__", "tempfile.mkdtemp"])
-def test_a_signal_at_the_worst_moment_leaves_nothing_behind(source: Path, place: Path, fake: Fake, what: str) -> None:
-    """When a contender or the directory is there, and nobody has been told of it yet."""
+@pytest.mark.parametrize(
+    ("what", "when"),
+    [
+        ("subprocess.Popen.__init__", "'rsync' in given[1]"),
+        ("tempfile.mkdtemp", "'pcopy-compare-' in named['prefix']"),
+        ("os.close", "sys._getframe(1).f_code.co_filename == shutil.__file__"),
+    ],
+)
+def test_a_signal_at_the_worst_moment_leaves_nothing_behind(
+    source: Path, place: Path, fake: Fake, what: str, when: str
+) -> None:
+    """When a contender or the directory is there, or a directory of a copy closed, and nobody has been told of it yet."""
     env = fake("rsync", "#!/bin/sh\nexec sleep 30\n")
     words = ["--compare", "-j", "1", "--rounds", "1", "--against", "rsync", str(source), str(place)]
     process = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED.format(what=what), *words], env={**env, MARK: str(place)}, text=True,
+        [sys.executable, "-c", INTERRUPTED.format(what=what, when=when), *words], env={**env, MARK: str(place)}, text=True,
         start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert_ended(process, place, signal.SIGINT)
