@@ -14,8 +14,9 @@ TYPE_CHECKING = False  # as typing has it, whose import takes a third of the tim
 if TYPE_CHECKING:
     from pcopy.api import copy
     from pcopy.checking import check
-    from pcopy.comparison import Comparison, compare
+    from pcopy.comparison import compare
     from pcopy.errors import PcopyError, UsageError
+    from pcopy.figures import Comparison
     from pcopy.log import Log
     from pcopy.metrics import Metrics
     from pcopy.outcome import Event, Failure
@@ -25,7 +26,7 @@ HOMES = {
     "check": "checking",
     "copy": "api",
     "compare": "comparison",
-    "Comparison": "comparison",
+    "Comparison": "figures",
     "PcopyError": "errors",
     "UsageError": "errors",
     "Observer": "result",

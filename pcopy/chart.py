@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 
-from pcopy.comparison import Comparison
 from pcopy.errors import UsageError
+from pcopy.figures import Comparison
 from pcopy.report import plural, size
 
 PCOPY, PEER = "#2a6f97", "#a9b4bd"

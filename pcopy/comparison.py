@@ -10,163 +10,30 @@ The figures that are told are medians, and ratios of runs of one round: what els
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
-import random
 import shutil
 import signal
-import stat
-import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 
 from pcopy.asked import Path, absolute, check_number, listed, processors, text_of
-from pcopy.errors import ExitStatus, UsageError
+from pcopy.errors import UsageError
+from pcopy.figures import ROUNDS, Comparison, Contender, order_of_round
+from pcopy.sample import SAMPLE_ENTRIES, SAMPLE_SIZE, make_sample, measure
 
-Inode = tuple[int, int]  # (st_dev, st_ino)
-# Ratios nearer to 1 are taken for noise, as are those of which not all rounds agree on the side.
-NOISE = 0.05
-ROUNDS = 5
-ENOUGH = 4  # rounds: with three, noise alone falls on one side in one of four comparisons
 GRACE = 3.0  # seconds for a contender to end by itself
-# The sample tree: enough for about a second of one process.
-SAMPLE_FILES, SAMPLE_DIRECTORIES, SAMPLE_FILE = 4000, 250, 6000
-SAMPLE_LARGE, SAMPLE_LARGE_FILE = 2, 64 << 20
-# What it takes at most, with blocks of 4 KiB.
-SAMPLE_SIZE = SAMPLE_FILES * (SAMPLE_FILE + 4096) + SAMPLE_DIRECTORIES * 4096 + SAMPLE_LARGE * SAMPLE_LARGE_FILE
 PEERS = {
     "cp": ("cp", "-a", "{source}", "{copy}"),
     "rsync": ("rsync", "-a", "{source}/", "{copy}/"),
-    "rclone": (
-        "rclone",
-        "copy",
-        "-q",
-        "--config",
-        "",
-        "--links",
-        "--metadata",
-        "--create-empty-src-dirs",
-        "{source}",
-        "{copy}",
-    ),
+    "rclone": ("rclone", "copy", "-q", "--config=", "--links", "--metadata", "--create-empty-src-dirs", "{source}", "{copy}"),
     "fpsync": ("fpsync", "-t", "{scratch}", "{source}/", "{copy}/"),
     "xcp": ("xcp", "-r", "{source}", "{copy}"),
     "fcp": ("fcp", "{source}", "{copy}"),
 }
-
-
-@dataclass
-class Contender:
-    """Something that copies a tree, and the wall times in seconds of its counted rounds."""
-
-    name: str
-    command: tuple[str, ...]
-    jobs: int | None = None  # None: not pcopy
-    seconds: list[float] = field(default_factory=list)
-    trouble: str = ""
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
-
-
-@dataclass
-class Comparison:
-    """What a comparison found. The first contender is the single process."""
-
-    files: int
-    bytes: int
-    rounds: int
-    contenders: list[Contender]
-
-    @property
-    def base(self) -> Contender:
-        return self.contenders[0]
-
-    def speed_up(self, one: Contender) -> float:
-        """How many times as fast as the single process, as the median over the rounds."""
-        return statistics.median(ratios(self.base.seconds, one.seconds))
-
-    @property
-    def best_jobs(self) -> int | None:
-        """The fewest processes that are as fast as any, within the noise; None if that cannot be told."""
-        if self.untold:
-            return None
-        return best_jobs({one.jobs: one.seconds for one in self.contenders if one.jobs and one.seconds})
-
-    @property
-    def pools(self) -> list[Contender]:
-        """Of more than one process; those that could be measured."""
-        return [one for one in self.contenders if one.jobs and one.jobs > 1 and one.seconds]
-
-    @property
-    def untold(self) -> str:
-        """Why nothing can be told from this, if that is so."""
-        if not self.base.seconds:
-            return "the single process failed: nothing to compare with"
-        if any(one.jobs and one.jobs > 1 for one in self.contenders) and not self.pools:
-            return "only one process was measured, because no pool came to its end: nothing to compare with"
-        if not self.pools:
-            return "only one process was measured: nothing to compare with; list more, such as -j 2,4"
-        if self.rounds < ENOUGH:
-            return f"too few rounds to tell a difference from noise: give --rounds {ROUNDS}"
-        return ""
-
-    @property
-    def advice(self) -> str:
-        if self.untold:
-            return self.untold
-        best, pools = self.best_jobs, self.pools
-        if best == 1 and not any(differ(self.base.seconds, one.seconds) for one in pools):
-            return "no difference beyond the noise: -j 1 does as well here"
-        if best == 1:
-            return "choose -j 1: more processes are slower here"
-        chosen = next(one for one in pools if one.jobs == best)
-        return f"choose -j {best}: {self.speed_up(chosen):.2f} times as fast as one process here"
-
-    @property
-    def exit_status(self) -> int:
-        return ExitStatus.FAILED if any(one.trouble for one in self.contenders) else ExitStatus.OK
-
-
-# ---- statistics: pure functions over wall times of the same rounds --------------------------------------------------
-
-
-def ratios(base: Sequence[float], other: Sequence[float]) -> list[float]:
-    """How many times as fast the other was, round by round."""
-    return [one / two for one, two in zip(base, other, strict=True)]
-
-
-def differ(base: Sequence[float], other: Sequence[float]) -> bool:
-    """Whether two differ beyond the noise: by more than 5 % in the median, and every round on the same side.
-
-    With five rounds and no difference, all fall on one side by chance in one of 16 comparisons (sign test). With fewer
-    than four rounds nobody can tell, and nothing is called a difference.
-    """
-    both = ratios(base, other)
-    return len(both) >= ENOUGH and abs(statistics.median(both) - 1) > NOISE and (min(both) > 1 or max(both) < 1)
-
-
-def best_jobs(seconds: dict[int | None, list[float]]) -> int:
-    """The fewest jobs that no others beat beyond the noise."""
-    by_jobs = sorted((jobs, walls) for jobs, walls in seconds.items() if jobs)
-    return next((jobs for jobs, walls in by_jobs if not any(beats(other, walls) for _, other in by_jobs)), 1)
-
-
-def beats(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Whether one is faster than the other beyond the noise. Never goes in a circle: it is faster in every round."""
-    return differ(other, one) and min(ratios(other, one)) > 1
-
-
-def order_of_round(count: int, number: int) -> list[int]:
-    """Each contender runs first in its turn, and forwards and backwards alternate, so no neighbour is always the same."""
-    step = 1 if number % 2 else -1
-    return [(number + step * at) % count for at in range(count)]
 
 
 # ---- the runs -------------------------------------------------------------------------------------------------------
@@ -202,7 +69,7 @@ def compare(
     with workplace(source, destination) as work:
         tree = os.path.join(work, "sample")
         if source is None:
-            check_room(work, 2 * (SAMPLE_FILES + SAMPLE_DIRECTORIES), 2 * SAMPLE_SIZE)
+            check_room(work, 2 * SAMPLE_ENTRIES, 2 * SAMPLE_SIZE)
             try:
                 make_sample(tree)
             except OSError as error:
@@ -380,102 +247,6 @@ def remove_tree(path: str) -> None:
         # In sessions of their own: Ctrl-C is not for them.
         subprocess.run(["chmod", "-R", "u+rwx", path], stderr=subprocess.DEVNULL, check=False, start_new_session=True)
         subprocess.run(["rm", "-rf", path], check=False, start_new_session=True)
-
-
-def make_sample(tree: str) -> None:
-    """Many small files and a few large ones, the same each time."""
-    rng = random.Random(1)
-    block = rng.randbytes(1 << 20)
-    os.makedirs(tree)
-    directories = [tree]
-    while len(directories) < SAMPLE_DIRECTORIES:
-        directories.append(os.path.join(rng.choice(directories[-40:]), f"d{len(directories)}"))
-        os.mkdir(directories[-1])
-    for number in range(SAMPLE_FILES):
-        with open(os.path.join(rng.choice(directories), f"f{number}"), "wb") as file:
-            file.write(block[: min(len(block), int(rng.expovariate(1 / SAMPLE_FILE)))])
-    for number in range(SAMPLE_LARGE):
-        with open(os.path.join(tree, f"large{number}"), "wb") as file:
-            for _ in range(SAMPLE_LARGE_FILE // len(block)):
-                file.write(block)
-
-
-def measure(tree: str, options: Sequence[str] = ()) -> tuple[int, int, int, int]:
-    """Files, their bytes, the bytes that their copies take, and the entries, by what the options of ``pcopy`` leave out or add.
-
-    By directory handles, for trees deeper than a path is long, and without recursion.
-    """
-    found = Measure(options)
-    stack: list[tuple[int | None, list[str], tuple[Inode, ...]]] = [(None, [tree], ())]
-    while stack:
-        parent, names, above = stack[-1]
-        name = names.pop()
-        handle = None
-        with contextlib.suppress(OSError):
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (0 if found.follow else os.O_NOFOLLOW)
-            handle = os.open(name, flags, dir_fd=parent)
-        if not names:  # closed as soon as it can be: a chain of directories takes two handles, however long
-            stack.pop()
-            if parent is not None:
-                os.close(parent)
-        if handle is None:
-            continue
-        here = inode_of(os.fstat(handle))
-        below = [] if here in above or (above and found.stays and here[0] != above[0][0]) else found.look_into(handle)
-        if below:
-            stack.append((handle, below, (*above, here) if found.follow else above or (here,)))
-        else:
-            os.close(handle)
-    return found.files, found.bytes, found.used, found.entries
-
-
-class Measure:
-    """What is found in a tree. ``follow``: links; ``stays`` on one file system; ``fills`` holes; keeps ``links``."""
-
-    def __init__(self, options: Sequence[str]) -> None:
-        self.follow = not {"-L", "--dereference"}.isdisjoint(options)
-        self.stays = not {"-x", "--one-file-system"}.isdisjoint(options)
-        self.fills, self.links = "never" in chosen(options, "--sparse"), keeps_links(options)
-        self.files = self.bytes = self.used = self.entries = 0
-        self.seen: set[Inode] = set()  # those that have several names
-
-    def look_into(self, handle: int) -> list[str]:
-        """Count what is in a directory. Returns the names of those in it."""
-        below = []
-        with contextlib.suppress(OSError), os.scandir(handle) as found:
-            for one in found:
-                with contextlib.suppress(OSError):  # a link to nothing
-                    if one.is_dir(follow_symlinks=self.follow):
-                        below.append(one.name)
-                    self.count(one.stat(follow_symlinks=self.follow))
-        return below
-
-    def count(self, state: os.stat_result) -> None:
-        self.entries += 1
-        regular = not stat.S_ISDIR(state.st_mode)
-        self.files += regular
-        if regular and self.links and state.st_nlink > 1:  # the contents once: the other names are links
-            if inode_of(state) in self.seen:
-                return
-            self.seen.add(inode_of(state))
-        self.bytes += state.st_size if regular else 0
-        self.used += max(state.st_blocks * 512, state.st_size if self.fills and regular else 0)
-
-
-def inode_of(state: os.stat_result) -> Inode:
-    return state.st_dev, state.st_ino
-
-
-def chosen(options: Sequence[str], name: str) -> set[str]:
-    """What is given to an option of ``pcopy``, a list of words."""
-    given = [one.partition("=")[2] for one in options if one.startswith(f"{name}=")]
-    given += [value for one, value in itertools.pairwise(options) if one == name]
-    return {word for value in given for word in value.split(",")}
-
-
-def keeps_links(options: Sequence[str]) -> bool:
-    kept = chosen(options, "--preserve") or {"all"}
-    return bool(kept & {"all", "links"}) and not chosen(options, "--no-preserve") & {"all", "links"}
 
 
 def check_room(work: str, entries: int, used: int) -> None:

@@ -8,7 +8,7 @@ from pcopy.outcome import Failure
 from pcopy.result import Report
 
 if TYPE_CHECKING:  # it is only used by comparisons, and takes long to import
-    from pcopy.comparison import Comparison, Contender
+    from pcopy.figures import Comparison, Contender
 
 UNITS = ("", "kB", "MB", "GB", "TB", "PB")
 KEYS = (

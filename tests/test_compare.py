@@ -27,8 +27,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pcopy import chart
-from pcopy.comparison import Comparison, Contender, best_jobs, compare, differ, order_of_round, ratios
+from pcopy.comparison import compare
 from pcopy.errors import UsageError
+from pcopy.figures import Comparison, Contender, best_jobs, differ, order_of_round, ratios
 from pcopy.report import comparison_json, table
 from tests.conftest import Run, as_root
 from tests.trees import Dir, Hard, Holes, Link, make_tree

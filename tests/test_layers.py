@@ -17,8 +17,8 @@ import pcopy
 
 HOUSE = Path(pcopy.__file__).parent
 FLOORS = (
-    ("errors", "options", "stop", "workers"),
-    ("work", "paths", "select", "values", "child", "pace"),
+    ("errors", "options", "stop", "workers", "sample"),
+    ("work", "paths", "select", "values", "child", "pace", "figures"),
     ("outcome",),
     ("result", "filesystem", "lists", "engines", "inodes", "division"),  # engines know no units
     ("contents", "runs", "crew", "mounts", "attributes", "quota"),
