@@ -208,9 +208,8 @@ class Directories:
         if unit.again and not self.options.dry_run:  # by a worker that was killed
             runs.clear_own(listing.there, pair.destination, self.job.token)
         in_full = unit.only is None
-        if self.job.locked and not self.options.dry_run and runs.may_be_stale(listing.there):
-            names = (*listing.regular, *listing.other, *(name for name, _ in listing.directories))
-            keep = set(runs.may_be_stale(names))
+        if self.job.locked and not self.options.dry_run and (stale := runs.may_be_stale(listing.there)):
+            keep = {name for name in stale if fs.look_if_there(name, pair.source)}  # a list of paths may not name it
             listing.partial = runs.clear_stale(
                 listing.there, keep, pair.depth, pair.destination, self.job.token, listing.regular
             )

@@ -265,17 +265,20 @@ class Metadata:
         return not self.keep_owner or (refused and copy.st_uid == self.user)
 
     def copy_attributes(self, source: Target, target: Target, names: list[str]) -> None:
-        """Make the target's extended attributes and ACLs those of the source, and drop what it has beyond them."""
+        """Make the target's extended attributes and ACLs those of the source, and drop what it has beyond them.
+
+        ACLs come last: with one that takes u+w from it, nobody but root may set or drop ``user.*`` any more (xattr(7)).
+        """
         there = attr.attributes_of(target)
-        for name in names:
+        for name in there:
+            if name not in names and is_dropped(name):
+                self.attempt("attributes", attr.drop_attribute, target, name)
+        for name in sorted(names, key=lambda name: name in (ACL, DEFAULT_ACL)):
             value = attr.read_attribute(source, name)
             if value is None:
                 self.lose(kind_of(name))
             elif not (name in there and attr.read_attribute(target, name) == value):
                 self.write_attribute(target, name, value)
-        for name in there:
-            if name not in names and is_dropped(name):
-                self.attempt("attributes", attr.drop_attribute, target, name)
 
     def write_attribute(self, target: Target, name: str, value: bytes) -> None:
         kind = kind_of(name)

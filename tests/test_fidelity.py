@@ -374,6 +374,25 @@ def test_an_acl_taken_off_the_source_is_taken_off_the_copy(tmp_path: Path, jobs:
     copy_equals(source, tmp_path / "dst", jobs)
 
 
+@as_root
+@pytest.mark.parametrize("first", ["the attribute", "the ACL"])
+def test_attributes_beside_an_acl_that_takes_the_right_to_write_are_kept(public: Path, first: str) -> None:
+    """Without privilege, whoever may not write to a file may not set its user.* either; the kernel lists what was set first."""
+    source = make_tree(public / "src", {"f": b"1", "d": Dir({"g": b"2"})})
+    for path in (source / "f", source / "d"):
+        steps = [lambda path=path: os.setxattr(path, "user.a", b"1"), lambda path=path: facl("-m", "u:1234:r", path)]
+        for step in steps if first == "the attribute" else reversed(steps):
+            step()
+        path.chmod(0o444 if path.name == "f" else 0o555)
+    subprocess.run(["chown", "-R", f"{NOBODY}:{NOBODY}", source], check=True)
+    done = as_nobody("-j", 1, "--json", source, public / "dst")
+    assert (done.returncode, json.loads(done.stdout)["warnings"]) == (0, []), done.stderr
+    assert [os.getxattr(public / "dst" / name, "user.a") for name in "fd"] == [b"1", b"1"]
+    os.removexattr(source / "f", "user.a")
+    assert as_nobody("-j", 1, "-q", source, public / "dst").returncode == 0
+    assert os.listxattr(public / "dst/f") == os.listxattr(source / "f")
+
+
 # ---- holes and shared blocks ----------------------------------------------------------------------------------------
 
 HOLES: dict[str | bytes, object] = {

@@ -381,6 +381,18 @@ ODD: list[bytes] = [
 ]
 
 
+def test_a_list_touches_no_copy_that_is_named_like_a_temporary_file(tmp_path: Path, pcopy: Run) -> None:
+    """Its source has the name, too, whether it is listed or not."""
+    named: Entries = {".pcopy-0123abcd-0-0123456789abcdef": "1", ".pcopy-0123abcd-0-0123456789abcdef-1a": Dir({})}
+    source = make_tree(tmp_path / "src", {**named, "a": "2", "d": Dir(named)})
+    pcopy(source, "dst")
+    left = ".pcopy-0123abcd-0-0123456789abcdee"
+    (tmp_path / "dst" / left).write_bytes(b"of a run that was killed")
+    done = pcopy("--files-from", "-", source, "dst", input="a\nd\n")
+    assert done.returncode == 0, done.stderr
+    assert read_tree(tmp_path / "dst") == read_tree(source)
+
+
 def test_a_list_takes_any_name(tmp_path: Path, pcopy: Run) -> None:
     below: Entries = dict.fromkeys(ODD, b"x")
     top: Entries = {**below, "not": "1", "d": Dir({b"\xff": Dir(below)})}
