@@ -200,6 +200,10 @@ def copy(
         else:
             with closed_in_peace(stop) as workers:
                 carry_out(request, report, observer, stop, workers)
+    except BaseException as error:  # an observer's; the caller gets it, and a log is to say why it ends
+        report.errors.append(Failure(top, "copy", None, f"the run was ended by {type(error).__name__}: {error}", fatal=True))
+        report.stopped = True
+        raise
     finally:
         report.signal = stop.signal
         report.seconds = time.monotonic() - started
@@ -282,10 +286,13 @@ def by_handle(job: Job, top: str, handle: int | None) -> Job:
 
 def end(report: Report, top: str, observer: Observer) -> None:
     """Reconcile, and let the observers have the last word: what they add to the errors is told as any other."""
-    if mismatch := report.reconcile(top):
-        observer.failure(mismatch)
+    mismatch = report.reconcile(top)
     known = len(report.errors)
-    observer.finished(report)
+    try:
+        if mismatch:
+            observer.failure(mismatch)
+    finally:
+        observer.finished(report)
     for failure in report.errors[known:]:
         observer.failure(failure)
 

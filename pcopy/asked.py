@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, TypeVar
 
 from pcopy.errors import UsageError
-from pcopy.manifest import copied_to, hasher, place_of, within
+from pcopy.manifest import absolute, copied_to, hasher, place_of, within
 from pcopy.options import AUTO, Hash, Options, Overwrite, When, attributes_from
 from pcopy.paths import Destination, Landing, Source
 from pcopy.result import Observer, Several
@@ -307,17 +307,6 @@ def may_be_directory(path: str) -> bool:
         return False
     except OSError:
         return True
-
-
-def absolute(path: str) -> str:
-    """An absolute path. "x/.." is only taken out where x is no symbolic link."""
-    try:
-        if ".." in path.split("/"):
-            parent, name = os.path.split(path.rstrip("/"))
-            return os.path.realpath(path) if name in ("..", ".") else os.path.join(os.path.realpath(parent), name)
-        return os.path.abspath(path)
-    except FileNotFoundError:  # getcwd(2)
-        raise UsageError(f"{path}: the working directory is gone: change to another, or give an absolute path") from None
 
 
 def refuse_overlap(

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 from typing import Literal
 
-from pcopy.asked import HashName, Jobs, Path, check_count, check_flags, check_hash, check_jobs, check_kind
+from pcopy.asked import (
+    HashName,
+    Jobs,
+    Path,
+    check_count,
+    check_flags,
+    check_hash,
+    check_jobs,
+    check_kind,
+    check_observer,
+    text_of,
+)  # fmt: skip
 from pcopy.coordinator import Coordinator
 from pcopy.errors import UsageError
-from pcopy.manifest import portions
+from pcopy.manifest import absolute, portions
 from pcopy.options import METHODS, Hash, Options
 from pcopy.outcome import Failure
 from pcopy.part import coordinate, new_report, note, stopped_by_ctrl_c
@@ -28,7 +40,7 @@ def check(
     retries: int = 2,
     verbose: bool = False,
     start_method: Literal["fork", "forkserver", "spawn"] | None = None,
-    observer: Observer | None = None,
+    observer: Observer | Iterable[Observer] | None = None,
     stop: Stop | None = None,
 ) -> Report:
     """Check the files of a directory against a manifest of ``copy``, ``sha256sum`` or ``b3sum``, in parallel.
@@ -36,6 +48,7 @@ def check(
     :param directory: what the names in the manifest are relative to
     :param hash: ``sha256`` or ``blake3``: lines do not tell, both are of one length
     :returns: ``files`` are good; what differs, is missing or is no line of a manifest is in ``report.errors``
+    :param observer: is told of progress, failures and, with ``verbose``, events; not of start and end, nor is a log kept
     :raises UsageError: the manifest cannot be read, or there is no such directory
 
     The other parameters are those of :func:`pcopy.copy`.
@@ -52,15 +65,17 @@ def check(
     )
     if start_method not in (None, *METHODS):
         raise UsageError(f"start_method {start_method!r}: must be one of {', '.join(METHODS)}")
-    check_kind("observer", observer, Observer)
+    observer = check_observer(observer)
+    if observer.files:
+        raise UsageError("observer: a log and metrics are of copies; leave them out")
     check_kind("stop", stop, Stop)
-    tree = look_at_directory(os.fsdecode(directory))
-    path = os.fsdecode(manifest)
+    tree = look_at_directory(text_of("directory", directory))
+    path = text_of("manifest", manifest)
     units = units_of(path)
     report = new_report(options)
     report.checked, report.found = True, sum(one.length for one in units)
     started = time.monotonic()
-    observer, stop = observer or Observer(), stop or Stop()
+    stop = stop or Stop()
     coordinator = Coordinator(Job(options, (tree,), "", current_umask(), stop=stop), report, observer, stop)
     coordinator.progress.found = report.found
     coordinator.add(reversed(units))  # the last that comes in is the first to go out
@@ -87,7 +102,7 @@ def units_of(path: str) -> list[Check]:
 def look_at_directory(given: str) -> Tree:
     if not os.path.isdir(given):
         raise UsageError(f"{given!r}: is not a directory; name the one that the manifest's names are relative to")
-    path = os.path.realpath(given)
+    path = os.path.realpath(absolute(given))
     try:
         state = os.stat(path)
     except (OSError, ValueError) as error:

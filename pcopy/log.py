@@ -16,7 +16,9 @@ from datetime import datetime, timezone
 from typing import Any
 
 from pcopy import __version__
+from pcopy.asked import text_of
 from pcopy.errors import UsageError
+from pcopy.manifest import absolute
 from pcopy.options import Options
 from pcopy.outcome import Event, Failure
 from pcopy.report import figures, warnings
@@ -38,9 +40,11 @@ class Log(Observer):
     """Appends what happens to a file."""
 
     wants_events = True
+    starts_last = True  # by then nobody else refuses the run, which would leave a line
 
     def __init__(self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> None:
-        self.given, self.path = os.fsdecode(path), os.path.abspath(os.fsdecode(path))
+        self.given = text_of("log", path)
+        self.path = absolute(self.given) if self.given else ""
         self.files = [self.path]
         self.handle = CLOSED
         self.lines: list[str] = []
@@ -118,6 +122,8 @@ def now() -> str:
 
 def open_log(path: str, given: str) -> int:
     """A handle to append to. Raises UsageError."""
+    if not path:
+        raise UsageError("log '': is no name; name a file")
     try:
         handle = os.open(path, FLAGS, MODE)
     except (OSError, ValueError) as error:

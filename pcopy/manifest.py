@@ -13,6 +13,7 @@ import heapq
 import itertools
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any, NamedTuple
 
@@ -189,7 +190,7 @@ def check_place(given: str, top: str, landings: Sequence[Landing]) -> str:
     """Where a manifest goes, as an absolute path. Raises UsageError if it cannot, or would replace what it lists."""
     name = os.path.basename(given)
     if not name or "\0" in given or os.path.isdir(given):
-        raise UsageError(f"manifest {given!r}: is a directory; name a file")
+        raise UsageError(f"manifest {given!r}: is a directory or no name; name a file")
     path, real_top = place_of(given), os.path.realpath(top)
     where = os.path.dirname(path)
     if path == real_top:
@@ -198,14 +199,25 @@ def check_place(given: str, top: str, landings: Sequence[Landing]) -> str:
         raise UsageError(f"manifest {given}: {where} is not a directory that exists; make it first (mkdir -p)")
     if os.path.isdir(where) and not os.access(where, os.W_OK | os.X_OK):
         raise UsageError(f"manifest {given}: {where} may not be written to; name a file elsewhere")
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise UsageError(f"manifest {given}: is there and is no regular file; name another")
+    if reason := refusal_of(path):
+        raise UsageError(f"manifest {given}: {reason}; name another")
     if holds_something_else(path):
         raise UsageError(f"manifest {given}: is there and is no manifest; name another file, or remove it")
     for landing in landings:
         if listed_as := source_of(path, landing):
             raise UsageError(f"manifest {given}: would take the place of {listed_as} or its copy; name another file")
     return path
+
+
+def refusal_of(path: str) -> str:
+    """Why a file cannot be put in a place, if it cannot. Opens nothing: a FIFO would wait for somebody."""
+    try:
+        regular = stat.S_ISREG(os.stat(path).st_mode)
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return error.strerror or str(error)
+    return "" if regular else "is there and is no regular file"
 
 
 def holds_something_else(path: str) -> bool:
@@ -239,9 +251,20 @@ def copied_to(path: str, landing: Landing) -> str | None:
     return source if below and not landing.names and os.path.lexists(source) else None
 
 
+def absolute(path: str) -> str:
+    """An absolute path. "x/.." is only taken out where x is no symbolic link."""
+    try:
+        if ".." in path.split("/"):
+            parent, name = os.path.split(path.rstrip("/"))
+            return os.path.realpath(path) if name in ("..", ".") else os.path.join(os.path.realpath(parent), name)
+        return os.path.abspath(path)
+    except FileNotFoundError:  # getcwd(2)
+        raise UsageError(f"{path}: the working directory is gone: change to another, or give an absolute path") from None
+
+
 def place_of(path: str) -> str:
     """Where a name is: links on the way to it are followed, one that it may be itself is not."""
-    return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+    return os.path.join(os.path.realpath(absolute(os.path.dirname(path) or ".")), os.path.basename(path))
 
 
 def within(path: str, top: str) -> str | None:

@@ -10,7 +10,9 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 
+from pcopy.asked import text_of
 from pcopy.errors import UsageError
+from pcopy.manifest import absolute, refusal_of
 from pcopy.options import Options
 from pcopy.outcome import Failure
 from pcopy.report import KEYS, shown, warnings
@@ -44,7 +46,8 @@ class Metrics(Observer):
     """Replaces a file, at the end of each run, by the figures of that run."""
 
     def __init__(self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> None:
-        self.given, self.path = os.fsdecode(path), os.path.abspath(os.fsdecode(path))
+        self.given = text_of("metrics", path)
+        self.path = absolute(self.given) if self.given else ""
         self.files = [self.path]
         self.labels: dict[str, str] = {}
 
@@ -53,12 +56,14 @@ class Metrics(Observer):
         directory = os.path.dirname(self.path)
         if options.dry_run:
             raise UsageError(f"metrics {self.given}: a dry run has none; leave out one of the two")
-        if "\0" in self.path or os.path.isdir(self.path):
+        if not self.path or "\0" in self.path or os.path.isdir(self.path):
             raise UsageError(f"metrics {self.given!r}: is a directory or no name; name a file")
         if not os.path.isdir(directory):
             raise UsageError(f"metrics {self.given}: its directory does not exist: make it first (mkdir -p)")
         if not os.access(directory, os.W_OK | os.X_OK):
             raise UsageError(f"metrics {self.given}: its directory is not to be written by this user: name another file")
+        if reason := refusal_of(self.path):
+            raise UsageError(f"metrics {self.given}: {reason}; name another")
         if holds_something_else(self.path):
             raise UsageError(f"metrics {self.given}: is there and has no metrics of pcopy; name another file, or remove it")
         self.labels = {"source": os.pathsep.join(sources), "destination": destination}
@@ -109,8 +114,8 @@ def escaped(value: str) -> str:
 
 def replace(path: str, data: bytes) -> None:
     """Give a file other contents: whoever reads it sees the old ones or the new ones. Raises OSError."""
-    directory, name = os.path.split(path)
-    temporary = os.path.join(directory, f".{name}.{os.getpid()}-{os.urandom(4).hex()}")  # the collector reads *.prom only
+    place = f".pcopy-metrics.{os.getpid()}-{os.urandom(4).hex()}"  # the collector reads *.prom only
+    temporary = os.path.join(os.path.dirname(path), place)
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, MODE)
     try:
         with open(handle, "wb") as file:

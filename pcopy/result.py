@@ -55,14 +55,15 @@ class Progress:
 class Observer:
     """Is told how a run goes. This one does nothing; override what you want to hear.
 
-    It is called in the process and thread that called :func:`pcopy.copy`, at most once for each slice. With
-    ``wants_total``, directories are read ahead of the copying where the storage is slow, which tells the total early.
-    With ``wants_events`` it is told of every entry that changes even without ``verbose=True``. What it writes are ``files``,
-    which are not removed if they lie in the copy.
+    It is called in the process and thread that called :func:`pcopy.copy`, after each slice. With ``wants_total``, directories
+    are read ahead of the copying where the storage is slow, which tells the total early. With ``wants_events`` it is told of
+    every entry that changes even without ``verbose=True``. What it writes are ``files``, which are not removed if they lie in
+    the copy. Of several, one that ``starts_last`` is started when no other can refuse the run any more.
     """
 
     wants_total = False
     wants_events = False
+    starts_last = False
     files: Sequence[str] = ()
 
     def started(self, sources: Sequence[str], destination: str, options: Options) -> None:
@@ -86,12 +87,13 @@ class Several(Observer):
 
     def __init__(self, observers: Iterable[Observer]) -> None:
         self.observers = list(observers)
+        self.in_order = sorted(self.observers, key=lambda one: one.starts_last)
         self.wants_total = any(one.wants_total for one in self.observers)
         self.wants_events = any(one.wants_events for one in self.observers)
         self.files = [path for one in self.observers for path in one.files]
 
     def started(self, sources: Sequence[str], destination: str, options: Options) -> None:
-        for one in self.observers:
+        for one in self.in_order:
             one.started(sources, destination, options)
 
     def progress(self, progress: Progress) -> None:
@@ -108,7 +110,7 @@ class Several(Observer):
 
     def finished(self, report: Report) -> None:
         with contextlib.ExitStack() as stack:  # the last first; all of them, whatever one raises
-            for one in self.observers:
+            for one in self.in_order:
                 stack.callback(one.finished, report)
 
 
@@ -128,7 +130,7 @@ class Report(Tally):
 
     @property
     def engine(self) -> str:
-        """What has done the work: ``serial``, this process alone, or a ``pool`` of others."""
+        """Who does the work: ``serial``, this process alone, or a ``pool`` of others, unless it is done before they are."""
         return "serial" if self.jobs == 1 else "pool"
 
     @property

@@ -24,10 +24,13 @@ def size_of(given: int | str) -> int:
     if isinstance(given, int) and not isinstance(given, bool) and given >= 0:
         return given
     match = re.fullmatch(SIZE, given.strip()) if isinstance(given, str) else None
-    if not match:
-        raise UsageError(f"{given!r} is not a size: write bytes, or 10k, 5M, 1.5G")
-    number, letter, ending = match.groups()
-    return int(float(number) * (1000 if ending == "B" else 1024) ** " KMGTP".index(letter.upper() or " "))
+    try:
+        if not match:
+            raise ValueError
+        number, letter, ending = match.groups()
+        return int(float(number) * (1000 if ending == "B" else 1024) ** " KMGTP".index(letter.upper() or " "))
+    except (ValueError, OverflowError):
+        raise UsageError(f"{given!r} is not a size: write bytes, or 10k, 5M, 1.5G") from None
 
 
 def moment_of(given: int | str | datetime.datetime) -> int:
@@ -35,13 +38,14 @@ def moment_of(given: int | str | datetime.datetime) -> int:
     if isinstance(given, int) and not isinstance(given, bool):
         return given
     match = re.fullmatch(AGE, given.strip()) if isinstance(given, str) else None
-    if match:
-        return time.time_ns() - round(float(match[1]) * SECONDS[match[2]] * NS)
     try:
+        if match:
+            return time.time_ns() - round(float(match[1]) * SECONDS[match[2]] * NS)
+        moment = given
         if isinstance(given, str):  # a Z, which Python 3.10 does not know
-            given = datetime.datetime.fromisoformat(re.sub(r"[zZ]$", "+00:00", given.strip()))
-        if isinstance(given, datetime.datetime):
-            return int(given.replace(microsecond=0).timestamp()) * NS + given.microsecond * 1000
+            moment = datetime.datetime.fromisoformat(re.sub(r"[zZ]$", "+00:00", given.strip()))
+        if isinstance(moment, datetime.datetime):
+            return int(moment.replace(microsecond=0).timestamp()) * NS + moment.microsecond * 1000
         raise ValueError
     except (ValueError, OverflowError, OSError):
         message = f"{given!r} is not a time: write a date (2026-01-31), a date and time (2026-01-31T18:30) or an age (7d, 12h)"

@@ -194,6 +194,10 @@ def test_a_wrong_command_line_is_refused(tmp_path: Path, source: Path, pcopy: Ru
         ["--compare", "src"],
         ["--compare", "{here}/src", "."],
         ["--compare", "{here}/src", "--chart", "a.png"],
+        ["--log", "l", "{here}/src", "{here}/dst"],
+        ["--metrics", "l", "{here}/src", "{here}/dst"],
+        ["--manifest", "l", "{here}/src", "{here}/dst"],
+        ["--check", "{here}/src/a"],
     ],
     ids=str,
 )

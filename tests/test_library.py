@@ -37,7 +37,7 @@ from tests.test_engines import (
     wait_until,
     workers,
 )
-from tests.trees import Link, make_tree, read_tree
+from tests.trees import Dir, Link, make_tree, read_tree
 
 __all__ = ["slow", "start", "straight_to_the_pool", "target"]  # fixtures, used by name
 
@@ -475,6 +475,39 @@ def test_every_observer_hears_of_the_end(source: Path, tmp_path: Path) -> None:
     with pytest.raises(Trouble):
         pcopy.copy(source, tmp_path / "dst", jobs=1, observer=[pcopy.Log(log), Raising()])
     assert [json.loads(line)["event"] for line in log.read_text().splitlines()][-1] == "finished"
+
+
+def test_a_run_that_ends_by_an_exception_says_so_in_its_log(tmp_path: Path) -> None:
+    """Whichever call of an observer raises it, and although that one raises again at the end."""
+
+    class Raising(pcopy.Observer):
+        def failure(self, failure: pcopy.Failure) -> None:
+            raise Trouble("no more")
+
+        def event(self, event: pcopy.Event) -> None:
+            raise Trouble("no more")
+
+    make_tree(tmp_path / "failing", {"f": Dir({"x": b""})})  # stays in the way of a file
+    for name, verbose in (("dst", True), ("failing", False)):
+        log, metrics = tmp_path / f"log of {name}", tmp_path / f"metrics of {name}"
+        observers = [Raising(), pcopy.Log(log), pcopy.Metrics(metrics)]
+        with pytest.raises(Trouble):
+            pcopy.copy(
+                make_tree(tmp_path / f"to {name}", {"f": b"1"}), tmp_path / name, jobs=1, observer=observers, verbose=verbose
+            )
+        last = json.loads(log.read_text().splitlines()[-1])
+        assert last["event"] == "finished"
+        assert [one["reason"] for one in last["report"]["errors"]][-1] == "the run was ended by Trouble: no more"
+        assert "pcopy_exit_status" in metrics.read_text()
+
+
+def test_who_refuses_a_run_leaves_no_line_in_the_log_of_another(source: Path, tmp_path: Path) -> None:
+    handles = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with pytest.raises(pcopy.UsageError, match="metrics"):
+            pcopy.copy(source, tmp_path / "dst", observer=[pcopy.Log(tmp_path / "log"), pcopy.Metrics(tmp_path / "no/metrics")])
+    assert not (tmp_path / "log").exists()
+    assert len(os.listdir("/proc/self/fd")) == handles
 
 
 IN_A_POOL = """

@@ -441,6 +441,11 @@ def test_metrics_that_cannot_be_written_at_the_end_are_an_error(tmp_path: Path, 
         (["--metrics", "missing/m.prom"], "metrics missing/m.prom: its directory does not exist"),
         (["--metrics", "directory"], "is a directory"),
         (["--metrics", ""], "is a directory"),
+        (["--metrics", "pipe"], "metrics pipe: is there and is no regular file"),
+        (["--metrics", "/dev/null"], "is there and is no regular file"),
+        (["--metrics", "m" * 300], "File name too long"),
+        (["--log", "l" * 300], "File name too long"),
+        (["--manifest", "s" * 300], "File name too long"),
         (["--metrics", "target"], "has no metrics of pcopy"),
         (["--metrics", "m.prom", "-n"], "a dry run has none"),
         (["--log", "new", "--metrics", "directory"], "is a directory"),
@@ -465,6 +470,12 @@ def test_bad_input_is_one_line_and_touches_nothing(
     (line,) = done.stderr.splitlines()
     assert line.startswith("pcopy: ") and says in line
     assert read_tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("option", ["--log", "--metrics", "--manifest"])
+def test_a_record_may_have_as_long_a_name_as_there_can_be(tmp_path: Path, source: Path, pcopy: Run, option: str) -> None:
+    assert pcopy(option, "n" * 255, "src", "dst").returncode == 0
+    assert (tmp_path / ("n" * 255)).stat().st_size
 
 
 @pytest.mark.parametrize("option", ["--log", "--metrics"])

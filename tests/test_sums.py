@@ -717,6 +717,25 @@ def test_a_manifest_without_a_checksum_is_no_good_one(tmp_path: Path, pcopy: Run
     assert (done.returncode, "holds no checksums" in done.stderr) == (1, True)
 
 
+def test_a_check_tells_several_observers_and_keeps_no_log(tmp_path: Path, copied: Path) -> None:
+    told: list[str] = []
+
+    class Tells(library.Observer):
+        def failure(self, failure: library.Failure) -> None:
+            told.append(failure.reason)
+
+    (tmp_path / "sums").write_text("nothing\n")
+    assert not library.check(tmp_path / "sums", copied, observer=[Tells(), Tells()]).ok
+    assert len(told) == 2 * len(set(told)) > 0
+    for record in (library.Log(tmp_path / "log"), library.Metrics(tmp_path / "metrics")):
+        with pytest.raises(library.UsageError, match="are of copies; leave them out"):
+            library.check(tmp_path / "sums", copied, observer=record)
+    for bad in ({"manifest": 5}, {"directory": None}):
+        with pytest.raises(library.UsageError, match="must be a path"):
+            library.check(**{"manifest": tmp_path / "sums", "directory": copied, **bad})  # type: ignore[arg-type]
+    assert not (tmp_path / "log").exists()
+
+
 def test_a_manifest_of_sha256sum_is_understood(tmp_path: Path, copied: Path, pcopy: Run) -> None:
     names = sorted(files_in(copied))
     with open(tmp_path / "theirs", "wb") as file:
