@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, TypeVar
 
+from pcopy import filesystem as fs
 from pcopy.errors import UsageError
 from pcopy.manifest import absolute, copied_to, hasher, place_of, within
 from pcopy.options import AUTO, Hash, Options, Overwrite, When, attributes_from
@@ -138,8 +139,11 @@ def check_earlier(given: str, top: str, sources: Sequence[Source], options: Opti
 
 def is_empty(directory: str) -> bool:
     try:
-        with os.scandir(directory) as entries:
-            return next(entries, None) is None
+        handle = fs.open_directory(directory, fs.HERE, follow=True)
+        try:
+            return not any(fs.read_directory(handle))
+        finally:
+            fs.close_read(handle)
     except OSError:  # which the run will meet again
         return False
 

@@ -18,6 +18,7 @@ from pcopy.command import (
     Command,
     Figure,
     JobList,
+    Number,
     Option,
     WhatList,
     choice,
@@ -100,11 +101,11 @@ destination unusable, another run holds it); 129, 130, 143 interrupted."""
               help="Write the checksums of all files in the copy, for --check or sha256sum -c.  [default: none]")
 @click.option("--hash", cls=Option, group=HOW, type=choice(Hash), default="sha256", show_default=True,
               help="Whose checksums: sha256sum's or b3sum's (the extra blake3).")
-@click.option("--retries", cls=Option, group=HOW, metavar="N", type=click.IntRange(min=0), default=2, show_default=True,
+@click.option("--retries", cls=Option, group=HOW, metavar="N", type=Number(min=0), default=2, show_default=True,
               help="Tries more for errors that may pass (EIO, ESTALE, EAGAIN, ETIMEDOUT).")
 @click.option("--delete", cls=Option, group=WHAT, is_flag=True,
               help="Remove what the source lacks; an empty source is refused.  [default: keep it]")
-@click.option("--max-delete", cls=Option, group=WHAT, metavar="N", type=click.IntRange(min=0),
+@click.option("--max-delete", cls=Option, group=WHAT, metavar="N", type=Number(min=0),
               help="With --delete: do nothing at all if that is more than N entries; the source may be empty.  [default: any"
                    " number]")
 @click.option("--link-dest", cls=Option, group=HOW, multiple=True, metavar="DIR", shell_complete=some_file,
@@ -131,7 +132,7 @@ destination unusable, another run holds it); 129, 130, 143 interrupted."""
                    "sample tree; -j 2,4,8 lists the pools to try.")
 @click.option("--against", cls=Option, group=MEASURE, multiple=True, metavar="TOOL", shell_complete=some_tool,
               help="Also cp, rsync, rclone, fpsync, xcp or fcp; repeatable.  [default: none]")
-@click.option("--rounds", cls=Option, group=MEASURE, metavar="N", type=click.IntRange(min=1), default=5, show_default=True,
+@click.option("--rounds", cls=Option, group=MEASURE, metavar="N", type=Number(min=1), default=5, show_default=True,
               help="Rounds that count, after one that warms up.")
 @click.option("--chart", cls=Option, group=MEASURE, metavar="FILE", shell_complete=some_file,
               help="Draw the result (.png, .svg, .pdf).  [default: none]")
@@ -228,6 +229,8 @@ def lines_of(option: str, value: str) -> list[str]:
 
     if option == "exclude_from":
         return patterns_of(value)
+    if option == "include" and not value:
+        raise UsageError("--include '': is no pattern and matches nothing; write a name")
     line = value if option == "exclude" else f"!{value}"
     if parse(line) is None:  # an empty variable of a script, or a comment
         raise UsageError(f"--{option} {value!r}: is no pattern; write a backslash before a # that a name begins with")

@@ -110,6 +110,12 @@ class JobList(click.ParamType):  # type: ignore[type-arg]  # generic only in new
         return jobs
 
 
+class Number(click.IntRange):
+    """A whole number; "integer range", as Click has it, is no word for what is wanted."""
+
+    name = "whole number"
+
+
 class WhatList(click.ParamType):  # type: ignore[type-arg]
     """Attributes, separated by commas."""
 

@@ -70,6 +70,7 @@ class Copier:
         self.judge = Judge(job, self.auditor, self.metadata)
         self.halves = Halves(job, self.judge, self.plain.mask)
         self.user = os.geteuid()
+        self.of_files = not any(tree.whole for tree in job.trees)
         self.aside = False  # the entry at hand gets its name when it is whole
         self.over = False  # it takes the place of a directory
         self.sharing = False  # the source at hand is an earlier copy
@@ -135,9 +136,7 @@ class Copier:
         """
         if os.path.samestat(state, copy):
             return Result(Fate.UNCHANGED)
-        why = list(self.metadata.differences(pair, name, target, state, copy))
-        if self.options.checksum and self.metadata.keep_times and stat.S_ISREG(state.st_mode):
-            why += [] if self.judge.same_time(pair, state.st_mtime_ns, copy) else ["times"]
+        why = self.judge.lacking(pair, name, target, state, copy)
         if not why:
             self.metadata.lose_beyond()
             return Result(Fate.UNCHANGED)
@@ -247,7 +246,9 @@ class Copier:
                 raise
             if not self.options.delete or self.follow:
                 given = self.options.max_delete is not None  # delete was, and what is to go could not be counted
-                error.strerror = FOLLOWED if self.options.delete else IN_ITS_PLACE + ("" if given else OR_DELETE)
+                error.strerror = (
+                    FOLLOWED if self.options.delete else IN_ITS_PLACE + ("" if given or self.of_files else OR_DELETE)
+                )
                 raise
             return False
         return True

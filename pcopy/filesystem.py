@@ -31,6 +31,7 @@ WRITE = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 # O_PATH needs no permission on the directory itself and costs no request on a network file system.
 PASS = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 NOFOLLOW = os.O_NOFOLLOW
+HERE = -100  # linux/fcntl.h: AT_FDCWD, in place of an open directory: paths start at the working directory
 # Reading leaves the access time alone; EPERM for anybody but root and the owner (open(2)).
 NOATIME = getattr(os, "O_NOATIME", 0)
 UNCACHED = getattr(os, "O_DIRECT", 0)

@@ -250,8 +250,12 @@ def look_into(source: str, retries: int) -> None:
     """Raises CopyError if a directory cannot be read, not even when it is tried again."""
     while True:
         try:
-            os.listdir(source)
-            return
+            handle = fs.open_directory(source, fs.HERE, follow=True)
+            try:
+                fs.list_directory(handle)
+                return
+            finally:
+                fs.close_read(handle)
         except OSError as error:
             if error.errno not in fs.PASSING or not retries:
                 raise failures.CopyError(error.errno, error.strerror, source).with_traceback(error.__traceback__) from None

@@ -91,7 +91,7 @@ class Judge:
         if stat.S_IFMT(state.st_mode) != stat.S_IFMT(copy.st_mode):
             return "kind"
         if fate is Fate.UNCHANGED:  # and yet to be replaced, see refresh
-            return ", ".join(self.metadata.differences(pair, name, target, state, copy))
+            return ", ".join(self.lacking(pair, name, target, state, copy))
         if regular and state.st_size != copy.st_size:
             return "size"
         if regular and not self.same_time(pair, state.st_mtime_ns, copy):
@@ -99,6 +99,13 @@ class Judge:
         if self.options.overwrite is Overwrite.ALWAYS and self.same(pair, name, target, state, copy):
             return "always"
         return "contents"
+
+    def lacking(self, pair: Pair, name: str, target: str, state: os.stat_result, copy: os.stat_result) -> list[str]:
+        """What a copy with the right contents lacks: for :attr:`Options.checksum`, a regular file may have other times, too."""
+        found = list(self.metadata.differences(pair, name, target, state, copy))
+        if self.options.checksum and self.metadata.keep_times and stat.S_ISREG(state.st_mode):
+            found += [] if self.same_time(pair, state.st_mtime_ns, copy) else ["times"]
+        return found
 
     def same(self, pair: Pair, name: str, target: str, state: os.stat_result, copy: os.stat_result) -> bool:
         """Whether the contents of two entries of one kind count as equal."""

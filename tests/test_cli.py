@@ -168,6 +168,7 @@ def test_help_has_every_option_and_no_option_of_later_work(pcopy: Run) -> None:
         (["--compare", "-v", "src"], "--compare"),
         (["--compare", "src", "dst", "more"], "--compare"),
         (["--compare", "--retries", "0", "src"], "--retries does not go with --compare"),
+        (["--retries", "many", "src", "dst"], "'many' is not a valid whole number"),
         (["--compare", "--max-delete", "0", "src"], "--max-delete does not go with --compare"),
         (["--compare", "--chart=", "src"], "--chart: the name of a file is missing"),
         (["--chart=", "src", "dst"], "--chart goes with --compare"),
@@ -326,7 +327,15 @@ def test_quiet_says_nothing_but_names_errors(tmp_path: Path, source: Path, pcopy
     (line,) = done.stderr.splitlines()
     assert (done.returncode, done.stdout) == (1, "")
     assert line.startswith(f"pcopy: {source}/a: ")
-    assert "move or remove it" in line
+    assert "move or remove it, or give delete" in line
+
+
+def test_delete_is_not_advised_where_it_cannot_be_given(tmp_path: Path, source: Path, pcopy: Run) -> None:
+    break_one(tmp_path / "other", b"a")
+    done = pcopy("src/a", "other")
+    line = done.stderr.splitlines()[0]
+    assert (done.returncode, line.partition("is in its place: ")[2]) == (1, "move or remove it")
+    assert "delete is for copies of directories" in pcopy("--delete", "src/a", "other").stderr
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

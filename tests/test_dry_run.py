@@ -180,6 +180,14 @@ def test_each_reason_is_told(tmp_path: Path, jobs: int) -> None:
     assert [(one.path, one.operation) for one in heard.failures] == [(f"{source}/was-full", "remove directory")]
 
 
+def test_by_contents_the_times_are_a_reason(tmp_path: Path) -> None:
+    source = make_tree(tmp_path / "src", {"alone": b"1", "linked": b"2"})
+    copy = make_tree(tmp_path / "dst", {"alone": File(b"1", mtime_ns=WHEN - 1), "linked": File(b"2", mtime_ns=WHEN - 1)})
+    os.link(copy / "linked", tmp_path / "elsewhere")
+    heard = words(agrees(source, copy, jobs=1, checksum=True), source)
+    assert (heard["alone"], heard["linked"]) == (("updated", "times"), ("copied", "times"))
+
+
 @JOBS
 @pytest.mark.parametrize("overwrite", OVERWRITE)
 def test_a_run_does_what_a_dry_run_said(tmp_path: Path, jobs: int, overwrite: str) -> None:

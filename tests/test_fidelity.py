@@ -220,6 +220,16 @@ def test_the_source_keeps_its_access_times(tmp_path: Path, jobs: int) -> None:
         pytest.skip("this file system keeps no access times")
 
 
+def test_a_look_at_a_source_before_the_run_keeps_its_access_time(tmp_path: Path) -> None:
+    """Whether it is empty, before anything is deleted; and whether it can be read, before anything gives way to it."""
+    source = make_tree(tmp_path / "src", {"f": b"1"})
+    os.utime(source, ns=(WHEN - 10**9, WHEN))
+    assert pcopy.copy(source, tmp_path / "dst", delete=True, jobs=1).ok
+    other = make_tree(tmp_path / "into", {"src": b"a file"})
+    assert pcopy.copy([source, source / "f"], other, jobs=1).ok
+    assert [path.stat().st_atime_ns for path in (source, tmp_path / "dst", other / "src")] == [WHEN - 10**9] * 3
+
+
 # ---- hard links -----------------------------------------------------------------------------------------------------
 
 

@@ -491,6 +491,7 @@ BAD: list[tuple[list[str], str]] = [
     (["--exclude", ""], "--exclude '': is no pattern"),
     (["--exclude", "#x"], "--exclude '#x': is no pattern; write a backslash"),
     (["--include", ""], "matches nothing"),
+    (["--include", ""], "--include '': is no pattern"),
     (["--exclude-from", "missing"], "missing: the list does not exist; check the spelling"),
     (["--exclude-from", "src"], "'src': cannot be read: Is a directory"),
     (["--exclude-from", "bad"], "bad, line 2: pattern '[abc': has a bracket that is not closed"),
