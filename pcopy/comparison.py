@@ -53,7 +53,8 @@ def compare(
     """Copy one tree with one process and with several, in turn, and measure.
 
     :param source: a directory; without it a sample tree is made
-    :param destination: a directory in which the copies are made and removed; by default beside the source
+    :param destination: a directory in which the copies are made and removed; by default beside the source, or where temporary
+        files go if that may not be written to: ``place`` in the result says which
     :param jobs: pools to try; by default as many as processors, and twice as many
     :param against: other tools to try: cp, rsync, rclone, fpsync, xcp, fcp
     :param rounds: rounds that count; one more warms up
@@ -82,7 +83,7 @@ def compare(
         if not files:
             raise UsageError(f"{tree}: holds no files; a comparison needs a tree that takes a while to copy")
         check_room(work, inodes, used)
-        comparison = Comparison(files, size, rounds, contenders)
+        comparison = Comparison(files, size, rounds, contenders, os.path.dirname(work))
         run_rounds(comparison, tree, work, step)
     return comparison
 

@@ -37,6 +37,7 @@ class Comparison:
     bytes: int
     rounds: int
     contenders: list[Contender]
+    place: str = ""  # the directory in which the copies were made
 
     @property
     def base(self) -> Contender:

@@ -191,13 +191,22 @@ def fit(path: str, columns: int) -> str:
     """The end of a path, where the names differ, as stderr writes it. Wide characters, as of Chinese, take two columns."""
     from tqdm.utils import disp_len
 
-    path, dots = as_written(path), "…" if as_written("…") == "…" else "..."
+    path, dots = as_written(composed(path)), "…" if as_written("…") == "…" else "..."
     if disp_len(path) <= columns:
         return path
     begin, room = len(path), columns - len(dots)
     while (room := room - disp_len(path[begin - 1])) >= 0:
         begin -= 1
     return (dots + path[begin:])[: max(columns, 0)]
+
+
+def composed(text: str) -> str:
+    """Without marks that take no column of their own. tqdm counts one for each, and would leave the end of a longer line."""
+    if text.isascii():
+        return text
+    import unicodedata
+
+    return "".join(one for one in unicodedata.normalize("NFC", text) if unicodedata.category(one) not in ("Mn", "Me"))
 
 
 def as_written(text: str) -> str:

@@ -102,7 +102,8 @@ def table(comparison: Comparison, block: str = "█") -> str:
     rows = [row(one, comparison) for one in comparison.contenders]
     widths = [max(len(line[column]) for line in [titles, *rows]) for column in range(len(titles))]
     longest = max((one.median for one in comparison.contenders if one.seconds), default=1.0)
-    lines = [head, "", line_of(titles, widths)]
+    place = [f"copies in {shown(comparison.place)}"] if comparison.place else []
+    lines = [head, *place, "", line_of(titles, widths)]
     for one, cells in zip(comparison.contenders, rows, strict=True):
         bar = block * max(1, round(BAR * one.median / longest)) if one.seconds else shown(one.trouble)
         lines.append(f"{line_of(cells, widths)}  {bar}")
@@ -146,6 +147,7 @@ def comparison_json(comparison: Comparison) -> str:
         "files": comparison.files,
         "bytes": comparison.bytes,
         "rounds": comparison.rounds,
+        "place": comparison.place,
         "contenders": contenders,
         "best_jobs": comparison.best_jobs,
         "advice": comparison.advice,

@@ -369,6 +369,7 @@ def test_with_a_source_alone_the_copies_are_made_beside_it_and_removed(pcopy: Ru
     beside = f'#!/bin/sh\ncase "$3" in {source.parent}/*) ;; *) exit 1 ;; esac\n'
     done = pcopy(*QUICK, "--against", "cp", source, env=fake("cp", beside))
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert done.stdout.splitlines()[1] == f"copies in {source.parent}"
     assert os.listdir(source.parent) == ["source"]
 
 

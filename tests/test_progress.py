@@ -445,6 +445,8 @@ def test_a_short_number_has_at_most_five_characters(count: float, text: str) -> 
         ("目录/文件", 8, "…录/文件"),
         ("目录/文件", 7, "…/文件"),
         ("目录/文件", 2, "…"),
+        ("e\u0301" * 5, 5, "é" * 5),  # as macOS writes it
+        ("❤\ufe0f/q\u0301", 3, "❤/q"),  # what takes no column, and has no form with what it belongs to
     ],
 )
 def test_of_a_long_path_the_end_is_shown(path: str, columns: int, text: str) -> None:
