@@ -21,6 +21,9 @@ from pcopy.metadata import COARSEST, EARLIEST, GRAINS, LATEST, Metadata, grain_o
 from pcopy.options import Overwrite
 from pcopy.work import Inode, Job, Temporary, Version
 
+# Nanoseconds: s_time_min and s_time_max of ext2 to ext4, xfs with and without bigtime, and NFSv3 in the kernel. FAT's, in any
+# zone that it may be mounted for, are told by how coarsely it keeps times.
+ENDS = frozenset(end * 10**9 for end in (-(2**31), 0, 2**31 - 1, 2**32 - 1, 2**34 - 2**31 - 1, 16_299_260_424))
 FAR = 2**40 * 10**9  # nanoseconds: beyond the times that a file system with limits keeps
 
 
@@ -158,9 +161,10 @@ class Judge:
         return mtime_ns // grain * grain == copy.st_mtime_ns
 
     def range_at(self, pair: Pair, copy: os.stat_result) -> tuple[int, int]:
-        """The first and the last time that a file system keeps. In a dry run a guess: the copy's may be one of them."""
+        """The first and the last time that a file system keeps. In a dry run a guess: the copy's, where one may end there."""
         if self.options.dry_run:
-            return min(copy.st_mtime_ns, EARLIEST), max(copy.st_mtime_ns, LATEST)
+            may_end = copy.st_mtime_ns in ENDS or grain_of(copy) == COARSEST
+            return (min(copy.st_mtime_ns, EARLIEST), max(copy.st_mtime_ns, LATEST)) if may_end else (-FAR, FAR)
         if copy.st_dev not in self.ranges:
             self.ranges[copy.st_dev] = (self.kept(pair, -FAR), self.kept(pair, FAR))
         return self.ranges[copy.st_dev]

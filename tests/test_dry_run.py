@@ -180,6 +180,18 @@ def test_each_reason_is_told(tmp_path: Path, jobs: int) -> None:
     assert [(one.path, one.operation) for one in heard.failures] == [(f"{source}/was-full", "remove directory")]
 
 
+@pytest.mark.parametrize("overwrite", ["changed", "older"])
+def test_times_that_no_file_system_ends_with_are_no_end(tmp_path: Path, overwrite: str) -> None:
+    """Nothing of 1970 in an archive is of 1980, the first time that it can have; there are such archives in plenty."""
+    years = {"early": (0, 315_532_800), "before": (-86_400, -3600), "late": (2**31 + 86_400, 2**31 + 3600)}
+    source = make_tree(tmp_path / "src", {name: File(b"1", mtime_ns=one * 10**9) for name, (one, _) in years.items()})
+    copy = make_tree(tmp_path / "dst", {name: File(b"2", mtime_ns=two * 10**9) for name, (_, two) in years.items()})
+    heard = words(agrees(source, copy, jobs=1, overwrite=overwrite), source)
+    skipped = ("skipped", "is not older")
+    newer = skipped if overwrite == "older" else ("copied", "time")
+    assert [heard[name] for name in years] == [newer, newer, ("copied", "time")]
+
+
 def test_by_contents_the_times_are_a_reason(tmp_path: Path) -> None:
     source = make_tree(tmp_path / "src", {"alone": b"1", "linked": b"2"})
     copy = make_tree(tmp_path / "dst", {"alone": File(b"1", mtime_ns=WHEN - 1), "linked": File(b"2", mtime_ns=WHEN - 1)})
