@@ -87,15 +87,16 @@ class Directories:
         self.handles.hold(pair)
         there = not unit.fresh and destination != ABSENT
         differs = self.metadata.directory_differences(pair, state) if there and self.tells else []
-        if there and not self.options.dry_run:
-            try:
+        try:
+            self.make_usable(destination, mode)
+            if there and not self.options.dry_run:
                 if unit.path:
                     runs.stay_out_of_deletion(destination)
                 copy = os.fstat(destination)
                 pair.shared = copy.st_uid not in (0, self.owner, state.st_uid) or bool(copy.st_mode & 0o022)
                 self.metadata.close_to_others(pair, copy, state)
-            except OSError as error:
-                raise self.error_of_copy(unit, error) from None
+        except OSError as error:
+            raise self.error_of_copy(unit, error) from None
         return pair, state, differs
 
     def error_of_copy(self, unit: Scan, error: OSError) -> OSError:
@@ -104,7 +105,7 @@ class Directories:
         return failures.CopyError(error.errno, error.strerror, path).with_traceback(error.__traceback__)
 
     def open_copy(self, name: str, parent: int, fresh: bool) -> tuple[int, int | None]:
-        """Open the copy of a directory, and tell its mode. One of ours that we may not use we may use until it is finished."""
+        """Open the copy of a directory, and tell its mode if it may be another than that of a new one."""
         if parent == ABSENT:
             return ABSENT, None
         mode = None
@@ -125,10 +126,14 @@ class Directories:
         if (state.st_dev, state.st_ino) in self.sources:
             fs.close_read(handle)
             raise OSError(errno.EBUSY, OVER_ITSELF)
-        mode = stat.S_IMODE(state.st_mode) if mode is None else mode
-        if self.owner and state.st_uid == self.owner and ~mode & ALL_OF_OWNER and not self.options.dry_run:
+        return handle, stat.S_IMODE(state.st_mode) if mode is None else mode
+
+    def make_usable(self, handle: int, mode: int | None) -> None:
+        """A directory of ours that we may not use we may use until it is finished. ``mode``: as :meth:`open_copy` tells it."""
+        if mode is None or handle == ABSENT or not self.owner or not ~mode & ALL_OF_OWNER or self.options.dry_run:
+            return
+        if os.fstat(handle).st_uid == self.owner:
             attr.set_mode(handle, mode | ALL_OF_OWNER)
-        return handle, mode
 
     def make_accessible(self, name: str, parent: int) -> int:
         handle = fs.hold(name, parent)
@@ -327,7 +332,8 @@ class Directories:
         parent = self.handles.pair(~tree, parent_path)
         if handle == ABSENT or self.owner:  # it has to be made accessible, or that has to be found out
             close(handle)
-            handle, _ = self.open_copy(name, parent.destination, fresh=False)
+            handle, mode = self.open_copy(name, parent.destination, fresh=False)
+            self.make_usable(handle, mode)
         pair = self.handles.hold(Pair(~tree, path, ABSENT, handle, parent.depth + 1, readable=True))
         if not stays and self.extra.is_mounted(pair):
             fs.refuse_to_remove(MOUNTED)  # else rmdir says so

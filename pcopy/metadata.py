@@ -62,14 +62,12 @@ class Metadata:
         """Give a new entry all that its source has."""
         if pair.owner is None:
             self.learn(target, pair)
-        owned = True
+        owned, names = True, attr.attributes_of(source) if self.keep_xattrs else []
         if (state.st_uid, state.st_gid) != pair.owner:
             owned = self.keep_owner and self.own(target, state.st_uid, state.st_gid)
-        if self.keep_xattrs:
-            names = attr.attributes_of(source)
-            if names or pair.inherits:
-                self.copy_attributes(source, target, names)
-        mode = None if stat.S_ISLNK(state.st_mode) else self.mode_of(state.st_mode, owned)
+        if names or (pair.inherits and self.keep_xattrs):
+            self.copy_attributes(source, target, names)
+        mode = None if stat.S_ISLNK(state.st_mode) else self.beside_acl(target, names, self.mode_of(state.st_mode, owned))
         self.set_mode_and_times(target, mode, state.st_atime_ns, state.st_mtime_ns)
 
     def set_mode_and_times(self, target: Target, mode: int | None, atime_ns: int, mtime_ns: int) -> None:
@@ -145,7 +143,7 @@ class Metadata:
             owned = self.keep_owner and self.own(target, wanted.uid, wanted.gid)
         if self.keep_xattrs:
             self.copy_attributes(source, target, names)
-        mode = self.mode_of(wanted.mode, owned) if self.keep_mode else wanted.mode
+        mode = self.beside_acl(target, names, self.mode_of(wanted.mode, owned) if self.keep_mode else wanted.mode)
         if names or not as_it_was or mode != stat.S_IMODE(state.st_mode):  # an owner or an ACL may have changed it
             self.attempt("mode", attr.set_mode, target, mode)
         if self.keep_times and (state.st_mtime_ns, state.st_atime_ns) != (wanted.mtime_ns, wanted.atime_ns):
@@ -222,7 +220,7 @@ class Metadata:
 
     def update(self, source: Target, target: Target, state: os.stat_result, copy: os.stat_result) -> None:
         """Mend what :meth:`differs` found, on an entry that stays in place."""
-        owned = (state.st_uid, state.st_gid) == (copy.st_uid, copy.st_gid)
+        owned, names = (state.st_uid, state.st_gid) == (copy.st_uid, copy.st_gid), []
         if self.keep_owner and not owned:
             if self.keep_mode and copy.st_mode & ~state.st_mode & 0o7777 and not stat.S_ISLNK(state.st_mode):
                 self.attempt("", attr.set_mode, target, copy.st_mode & state.st_mode & 0o777)  # the new owner gets no more
@@ -230,10 +228,11 @@ class Metadata:
         if self.keep_xattrs:
             if self.unprivileged and not copy.st_mode & stat.S_IWUSR and stat.S_ISREG(state.st_mode):
                 self.attempt("", attr.set_mode, target, NEW)  # without u+w its owner may not set user.* either
-            self.copy_attributes(source, target, attr.attributes_of(source))
+            names = attr.attributes_of(source)
+            self.copy_attributes(source, target, names)
         if not stat.S_ISLNK(state.st_mode):
             mode = self.mode_of(state.st_mode, owned) if self.keep_mode else stat.S_IMODE(copy.st_mode)
-            self.attempt("mode", attr.set_mode, target, mode)
+            self.attempt("mode", attr.set_mode, target, self.beside_acl(target, names, mode))
         if self.keep_times and state.st_mtime_ns != copy.st_mtime_ns:
             self.attempt("times", self.set_times, target, state.st_atime_ns, state.st_mtime_ns)
 
@@ -245,6 +244,15 @@ class Metadata:
             self.lose("set-uid and set-gid bits")
             mode &= ~SPECIAL_BITS
         return stat.S_IMODE(mode)
+
+    def beside_acl(self, target: Target, names: list[str], mode: int) -> int:
+        """The mode, or what an ACL says that is kept where modes are not: to set another would change the ACL (acl(5)).
+
+        ``names``: of the source's attributes.
+        """
+        if self.keep_mode or ACL not in names or ACL not in attr.attributes_of(target):
+            return mode
+        return mode & 0o7000 | os.stat(target).st_mode & 0o777
 
     def own(self, target: Target, uid: int, gid: int) -> bool:
         """Set owner and group, or at least the group. True if both are set."""

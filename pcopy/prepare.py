@@ -91,8 +91,6 @@ def prepare(
 ) -> tuple[Job, list[Unit]]:
     """Make what the copies are to land on, and say with which units the run begins. Raises OSError."""
     fresh, handle, alone = place
-    if not options.dry_run and becomes_a_copy(top, landings):
-        make_accessible(top, ALL_OF_OWNER)
     token, partial = os.urandom(4).hex(), {}
     if handle is not None and alone:
         keep = {landing.rename or name for landing in landings for name in landing.names}

@@ -403,6 +403,44 @@ def test_attributes_beside_an_acl_that_takes_the_right_to_write_are_kept(public:
     assert os.listxattr(public / "dst/f") == os.listxattr(source / "f")
 
 
+@as_root
+@pytest.mark.parametrize("mode", [0o555, 0o500])
+def test_of_closed_directories_a_dry_run_and_a_run_say_the_same(public: Path, mode: int) -> None:
+    """Their owner has to open them to write into them, which changes their modes and ACLs for the time of the run."""
+    source = make_tree(public / "src", {"f": b"1", "d": Dir({"g": b"2"})})
+    facl("-m", "u:1234:rx", source / "d")
+    for path in (source, source / "d"):
+        path.chmod(mode)
+    subprocess.run(["chown", "-R", f"{NOBODY}:{NOBODY}", source], check=True)
+    assert as_nobody("-j", 1, "-q", source, public / "dst").returncode == 0
+    for changed in ((), (public / "dst", public / "dst/d"), (public / "dst/d",)):
+        for path in changed:
+            path.chmod(0o755 if path.name == "d" else 0o511)
+        lines = [as_nobody("-j", 1, "-v", *dry, source, public / "dst").stderr for dry in (["-n"], [])]
+        said, did = ([line.removeprefix("would ") for line in text.splitlines()[:-1]] for text in lines)
+        assert [line.replace("update ", "updated ") for line in said] == did
+        assert sum(line.startswith("updated ") for line in did) == len(changed), did
+        assert [stat.S_IMODE((public / "dst" / name).stat().st_mode) for name in (".", "d")] == [
+            mode,
+            (source / "d").stat().st_mode & 0o777,
+        ]
+
+
+def test_an_acl_says_what_the_mode_is_where_that_is_not_preserved(tmp_path: Path, jobs: int) -> None:
+    """To set the mode that the umask leaves would take rights from the ACL, and each rerun would find another one."""
+    source = make_tree(
+        tmp_path / "src", {"f": File(b"1", 0o666), "g": Hard("f"), "h": b"2", "d": Dir({"i": b"3"}), "plain": File(b"4", 0o666)}
+    )
+    facl("-m", "u:1234:rwx", source / "f", source / "h", source / "d")
+    for turn in range(3):
+        report = pcopy.copy(source, tmp_path / "dst", preserve={"owner", "times", "links", "xattr"}, jobs=jobs, verbose=True)
+        assert (report.ok, report.unchanged) == (True, 5 if turn else 0)
+        copy, whole = read_tree(tmp_path / "dst"), read_tree(source)
+        assert {name: copy[name].xattrs for name in whole} == {name: whole[name].xattrs for name in whole}
+        assert stat.S_IMODE((tmp_path / "dst/plain").stat().st_mode) == 0o644
+        (tmp_path / "dst/h").chmod(0o600)
+
+
 # ---- holes and shared blocks ----------------------------------------------------------------------------------------
 
 HOLES: dict[str | bytes, object] = {
