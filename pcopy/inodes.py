@@ -59,7 +59,8 @@ class Inodes:
 
     def __init__(self, job: Job) -> None:
         self.options = job.options
-        self.one_tree = len(job.trees) == 1
+        # Sources can overlap, and a link that is followed is a name too: then an inode can have more names than it says.
+        self.countable = len(job.trees) == 1 and not job.options.dereference
         self.first_names: dict[Inode, tuple[Place, int]] = {}  # of an inode that was decided, and how many names it has left
         self.gathered: dict[Inode, list[Name]] = {}  # names of which there may be more
         self.undecided = 0  # names in there
@@ -85,15 +86,14 @@ class Inodes:
         for inode in list(self.gathered if everything else dict.fromkeys(inodes)):
             group = self.gathered[inode]
             known = self.first_names.get(inode)
-            if not everything and not (self.one_tree and len(group) >= (known[1] if known else group[0].links)):
+            if not everything and not (self.countable and len(group) >= (known[1] if known else group[0].links)):
                 continue
             del self.gathered[inode]
             self.undecided -= len(group)
             first = min(group, key=self.rank) if len(group) > 1 else group[0]
             place, left = known or (first.place, first.links)
             left -= len(group)
-            # Sources can overlap, and a link that is followed is a name too: then it has more names than it says.
-            if left > 0 or not self.one_tree or self.options.dereference:
+            if left > 0 or not self.countable:
                 self.first_names[inode] = (place, left)
             else:
                 self.first_names.pop(inode, None)

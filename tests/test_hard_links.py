@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 import pcopy
+from pcopy.inodes import Inodes
 from pcopy.links import Linker
 from pcopy.options import Options
 from pcopy.outcome import Outcome
-from pcopy.work import Job, Tree
+from pcopy.work import Job, Shared, Tree
 from pcopy.work import Link as LinkUnit
 from pcopy.worker import run
 from tests.trees import Dir, Hard, Link, make_tree, read_tree
@@ -174,3 +175,19 @@ def test_what_is_not_unchanged_under_one_name_is_not_left_as_it_is(tmp_path: Pat
     report = pcopy.copy([source], tmp_path / "dst")
     assert (report.unchanged, report.hardlinks) == (2, 1)
     assert read_tree(tmp_path / "dst") == read_tree(source)
+
+
+def test_where_links_are_followed_no_name_is_chosen_before_all_are_known() -> None:
+    """An inode has more names then than it says: who is found first would be a matter of chance."""
+    inode = (1, 2)
+    inodes = Inodes(Job(Options(dereference=True), (Tree("/src", "/dst", (1, 1), None),), "0123abcd", 0o022))
+
+    def found(path: str) -> Shared:
+        return Shared(0, path, ("x", "y"), None, True, True, (inode, inode), (2, 2), (None, None), 0.1)
+
+    inodes.gather(found("z"))
+    assert inodes.decided([inode], complete=False).units == []
+    inodes.gather(found("a"))
+    (unit,) = inodes.decided([inode], complete=True).units
+    assert unit.path == "a"
+    assert [name.place for name in inodes.waiting[inode][1]] == [(0, "z", "x"), (0, "z", "y"), (0, "a", "y")]
