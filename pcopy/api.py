@@ -262,7 +262,8 @@ def carry_out(request: Request, report: Report, observer: Observer, stop: Stop, 
             coordinate(coordinator, workers)
             if not only_deletions:  # the last part of the run that needs them
                 workers.close()
-        if options.fsync and not options.dry_run and place.handle is not None and not report.stopped:
+        cut_short = report.stopped or stop.signal
+        if options.fsync and not options.dry_run and place.handle is not None and not cut_short:
             try:
                 make_lasting(place.handle, top)
             except OSError as error:
@@ -277,7 +278,7 @@ def not_prepared(top: str, error: OSError) -> Failure:
 
 def by_handle(job: Job, top: str, handle: int | None) -> Job:
     """The same job for this process alone, by an open handle of the destination."""
-    place = None if handle is None else fs.held(handle)
+    place = None if handle is None or not fs.PROC else fs.held(handle)
     if not isinstance(place, str):
         return job
     trees = [tree._replace(destination=os.path.join(place, os.path.relpath(tree.destination, top))) for tree in job.trees]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pcopy.asked import (
     HashName,
@@ -31,8 +31,15 @@ from pcopy.work import Check, Job, Tree
 from pcopy.workers import Workers
 
 
+class Lines(NamedTuple):
+    """A manifest that was read already."""
+
+    path: str
+    units: list[Check]
+
+
 def check(
-    manifest: Path,
+    manifest: Path | Lines,
     directory: Path = ".",
     *,
     jobs: Jobs | None = None,
@@ -70,8 +77,7 @@ def check(
         raise UsageError("observer: a log and metrics are of copies; leave them out")
     check_kind("stop", stop, Stop)
     tree = look_at_directory(text_of("directory", directory))
-    path = text_of("manifest", manifest)
-    units = units_of(path)
+    path, units = manifest if isinstance(manifest, Lines) else read(manifest)
     report = new_report(options)
     report.checked, report.found = True, sum(one.length for one in units)
     started = time.monotonic()
@@ -90,10 +96,11 @@ def check(
     return report
 
 
-def units_of(path: str) -> list[Check]:
+def read(manifest: Path) -> Lines:
+    path = text_of("manifest", manifest)
     try:
         with open(path, "rb") as file:
-            return [Check(path, *lines) for lines in portions(file)]
+            return Lines(path, [Check(path, *lines) for lines in portions(file)])
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"manifest {path!r}: cannot be read: {reason}; check the spelling") from None

@@ -249,13 +249,13 @@ def run_check(context: click.Context, given: dict[str, Any]) -> int:
     refuse_two_ways(context, given)
     if len(given["paths"]) > 1:
         raise click.UsageError("--check takes one directory: pcopy --check MANIFEST [DIRECTORY]", context)
-    from pcopy.checking import check
+    from pcopy.checking import check, read
     from pcopy.result import Stop
 
-    stop = Stop()
+    lines, stop = read(given["check"]), Stop()  # it may come from a pipe: until it has, a signal ends the process
     with interruptible(stop), observer_for(given) as observer:
         report = check(
-            given["check"], *given["paths"], jobs=given["jobs"] and given["jobs"][0], hash=given["hash"],
+            lines, *given["paths"], jobs=given["jobs"] and given["jobs"][0], hash=given["hash"],
             retries=given["retries"], verbose=given["verbose"], observer=observer, stop=stop,
         )  # fmt: skip
     return report.exit_status if tell(report, given) else report.exit_status or ExitStatus.FAILED

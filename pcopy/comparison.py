@@ -129,6 +129,8 @@ def run_rounds(comparison: Comparison, tree: str, work: str, step: Callable[[str
 def run_once(one: Contender, tree: str, work: str) -> tuple[float, str]:
     """One copy by one contender: its wall time in seconds, and what went wrong."""
     copy, scratch = os.path.join(work, "copy"), os.path.join(work, "scratch")
+    if os.path.lexists(copy):  # it would only be compared
+        return 0.0, "not run: the copy before its own could not be removed"
     os.makedirs(scratch, exist_ok=True)
     names = {"{source}": tree, "{copy}": copy, "{scratch}": scratch, "{source}/": tree + "/", "{copy}/": copy + "/"}
     argv = [names.get(word, word) for word in one.command]
@@ -151,11 +153,11 @@ def run_once(one: Contender, tree: str, work: str) -> tuple[float, str]:
         raise
     wall = time.perf_counter() - started
     with undisturbed():
-        remove_tree(copy)
+        left = remove_tree(copy)
     if process.returncode:
         words = " ".join(output.decode(errors="replace").split())
         return wall, f"failed with status {process.returncode}: {words[:200]}"
-    return wall, ""
+    return wall, f"its copy cannot be removed: {left}" if left else ""
 
 
 def same_places() -> dict[str, str]:
@@ -236,10 +238,11 @@ def undisturbed() -> Iterator[None]:
         yield
 
 
-def remove_tree(path: str) -> None:
+def remove_tree(path: str) -> str:
     """Remove a copy, with directories in it that may not be written to, or that lie too deep for recursion.
 
-    Undisturbed: rmtree closes a directory once more if a signal's exception meets its close(), and raises EBADF instead of it.
+    Returns why it is still there, if it is. To be called undisturbed: if a signal's exception meets the close() of a directory,
+    rmtree closes that once more, and raises EBADF instead.
     """
     try:
         shutil.rmtree(path)
@@ -248,7 +251,10 @@ def remove_tree(path: str) -> None:
     except (OSError, RecursionError):
         # In sessions of their own: Ctrl-C is not for them.
         subprocess.run(["chmod", "-R", "u+rwx", path], stderr=subprocess.DEVNULL, check=False, start_new_session=True)
-        subprocess.run(["rm", "-rf", path], check=False, start_new_session=True)
+        done = subprocess.run(["rm", "-rf", path], stderr=subprocess.PIPE, check=False, start_new_session=True)
+        if done.returncode:
+            return done.stderr.decode(errors="replace").partition("\n")[0]
+    return ""
 
 
 def check_room(work: str, entries: int, used: int) -> None:

@@ -449,12 +449,17 @@ class Coordinator:
         self.starts += 1
         if self.crew:
             self.crew.refused()
-        if self.starts >= STARTS and self.job.options.adapts:  # nobody asked for any
+        if self.starts >= STARTS:
+            self.cannot_start(reason)
+
+    def cannot_start(self, reason: str) -> None:
+        if self.job.options.adapts:  # nobody asked for any
             self.go_on_alone()
             self.report.warnings.append(f"workers cannot be started: {reason}; the rest is done in one process")
-        elif self.starts >= STARTS:
+        else:
             reason = f"workers cannot be started: {reason}; run with -j 1"
-            failure = Failure(self.job.trees[0].destination, "copy", None, reason, fatal=True)
+            what = "check" if self.report.checked else "copy"
+            failure = Failure(self.job.trees[0].destination, what, None, reason, fatal=True)
             self.absorb([], Outcome(failures=[failure]))
 
     def go_on_alone(self) -> None:
@@ -490,9 +495,14 @@ def begin(coordinator: Coordinator) -> None:
     """The first slices, in this process."""
     end = time.monotonic() + FIRST
     while coordinator.has_work and time.monotonic() < end:
-        portion = coordinator.take_all()
-        coordinator.absorb(portion.units, run(coordinator.job, *portion))
-        coordinator.refuse_uncounted()
+        do_here(coordinator)
+
+
+def do_here(coordinator: Coordinator) -> None:
+    """A slice in this process, of all that there is."""
+    portion = coordinator.take_all()
+    coordinator.absorb(portion.units, run(coordinator.job, *portion))
+    coordinator.refuse_uncounted()
 
 
 def wind_up(coordinator: Coordinator) -> None:

@@ -8,6 +8,7 @@ pool     ProcessPoolExecutor; not multiprocessing.Pool, which loses a call and w
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -75,7 +76,7 @@ class Pool:
     def open(self) -> Iterator[Executor]:
         try:
             executor = quiet_pool(self.jobs, self.start_method or safest_method())
-        except (ImportError, OSError, RuntimeError) as error:  # no semaphores, no handles left; the interpreter is ending
+        except (ImportError, MemoryError, OSError, RuntimeError) as error:  # no semaphores, no handles; Python is ending
             raise NotStarted(reason_of(error)) from error
         try:
             try_out(executor)
@@ -99,13 +100,15 @@ def try_out(executor: Executor) -> None:
             if is_broken(executor):
                 raise EOFError("they ended at once")
         first.result()
-    except (RuntimeError, OSError, EOFError) as error:
+    except (MemoryError, RuntimeError, OSError, EOFError) as error:
         raise NotStarted(reason_of(error)) from error
 
 
 def reason_of(error: Exception) -> str:
     if isinstance(error, BrokenExecutor):
         return "they died at once"
+    if isinstance(error, MemoryError):
+        return os.strerror(errno.ENOMEM)
     return getattr(error, "strerror", None) or str(error) or "their server died"
 
 

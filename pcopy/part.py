@@ -6,6 +6,8 @@ All of them go alike: at first in this process, then on the workers that they ha
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import signal
 import sys
 import threading
@@ -14,7 +16,7 @@ from types import FrameType
 from typing import NamedTuple
 
 from pcopy.asked import why_alone
-from pcopy.coordinator import Coordinator, begin, wind_up
+from pcopy.coordinator import Coordinator, begin, do_here, wind_up
 from pcopy.options import Options
 from pcopy.outcome import Failure
 from pcopy.paths import Landing
@@ -51,11 +53,22 @@ def coordinate(coordinator: Coordinator, workers: Workers) -> None:
         if not workers.executor:
             begin(coordinator)
         if coordinator.has_work:
-            from pcopy.drive import drive
-
-            drive(coordinator, workers)
+            try:
+                from pcopy.drive import drive
+            except (ImportError, MemoryError, OSError) as error:  # no handle is left for a module, or no memory
+                do_alone(coordinator, str(error) or os.strerror(errno.ENOMEM))
+            else:
+                drive(coordinator, workers)
     finally:
         wind_up(coordinator)
+
+
+def do_alone(coordinator: Coordinator, reason: str) -> None:
+    """The rest, in this process, if more were not insisted on."""
+    if coordinator.jobs > 1:
+        coordinator.cannot_start(reason)
+    while coordinator.has_work:
+        do_here(coordinator)
 
 
 @contextlib.contextmanager

@@ -106,7 +106,7 @@ def handled(handler: Any) -> Iterator[None]:
         yield
     finally:
         for number, old in before.items():
-            if signal.getsignal(number) is not signal.SIG_IGN:
+            if signal.getsignal(number) is handler:
                 signal.signal(number, old)
 
 
@@ -121,6 +121,10 @@ def interruptible(stop: Stop) -> contextlib.AbstractContextManager[None]:
     return handled(ask)
 
 
+def ignored(number: int, frame: FrameType | None) -> None:
+    """A second signal. Python writes an error of one that it has taken in when SIG_IGN is set, so that comes later."""
+
+
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
     """A comparison ends by an exception, which takes its directory away."""
@@ -128,7 +132,8 @@ def ended_by_signals() -> Iterator[None]:
 
     def end(number: int, frame: FrameType | None) -> None:
         for one in ASKING:  # cleaning up takes a moment, and must not be cut short
-            signal.signal(one, signal.SIG_IGN)
+            if signal.getsignal(one) is end:
+                signal.signal(one, ignored)
         raise SystemExit(ExitStatus.SIGNAL + number)
 
     def once_more(lost: Any) -> None:
@@ -145,6 +150,10 @@ def ended_by_signals() -> Iterator[None]:
         with handled(end):
             yield
     except SystemExit:
+        signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
+        for one in ASKING:
+            signal.signal(one, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
         say("interrupted: every copy is removed")
         raise
     finally:

@@ -843,6 +843,34 @@ def test_a_signal_to_the_whole_group_leaves_nothing_behind(busy_source: Path, pl
     assert_ended(process, place, number)
 
 
+def test_two_signals_at_once_are_told_as_one(busy_source: Path, place: Path) -> None:
+    """As of systemd with SendSIGHUP=yes. Stopped, a process finds both when it goes on."""
+    process = started(place, *LONG, busy_source, place)
+    for number in (signal.SIGSTOP, signal.SIGHUP, signal.SIGTERM, signal.SIGCONT):
+        os.kill(process.pid, number)
+    _, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stderr.splitlines()) == (128 + signal.SIGHUP, ["interrupted: every copy is removed"])
+    assert_nothing_left(place)
+
+
+@as_root
+def test_a_copy_that_cannot_be_removed_ends_the_measuring(pcopy: Run, source: Path, place: Path, tmp_path: Path) -> None:
+    """Who came after it would find its files unchanged, and be quick."""
+    if not shutil.which("bindfs"):
+        pytest.skip("needs bindfs")
+    (tmp_path / "kept").mkdir()
+    words = ["bindfs", "--delete-deny", str(tmp_path / "kept"), str(place)]
+    if subprocess.run(words, capture_output=True, check=False).returncode:
+        pytest.skip("FUSE cannot be mounted here")
+    try:
+        done = pcopy(*QUICK, source, place)
+    finally:
+        subprocess.run(["umount", place], check=True)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "its copy cannot be removed: rm: cannot remove" in done.stdout
+    assert "not run: the copy before its own could not be removed" in done.stdout
+
+
 @pytest.mark.parametrize("between", [0.002, 0.02, 0.1])
 def test_somebody_who_keeps_pressing_ctrl_c_leaves_nothing_behind(busy_source: Path, place: Path, between: float) -> None:
     process = started(place, *LONG, busy_source, place)

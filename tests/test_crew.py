@@ -281,6 +281,19 @@ def test_a_limit_on_bytes_leaves_it_at_the_processors(tmp_path: Path) -> None:
     assert (report.ok, report.jobs) == (True, processors())
 
 
+@pytest.mark.parametrize(("jobs", "status"), [("auto", 0), ("1", 0), ("2", 3)])
+def test_where_a_module_cannot_be_loaded_any_more_a_run_goes_on_alone(tmp_path: Path, jobs: str, status: int) -> None:
+    """No handle or no memory is left for it. Who insists on workers is told that there are none."""
+    source = make_tree(tmp_path / "src", {f"d{at}": Dir({f"f{number}": b"1" for number in range(20)}) for at in range(20)})
+    program = "import sys; sys.modules['pcopy.drive'] = None; import pcopy.coordinator as c; c.FIRST = 0.0"
+    program += "; from pcopy.cli import main; main()"
+    words = [sys.executable, "-c", program, "-j", jobs, str(source), str(tmp_path / "dst")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (status, False), done.stderr
+    assert ("workers cannot be started: " in done.stderr) == (jobs != "1")
+    assert (read_tree(tmp_path / "dst") == read_tree(source)) == (not status)
+
+
 def test_who_may_start_no_processes_copies_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However much it waits."""
     monkeypatch.setattr("pcopy.crew.Crew.wanted", property(lambda self: 5))

@@ -550,6 +550,20 @@ def test_a_dry_run_into_nothing_makes_nothing(day: tuple[Path, Path], pcopy: Run
 # ---- without privilege ----------------------------------------------------------------------------------------------
 
 
+@as_root
+def test_without_proc_a_plain_tree_is_copied(tmp_path: Path) -> None:
+    """In a container that has none."""
+    source = make_tree(tmp_path / "src", {"f": b"1", "d": Dir({"g": b"2"})})
+    script = 'mount -t tmpfs none /proc && exec "$0" -m pcopy -j "$1" "$2" "$3"'
+    for jobs in ("1", "2"):
+        words = ["unshare", "--mount", "sh", "-c", script, sys.executable, jobs, str(source), str(tmp_path / f"dst{jobs}")]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+        if "unshare" in done.stderr or "mount:" in done.stderr:
+            pytest.skip("/proc cannot be hidden here")
+        assert done.returncode == 0, done.stderr
+        assert read_tree(tmp_path / f"dst{jobs}") == read_tree(source)
+
+
 def unprivileged(*arguments: object, before: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
     """Run the command line, with such words ``before`` it, as a user who owns what we own, and has no privilege.
 

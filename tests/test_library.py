@@ -501,6 +501,21 @@ def test_a_run_that_ends_by_an_exception_says_so_in_its_log(tmp_path: Path) -> N
         assert "pcopy_exit_status" in metrics.read_text()
 
 
+def test_a_run_that_is_cut_short_waits_for_no_storage(slow: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr("pcopy.api.make_lasting", lambda handle, path: synced.append(path))
+    stop = pcopy.Stop()
+
+    class Stops(pcopy.Observer):
+        def progress(self, progress: pcopy.Progress) -> None:
+            stop.signal = signal.SIGTERM
+
+    report = pcopy.copy(slow, target, fsync=True, jobs=1, observer=Stops(), stop=stop)
+    assert (report.exit_status, synced) == (128 + signal.SIGTERM, [])
+    assert pcopy.copy(slow, target, fsync=True, jobs=1).ok
+    assert synced == [str(target)]
+
+
 def test_who_refuses_a_run_leaves_no_line_in_the_log_of_another(source: Path, tmp_path: Path) -> None:
     handles = len(os.listdir("/proc/self/fd"))
     for _ in range(3):

@@ -717,6 +717,16 @@ def test_a_manifest_without_a_checksum_is_no_good_one(tmp_path: Path, pcopy: Run
     assert (done.returncode, "holds no checksums" in done.stderr) == (1, True)
 
 
+def test_a_signal_ends_a_check_whose_manifest_has_not_come_yet(tmp_path: Path, copied: Path) -> None:
+    command = [sys.executable, "-m", "pcopy", "--check", "/dev/stdin", str(copied)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdin
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) in (-signal.SIGTERM, 128 + signal.SIGTERM)
+    process.communicate()
+
+
 def test_a_check_tells_several_observers_and_keeps_no_log(tmp_path: Path, copied: Path) -> None:
     told: list[str] = []
 
