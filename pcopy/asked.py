@@ -166,7 +166,8 @@ def check_observer(observer: Observer | Iterable[Observer] | None) -> Observer:
         return observer or Observer()
     observers = list(observer) if isinstance(observer, Iterable) else [observer]
     for one in observers:
-        check_kind("observer", one, Observer)
+        if not isinstance(one, Observer):
+            raise UsageError(f"observer {one!r}: must be a pcopy.Observer")
     return Several(observers)
 
 

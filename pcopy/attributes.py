@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 
 from pcopy.filesystem import Target, by_name
 from pcopy.stop import Process
@@ -20,6 +21,7 @@ LARGEST_ATTRIBUTE = 64 << 10  # bytes (XATTR_SIZE_MAX, xattr(7))
 # What file systems keep in this way for themselves is neither copied nor compared nor dropped. Lustre shows on each file where
 # its parts are (mpifileutils issue 49); security.evm is the kernel's, and of one inode; libattr's xattr.conf skips the others.
 INTERNAL = frozenset({"trusted.lov", "trusted.lma", "trusted.lmv", "trusted.link", "security.evm"})
+GROUP_OBJ = 0x04  # linux/posix_acl.h: ACL_GROUP_OBJ
 INTERNAL_KINDS = ("lustre.", "afs.", "xfsroot.", "trusted.SGI_")
 
 
@@ -107,6 +109,12 @@ def has_room(target: Target) -> bool:
     room = os.statvfs(target)
     blocks = room.f_bavail if os.geteuid() else room.f_bfree
     return blocks * room.f_frsize > LARGEST_ATTRIBUTE
+
+
+def group_in_acl(value: bytes) -> int:
+    """What an ACL gives to the group of the file, of rwx (linux/posix_acl_xattr.h: tag, permissions, id of each entry)."""
+    entries = struct.iter_unpack("<HHI", value[4:] if len(value) % 8 == 4 else b"")
+    return next((permissions & 0o7 for tag, permissions, _ in entries if tag == GROUP_OBJ), 0)
 
 
 def drop_attribute(target: Target, name: str) -> None:

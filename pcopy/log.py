@@ -40,7 +40,7 @@ class Log(Observer):
     """Appends what happens to a file."""
 
     wants_events = True
-    starts_last = True  # by then nobody else refuses the run, which would leave a line
+    starts_last = True  # what others refuse is to leave no line
 
     def __init__(self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> None:
         self.given = text_of("log", path)

@@ -67,7 +67,9 @@ class Metadata:
             owned = self.keep_owner and self.own(target, state.st_uid, state.st_gid)
         if names or (pair.inherits and self.keep_xattrs):
             self.copy_attributes(source, target, names)
-        mode = None if stat.S_ISLNK(state.st_mode) else self.beside_acl(target, names, self.mode_of(state.st_mode, owned))
+        mode = None if stat.S_ISLNK(state.st_mode) else self.mode_of(state.st_mode, owned)
+        if mode is not None:
+            mode = self.beside_acl(source, target, names, mode)
         self.set_mode_and_times(target, mode, state.st_atime_ns, state.st_mtime_ns)
 
     def set_mode_and_times(self, target: Target, mode: int | None, atime_ns: int, mtime_ns: int) -> None:
@@ -141,9 +143,10 @@ class Metadata:
         owned = as_it_was = (state.st_uid, state.st_gid) == (wanted.uid, wanted.gid)
         if not owned:
             owned = self.keep_owner and self.own(target, wanted.uid, wanted.gid)
+        kept = self.as_kept(target, names, wanted.mode)
         if self.keep_xattrs:
             self.copy_attributes(source, target, names)
-        mode = self.beside_acl(target, names, self.mode_of(wanted.mode, owned) if self.keep_mode else wanted.mode)
+        mode = self.beside_acl(source, target, names, self.mode_of(wanted.mode, owned) if self.keep_mode else kept)
         if names or not as_it_was or mode != stat.S_IMODE(state.st_mode):  # an owner or an ACL may have changed it
             self.attempt("mode", attr.set_mode, target, mode)
         if self.keep_times and (state.st_mtime_ns, state.st_atime_ns) != (wanted.mtime_ns, wanted.atime_ns):
@@ -178,16 +181,21 @@ class Metadata:
     def attributes_differ(self, pair: Pair, name: str, target: str) -> bool:
         """Whether a copy is to get attributes, or to lose some. Those that its file system does not know are only noted.
 
-        Where this process may go to directories, it is in that of the source afterwards, see :func:`attr.way_to`.
+        Where this process may go to directories, it is in that of the source afterwards, see :func:`attr.way_to`. A directory
+        itself (".") is asked by its handle, which takes no right to go there.
         """
-        there = attr.attributes_by_name(target, pair.destination)
-        wanted = attr.attributes_by_name(name, pair.source, self.follow)
         self.beyond = []
+        if target == ".":
+            there, wanted = attr.read_attributes(pair.destination), attr.read_attributes(pair.source)
+        else:
+            there = attr.attributes_by_name(target, pair.destination)
+            wanted = attr.attributes_by_name(name, pair.source, self.follow)
         if there == wanted:
             return False
         found = differing(wanted, there)
         beyond = [one for one in found if one in wanted and self.is_beyond(pair, target, one, one in there)]
-        attr.way_to(pair.source)
+        if target != ".":
+            attr.way_to(pair.source)
         if len(beyond) == len(found):
             self.beyond = beyond
         return len(beyond) < len(found)
@@ -225,14 +233,16 @@ class Metadata:
             if self.keep_mode and copy.st_mode & ~state.st_mode & 0o7777 and not stat.S_ISLNK(state.st_mode):
                 self.attempt("", attr.set_mode, target, copy.st_mode & state.st_mode & 0o777)  # the new owner gets no more
             owned = self.own(target, state.st_uid, state.st_gid)
+        kept = stat.S_IMODE(copy.st_mode)
         if self.keep_xattrs:
+            names = attr.attributes_of(source)
+            kept = self.as_kept(target, names, kept)
             if self.unprivileged and not copy.st_mode & stat.S_IWUSR and stat.S_ISREG(state.st_mode):
                 self.attempt("", attr.set_mode, target, NEW)  # without u+w its owner may not set user.* either
-            names = attr.attributes_of(source)
             self.copy_attributes(source, target, names)
         if not stat.S_ISLNK(state.st_mode):
-            mode = self.mode_of(state.st_mode, owned) if self.keep_mode else stat.S_IMODE(copy.st_mode)
-            self.attempt("mode", attr.set_mode, target, self.beside_acl(target, names, mode))
+            mode = self.mode_of(state.st_mode, owned) if self.keep_mode else kept
+            self.attempt("mode", attr.set_mode, target, self.beside_acl(source, target, names, mode))
         if self.keep_times and state.st_mtime_ns != copy.st_mtime_ns:
             self.attempt("times", self.set_times, target, state.st_atime_ns, state.st_mtime_ns)
 
@@ -245,14 +255,20 @@ class Metadata:
             mode &= ~SPECIAL_BITS
         return stat.S_IMODE(mode)
 
-    def beside_acl(self, target: Target, names: list[str], mode: int) -> int:
+    def beside_acl(self, source: Target, target: Target, names: list[str], mode: int) -> int:
         """The mode, or what an ACL says that is kept where modes are not: to set another would change the ACL (acl(5)).
 
-        ``names``: of the source's attributes.
+        A directory into which everybody may write is sticky then if its source is. ``names``: of the source's attributes.
         """
         if self.keep_mode or ACL not in names or ACL not in attr.attributes_of(target):
             return mode
-        return mode & 0o7000 | os.stat(target).st_mode & 0o777
+        made = os.stat(target).st_mode
+        sticky = os.stat(source).st_mode & stat.S_ISVTX if stat.S_ISDIR(made) else 0
+        return mode & 0o7000 | sticky | made & 0o777
+
+    def as_kept(self, target: Target, names: list[str], mode: int) -> int:
+        """The mode that a copy keeps where modes are not preserved, before it may lose its ACL. ``names``: as above."""
+        return mode if self.keep_mode or not self.keep_xattrs or ACL in names else self.without_acl(target, mode)
 
     def own(self, target: Target, uid: int, gid: int) -> bool:
         """Set owner and group, or at least the group. True if both are set."""
@@ -278,15 +294,27 @@ class Metadata:
         ACLs come last: with one that takes u+w from it, nobody but root may set or drop ``user.*`` any more (xattr(7)).
         """
         there = attr.attributes_of(target)
-        for name in there:
-            if name not in names and is_dropped(name):
-                self.attempt("attributes", attr.drop_attribute, target, name)
-        for name in sorted(names, key=lambda name: name in (ACL, DEFAULT_ACL)):
+        extra = [name for name in there if name not in names and is_dropped(name)]
+        for name in sorted([*extra, *names], key=lambda name: name in (ACL, DEFAULT_ACL)):
+            if name in extra:
+                self.drop_attribute(target, name)
+                continue
             value = attr.read_attribute(source, name)
             if value is None:
                 self.lose(kind_of(name))
             elif not (name in there and attr.read_attribute(target, name) == value):
                 self.write_attribute(target, name, value)
+
+    def drop_attribute(self, target: Target, name: str) -> None:
+        if name == ACL and (mode := stat.S_IMODE(os.stat(target).st_mode)) != (alone := self.without_acl(target, mode)):
+            self.attempt("", attr.set_mode, target, alone)
+        self.attempt("attributes", attr.drop_attribute, target, name)
+
+    @staticmethod
+    def without_acl(target: Target, mode: int) -> int:
+        """A mode where an ACL goes: its bits of the group are the most for all whom that names, and the group gets its own."""
+        acl = attr.read_attribute(target, ACL) if mode & stat.S_IRWXG else None
+        return mode if acl is None else mode & (~stat.S_IRWXG | attr.group_in_acl(acl) << 3)
 
     def write_attribute(self, target: Target, name: str, value: bytes) -> None:
         kind = kind_of(name)

@@ -54,7 +54,7 @@ def enter(
         stack.callback(fs.close_read, handle)
         return Place(fresh, handle)
     if is_copy:
-        make_accessible(top, stat.S_IRUSR | stat.S_IXUSR, undo)
+        make_accessible(top, undo)
     check_usable(top)
     handle, alone = stack.enter_context(locked(top, not is_single(landings), report))
     ask(top, handle, options)
@@ -162,17 +162,15 @@ def ask_above(path: str, options: Options) -> None:
         fs.close_read(above)
 
 
-def make_accessible(top: str, bits: int, undo: contextlib.ExitStack | None = None) -> None:
-    """A directory of our own that we may not use we may use until it gets its source's mode, or until that is undone.
+def make_accessible(top: str, undo: contextlib.ExitStack) -> None:
+    """A directory of our own that we may not look into we may until it gets its source's mode, or until that is undone.
 
-    ``bits``: which are needed. More are not touched yet: whoever is not in a directory's group and changes its mode takes its
-    set-group-id bit away (chmod(2)).
+    No more is touched yet: who changes the mode of a directory and is not in its group takes its set-group-id bit (chmod(2)).
     """
-    state, user = os.stat(top), os.geteuid()
+    state, user, bits = os.stat(top), os.geteuid(), stat.S_IRUSR | stat.S_IXUSR
     if user and state.st_uid == user and ~state.st_mode & bits:
         os.chmod(top, stat.S_IMODE(state.st_mode) | bits)
-        if undo:
-            undo.callback(set_back, top, stat.S_IMODE(state.st_mode))
+        undo.callback(set_back, top, stat.S_IMODE(state.st_mode))
 
 
 def set_back(top: str, mode: int) -> None:

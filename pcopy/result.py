@@ -58,7 +58,7 @@ class Observer:
     It is called in the process and thread that called :func:`pcopy.copy`, after each slice. With ``wants_total``, directories
     are read ahead of the copying where the storage is slow, which tells the total early. With ``wants_events`` it is told of
     every entry that changes even without ``verbose=True``. What it writes are ``files``, which are not removed if they lie in
-    the copy. Of several, one that ``starts_last`` is started when no other can refuse the run any more.
+    the copy. Of several, one that ``starts_last`` is started after the others, which may still refuse the run.
     """
 
     wants_total = False
@@ -83,17 +83,16 @@ class Observer:
 
 
 class Several(Observer):
-    """Passes on what it is told. Who was started last is the first to hear of the end."""
+    """Passes on what it is told. Who was named last is the first to hear of the end."""
 
     def __init__(self, observers: Iterable[Observer]) -> None:
         self.observers = list(observers)
-        self.in_order = sorted(self.observers, key=lambda one: one.starts_last)
         self.wants_total = any(one.wants_total for one in self.observers)
         self.wants_events = any(one.wants_events for one in self.observers)
         self.files = [path for one in self.observers for path in one.files]
 
     def started(self, sources: Sequence[str], destination: str, options: Options) -> None:
-        for one in self.in_order:
+        for one in sorted(self.observers, key=lambda one: one.starts_last):
             one.started(sources, destination, options)
 
     def progress(self, progress: Progress) -> None:
@@ -110,7 +109,7 @@ class Several(Observer):
 
     def finished(self, report: Report) -> None:
         with contextlib.ExitStack() as stack:  # the last first; all of them, whatever one raises
-            for one in self.in_order:
+            for one in self.observers:
                 stack.callback(one.finished, report)
 
 

@@ -441,6 +441,40 @@ def test_an_acl_says_what_the_mode_is_where_that_is_not_preserved(tmp_path: Path
         (tmp_path / "dst/h").chmod(0o600)
 
 
+@as_root
+@pytest.mark.parametrize("mode", [0o400, 0o444, 0o600, 0o300, 0o111, 0])
+def test_what_is_told_of_a_closed_copy_changes_nothing_about_its_update(public: Path, mode: int) -> None:
+    source = make_tree(public / "src", {"d": Dir({"g": b"2"}, 0o755)})
+    subprocess.run(["chown", "-R", f"{NOBODY}:{NOBODY}", source], check=True)
+    for options in ((), ("-v",), ("--log", public / "log"), ("--delete", "-v", "-j", 3)):
+        assert as_nobody("-j", 1, "-q", source, public / "dst").returncode == 0
+        (public / "dst/d").chmod(mode)
+        done = as_nobody("-j", 1, *options, source, public / "dst")
+        assert done.returncode == 0, done.stderr
+        assert stat.S_IMODE((public / "dst/d").stat().st_mode) == 0o755
+
+
+def test_without_its_acl_a_file_gives_its_group_no_more_than_before(tmp_path: Path) -> None:
+    """What the mode says of the group is the most for all whom an ACL names, as long as there is one."""
+    source = make_tree(tmp_path / "src", {"f": File(b"1", 0o600), "d": Dir({}, 0o700)})
+    copy_equals(source, tmp_path / "dst", 1)
+    for names in ("g::---", "g::r--"):
+        facl("-m", f"u:1234:rw,{names},o::---", tmp_path / "dst/f", tmp_path / "dst/d")
+        assert pcopy.copy(source, tmp_path / "dst", preserve={"xattr", "times"}, jobs=1).ok
+        modes = [stat.S_IMODE((tmp_path / "dst" / name).stat().st_mode) for name in "fd"]
+        assert modes == ([0o600, 0o700] if names == "g::---" else [0o640, 0o740])
+        assert not os.listxattr(tmp_path / "dst/f") + os.listxattr(tmp_path / "dst/d")
+
+
+def test_a_directory_that_an_acl_opens_to_everybody_stays_sticky(tmp_path: Path) -> None:
+    source = make_tree(tmp_path / "src", {"d": Dir({"f": b"1"})})
+    (source / "d").chmod(0o1777)
+    facl("-m", "u:1234:rwx", source / "d")
+    for _ in range(2):
+        assert pcopy.copy(source, tmp_path / "dst", preserve={"xattr", "times"}, jobs=1).ok
+        assert stat.S_IMODE((tmp_path / "dst/d").stat().st_mode) == 0o1777
+
+
 # ---- holes and shared blocks ----------------------------------------------------------------------------------------
 
 HOLES: dict[str | bytes, object] = {

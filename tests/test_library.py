@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -514,6 +515,20 @@ def test_a_run_that_is_cut_short_waits_for_no_storage(slow: Path, target: Path, 
     assert (report.exit_status, synced) == (128 + signal.SIGTERM, [])
     assert pcopy.copy(slow, target, fsync=True, jobs=1).ok
     assert synced == [str(target)]
+
+
+def test_a_log_has_what_went_wrong_with_what_was_named_after_it(source: Path, tmp_path: Path) -> None:
+    class Removes(pcopy.Observer):
+        def progress(self, progress: pcopy.Progress) -> None:
+            shutil.rmtree(tmp_path / "place", ignore_errors=True)
+
+    (tmp_path / "place").mkdir()
+    observers = [Removes(), pcopy.Log(tmp_path / "log"), pcopy.Metrics(tmp_path / "place/metrics")]
+    report = pcopy.copy(source, tmp_path / "dst", jobs=1, observer=observers)
+    last = json.loads((tmp_path / "log").read_text().splitlines()[-1])["report"]
+    assert [one["operation"] for one in last["errors"]] == [one.operation for one in report.errors] == ["write the metrics"]
+    with pytest.raises(pcopy.UsageError, match="must be a pcopy"):
+        pcopy.copy(source, tmp_path / "dst", observer=[None])  # type: ignore[list-item]
 
 
 def test_who_refuses_a_run_leaves_no_line_in_the_log_of_another(source: Path, tmp_path: Path) -> None:
