@@ -201,8 +201,10 @@ def copy(
             with closed_in_peace(stop) as workers:
                 carry_out(request, report, observer, stop, workers)
     except BaseException as error:  # an observer's; the caller gets it, and a log is to say why it ends
-        report.errors.append(Failure(top, "copy", None, f"the run was ended by {type(error).__name__}: {error}", fatal=True))
-        report.stopped = True
+        if not stop.signal:
+            why = f"the run was ended by {type(error).__name__}: {error}"
+            report.errors.append(Failure(top, "copy", None, why, fatal=True))
+            report.stopped = True
         raise
     finally:
         report.signal = stop.signal

@@ -18,7 +18,7 @@ from pcopy.asked import (
     check_kind,
     check_observer,
     text_of,
-)  # fmt: skip
+)
 from pcopy.coordinator import Coordinator
 from pcopy.errors import UsageError
 from pcopy.manifest import absolute, portions
