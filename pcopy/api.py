@@ -264,8 +264,7 @@ def carry_out(request: Request, report: Report, observer: Observer, stop: Stop, 
             coordinate(coordinator, workers)
             if not only_deletions:  # the last part of the run that needs them
                 workers.close()
-        cut_short = report.stopped or stop.signal
-        if options.fsync and not options.dry_run and place.handle is not None and not cut_short:
+        if options.fsync and place.handle is not None and not (options.dry_run or report.stopped or stop.signal):
             try:
                 make_lasting(place.handle, top)
             except OSError as error:

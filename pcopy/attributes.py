@@ -21,8 +21,8 @@ LARGEST_ATTRIBUTE = 64 << 10  # bytes (XATTR_SIZE_MAX, xattr(7))
 # What file systems keep in this way for themselves is neither copied nor compared nor dropped. Lustre shows on each file where
 # its parts are (mpifileutils issue 49); security.evm is the kernel's, and of one inode; libattr's xattr.conf skips the others.
 INTERNAL = frozenset({"trusted.lov", "trusted.lma", "trusted.lmv", "trusted.link", "security.evm"})
-GROUP_OBJ = 0x04  # linux/posix_acl.h: ACL_GROUP_OBJ
 INTERNAL_KINDS = ("lustre.", "afs.", "xfsroot.", "trusted.SGI_")
+GROUP_OBJ = 0x04  # linux/posix_acl.h: ACL_GROUP_OBJ
 
 
 def set_owner(target: Target, uid: int, gid: int) -> None:

@@ -54,8 +54,8 @@ def check(
 
     :param directory: what the names in the manifest are relative to
     :param hash: ``sha256`` or ``blake3``: lines do not tell, both are of one length
-    :returns: ``files`` are good; what differs, is missing or is no line of a manifest is in ``report.errors``
     :param observer: is told of progress, failures and, with ``verbose``, events; not of start and end, nor is a log kept
+    :returns: ``files`` are good; what differs, is missing or is no line of a manifest is in ``report.errors``
     :raises UsageError: the manifest cannot be read, or there is no such directory
 
     The other parameters are those of :func:`pcopy.copy`.

@@ -152,8 +152,7 @@ def run_once(one: Contender, tree: str, work: str) -> tuple[float, str]:
             return 0.0, f"failed to start: {error.strerror}"
         raise
     wall = time.perf_counter() - started
-    with undisturbed():
-        left = remove_tree(copy)
+    left = remove_tree(copy)
     if process.returncode:
         words = " ".join(output.decode(errors="replace").split())
         return wall, f"failed with status {process.returncode}: {words[:200]}"
@@ -208,8 +207,7 @@ def workplace(source: Path | None, destination: Path | None) -> Iterator[str]:
         yield work
     finally:
         if work:
-            with undisturbed():
-                remove_tree(work)
+            remove_tree(work)
 
 
 def make_directory(base: str) -> str:
@@ -238,11 +236,11 @@ def undisturbed() -> Iterator[None]:
         yield
 
 
+@undisturbed()  # if a signal's exception met the close() of a directory, rmtree would close it again, and raise EBADF instead
 def remove_tree(path: str) -> str:
     """Remove a copy, with directories in it that may not be written to, or that lie too deep for recursion.
 
-    Returns why it is still there, if it is. To be called undisturbed: if a signal's exception meets the close() of a directory,
-    rmtree closes that once more, and raises EBADF instead.
+    Returns why it is still there, if it is.
     """
     try:
         shutil.rmtree(path)

@@ -245,10 +245,9 @@ class Copier:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
             if not self.options.delete or self.follow:
-                given = self.options.max_delete is not None  # delete was, and what is to go could not be counted
-                error.strerror = (
-                    FOLLOWED if self.options.delete else IN_ITS_PLACE + ("" if given or self.of_files else OR_DELETE)
-                )
+                # With max-delete it was given, and what is to go could not be counted; of files alone it cannot be.
+                advice = "" if self.options.max_delete is not None or self.of_files else OR_DELETE
+                error.strerror = FOLLOWED if self.options.delete else IN_ITS_PLACE + advice
                 raise
             return False
         return True

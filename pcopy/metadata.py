@@ -67,9 +67,9 @@ class Metadata:
             owned = self.keep_owner and self.own(target, state.st_uid, state.st_gid)
         if names or (pair.inherits and self.keep_xattrs):
             self.copy_attributes(source, target, names)
-        mode = None if stat.S_ISLNK(state.st_mode) else self.mode_of(state.st_mode, owned)
-        if mode is not None:
-            mode = self.beside_acl(source, target, names, mode)
+        mode = None
+        if not stat.S_ISLNK(state.st_mode):
+            mode = self.beside_acl(source, target, names, self.mode_of(state.st_mode, owned))
         self.set_mode_and_times(target, mode, state.st_atime_ns, state.st_mtime_ns)
 
     def set_mode_and_times(self, target: Target, mode: int | None, atime_ns: int, mtime_ns: int) -> None:
@@ -228,15 +228,14 @@ class Metadata:
 
     def update(self, source: Target, target: Target, state: os.stat_result, copy: os.stat_result) -> None:
         """Mend what :meth:`differs` found, on an entry that stays in place."""
-        owned, names = (state.st_uid, state.st_gid) == (copy.st_uid, copy.st_gid), []
+        owned = (state.st_uid, state.st_gid) == (copy.st_uid, copy.st_gid)
+        names = attr.attributes_of(source) if self.keep_xattrs else []
+        kept = self.as_kept(target, names, stat.S_IMODE(copy.st_mode))
         if self.keep_owner and not owned:
             if self.keep_mode and copy.st_mode & ~state.st_mode & 0o7777 and not stat.S_ISLNK(state.st_mode):
                 self.attempt("", attr.set_mode, target, copy.st_mode & state.st_mode & 0o777)  # the new owner gets no more
             owned = self.own(target, state.st_uid, state.st_gid)
-        kept = stat.S_IMODE(copy.st_mode)
         if self.keep_xattrs:
-            names = attr.attributes_of(source)
-            kept = self.as_kept(target, names, kept)
             if self.unprivileged and not copy.st_mode & stat.S_IWUSR and stat.S_ISREG(state.st_mode):
                 self.attempt("", attr.set_mode, target, NEW)  # without u+w its owner may not set user.* either
             self.copy_attributes(source, target, names)

@@ -163,8 +163,9 @@ class Judge:
     def range_at(self, pair: Pair, copy: os.stat_result) -> tuple[int, int]:
         """The first and the last time that a file system keeps. In a dry run a guess: the copy's, where one may end there."""
         if self.options.dry_run:
-            may_end = copy.st_mtime_ns in ENDS or grain_of(copy) == COARSEST
-            return (min(copy.st_mtime_ns, EARLIEST), max(copy.st_mtime_ns, LATEST)) if may_end else (-FAR, FAR)
+            if copy.st_mtime_ns in ENDS or grain_of(copy) == COARSEST:
+                return min(copy.st_mtime_ns, EARLIEST), max(copy.st_mtime_ns, LATEST)
+            return -FAR, FAR
         if copy.st_dev not in self.ranges:
             self.ranges[copy.st_dev] = (self.kept(pair, -FAR), self.kept(pair, FAR))
         return self.ranges[copy.st_dev]

@@ -718,12 +718,12 @@ def test_a_manifest_without_a_checksum_is_no_good_one(tmp_path: Path, pcopy: Run
 
 
 def test_a_signal_ends_a_check_whose_manifest_has_not_come_yet(tmp_path: Path, copied: Path) -> None:
-    command = [sys.executable, "-m", "pcopy", "--check", "/dev/stdin", str(copied)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdin
-    time.sleep(1)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(10) in (-signal.SIGTERM, 128 + signal.SIGTERM)
+    os.mkfifo(tmp_path / "pipe")
+    command = [sys.executable, "-m", "pcopy", "--check", str(tmp_path / "pipe"), str(copied)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    with open(tmp_path / "pipe", "wb"):  # which waits until it is opened to be read
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) in (-signal.SIGTERM, 128 + signal.SIGTERM)
     process.communicate()
 
 
