@@ -39,7 +39,6 @@ class Done(NamedTuple):
     below: list[str]  # directories in it that are to be done
     done: int  # so many of the regular files are
     whole: bool  # nothing else is left
-    odd: int  # so many of the next files are a unit of their own
 
 
 def may_be(work: Account) -> bool:
@@ -76,38 +75,39 @@ def do(work: Account, unit: Scan) -> bool:
     finally:
         if held:
             work.handles.hold(pair)
-        else:
-            close(source)
+        elif source != ABSENT:
+            fs.close_read(source)
             close(destination)
 
 
 def copy(work: Account, unit: Scan, pair: Pair) -> bool | None:
     """Fill a new directory. Returns whether units were made that need it; None if nothing is done. May raise OSError then."""
-    tree, state = work.job.trees[unit.tree], os.fstat(pair.source)
+    tree, state, metadata = work.job.trees[unit.tree], os.fstat(pair.source), work.copier.metadata
     if is_apart(work, tree, state):
         return None
     names = fs.names_in(pair.source)
     directories, regular, other = shown = visible(work, unit.path, names)
     if pair.owner is None:
-        work.copier.metadata.learn(pair.destination, pair)
+        metadata.learn(pair.destination, pair)
     made = make_all(work, unit, directories, pair.destination) if directories else directories
     if made is None:
         return False
     sizes = work.copier.plain.copy(pair, regular, work.deadline, tree, tree.elsewhere) if regular else []
-    done = len(sizes)
-    whole = done == len(regular) and not other and not work.closes(state.st_mode)
-    if whole:
+    whole = len(sizes) == len(regular) and not other and not work.closes(state.st_mode)
+    times = state.st_atime_ns, state.st_mtime_ns
+    if whole and not metadata.finish_new(pair, state.st_mode, state.st_uid, state.st_gid, *times):
         try:
-            work.copier.metadata.finish_directory(pair, attributes_of(state), True)
+            metadata.finish_directory(pair, attributes_of(state), False)
         except OSError:  # the unit will meet it again
             whole = False
-    work.outcome.tally.files += done
+    work.outcome.tally.files += len(sizes)
     work.outcome.tally.bytes += sum(sizes)
     if work.tells:
         work.event("made", unit, why="kind" if unit.replaces else "new")
-        work.tell_files(unit, regular[:done], sizes, "new")
-    leave(work, unit, Done(state, names, shown, made, done, whole, alone(pair, regular, done, work.deadline)))
-    return bool(made) or not whole
+        work.tell_files(unit, regular[: len(sizes)], sizes, "new")
+    if whole and names is shown and not directories:
+        return end(work, unit, regular)
+    return leave(work, unit, pair, Done(state, names, shown, made, len(sizes), whole))
 
 
 def compare(work: Account, unit: Scan, pair: Pair) -> bool | None:
@@ -119,7 +119,10 @@ def compare(work: Account, unit: Scan, pair: Pair) -> bool | None:
         or is_apart(work, tree, state)
         or (there.st_dev, there.st_ino) in work.directories.sources
         or (work.directories.owner and ~there.st_mode & ALL_OF_OWNER)
-        or differing(attr.read_attributes(pair.source), attr.read_attributes(pair.destination))
+        or (
+            (attr.attributes_of(pair.source) or attr.attributes_of(pair.destination))
+            and differing(attr.read_attributes(pair.source), attr.read_attributes(pair.destination))
+        )
     ):
         return None
     foreign, metadata = (state.st_uid, state.st_gid) != (there.st_uid, there.st_gid), work.copier.metadata
@@ -127,9 +130,7 @@ def compare(work: Account, unit: Scan, pair: Pair) -> bool | None:
         return None
     runs.stay_out_of_deletion(pair.destination)
     names = fs.names_in(pair.source)
-    if sum(map(len, names)) > MANY:
-        return None
-    if any(set(one) != set(copies) for one, copies in zip(names, fs.names_in(pair.destination), strict=True)):
+    if sum(map(len, names)) > MANY or not are_there(names, pair.destination):
         return None
     directories, regular, other = shown = visible(work, unit.path, names)
     pair.mode = stat.S_IMODE(there.st_mode)
@@ -143,8 +144,17 @@ def compare(work: Account, unit: Scan, pair: Pair) -> bool | None:
         except OSError:
             whole = False
     work.outcome.tally.unchanged += done
-    leave(work, unit, Done(state, names, shown, directories, done, whole, alone(pair, regular, done, work.deadline)))
-    return bool(directories) or not whole
+    if whole and names is shown and not directories:
+        return end(work, unit, regular)
+    return leave(work, unit, pair, Done(state, names, shown, directories, done, whole))
+
+
+def are_there(names: Names, destination: int) -> bool:
+    """Whether a copy has the same names in it, those of directories as directories. What the others are is seen one by one."""
+    directories, regular, other = names
+    if directories:
+        return all(set(one) == set(copies) for one, copies in zip(names, fs.names_in(destination), strict=True))
+    return set(os.listdir(destination)) == {*regular, *other}
 
 
 def alone(pair: Pair, names: Sequence[str], done: int, deadline: float) -> int:
@@ -200,29 +210,37 @@ def make_all(work: Account, unit: Scan, names: list[str], parent: int) -> list[s
     return made
 
 
-def leave(work: Account, unit: Scan, one: Done) -> None:
-    """Note what became of a directory, and make units of what is left to do."""
-    state, names, shown, below, done, whole, odd = one
+def end(work: Account, unit: Scan, files: Sequence[str]) -> bool:
+    """Note that a directory is done that holds these files only, as most do. Returns that nothing is left."""
+    outcome, count, path = work.outcome, len(files), unit.path
+    outcome.tally.directories += 1
+    outcome.tally.found += count
+    outcome.listed += count
+    outcome.share += unit.share
+    outcome.current = f"{path}/{files[-1]}" if files else path
+    return False
+
+
+def leave(work: Account, unit: Scan, pair: Pair, one: Done) -> bool:
+    """Note how far a directory is done, and make units of what is left to do. Returns whether there are any."""
+    state, names, shown, below, done, whole = one
     (tree, path, fresh), stack, outcome, tally = unit[:3], work.stack, work.outcome, work.outcome.tally
     directories, regular, other = shown
-    tally.directories += 1
-    outcome.current = f"{path}/{regular[done - 1]}" if done else path
-    if whole and not directories and names is shown:  # as most are
-        tally.found += done
-        outcome.listed += done
-        outcome.share += unit.share
-        return
     found, device = sum(map(len, names)), state.st_dev
     hidden = found - len(directories) - len(regular) - len(other)
+    share = unit.share / max(1, found + (DIRECTORY_WEIGHT - 1) * len(below))
+    tally.directories += 1
     tally.found += found
     tally.skipped += hidden
+    outcome.current = f"{path}/{regular[done - 1]}" if done else path
     outcome.listed += found - len(below)
-    share = unit.share / max(1, found + (DIRECTORY_WEIGHT - 1) * len(below))
     outcome.share += share * (hidden + len(directories) - len(below) + done) if found else unit.share
     for name in below:
         stack.append(Scan(tree, f"{path}/{name}", fresh, share * DIRECTORY_WEIGHT, device=device))
     if not whole:
+        odd = alone(pair, regular, done, work.deadline)
         stack.append(Finish(tree, path, attributes_of(state), fresh, work.closes(state.st_mode), device=device))
         stack += entries_of(unit, other, fresh, False, share, device)
         stack += entries_of(unit, regular[done + odd :], fresh, True, share, device)
         stack += entries_of(unit, regular[done : done + odd], fresh, False, share, device)
+    return bool(below) or not whole

@@ -208,7 +208,8 @@ class Plain:
         finally:
             if coming:
                 opened.append(coming[0])
-            fs.close_all_read(opened)
+            if opened:
+                fs.close_all_read(opened)
         return sizes
 
     def open_and_fetch(self, name: str, directory: int) -> tuple[int, os.stat_result]:

@@ -17,6 +17,7 @@ PREFIX = ".pcopy-"  # of temporary names
 FLOCK = struct.Struct("hhqqi4x")  # struct flock of fcntl(2): type, whence, start, length, process
 # Bytes of a directory that its run marks: it has locked it; it removes what the source lacks; it copies a tree into it.
 AT_WORK, DELETES, COPIES = 0, 1, 2
+ASKED = [FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, what, 1, 0) for what in (AT_WORK, DELETES, COPIES)]
 DELETED = "another run deletes here what its source lacks: wait until it has ended"
 COPIED = "another run is copying into it or above, what would be deleted here: wait until it has ended"
 TEMPORARY = r"(?a)\.pcopy-([0-9a-f]{8})-(\d{1,9})-([0-9a-f]{16})(?:-([0-9a-f]{16}))?\Z"
@@ -152,14 +153,10 @@ def in_the_way(directory: int, deletes: bool, start: int | None = None) -> str:
 
 def is_marked(directory: int, what: int) -> bool | None:
     """Whether a run has marked a directory, by another handle than this one; None if nobody can tell."""
-    if not hasattr(fcntl, "F_OFD_GETLK"):
-        return None
     try:
-        asked = FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, what, 1, 0)
-        found = FLOCK.unpack(fcntl.fcntl(directory, fcntl.F_OFD_GETLK, asked))
-    except OSError:
+        return bool(FLOCK.unpack(fcntl.fcntl(directory, fcntl.F_OFD_GETLK, ASKED[what]))[0] != fcntl.F_UNLCK)
+    except (AttributeError, OSError):
         return None
-    return bool(found[0] != fcntl.F_UNLCK)
 
 
 def marks(directory: int, what: int, start: int = 0, stop: int | None = None) -> Iterator[bool | None]:
