@@ -7,7 +7,7 @@ import os
 import struct
 
 from pcopy.filesystem import Target, by_name
-from pcopy.stop import Process
+from pcopy.roaming import Process
 
 XATTRS = hasattr(os, "listxattr")
 # The file system cannot do it, or may not for us: the copy goes on without.

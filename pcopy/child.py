@@ -5,15 +5,14 @@ A worker ends with the coordinator, however that dies. Ctrl-C is the coordinator
 
 from __future__ import annotations
 
-import contextlib
 import os
-import resource
 import signal
 import sys
 from collections.abc import Callable
 from typing import Any
 
-from pcopy.stop import Process, of_this_process
+from pcopy.roaming import roam
+from pcopy.stop import of_this_process
 
 HURRY = signal.SIGUSR1
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, HURRY)
@@ -44,35 +43,8 @@ def begin_worker() -> None:
     signal.signal(signal.SIGTERM, terminate)
     signal.signal(HURRY, hurry)
     end_with_parent()
-    forget_working_directory()
+    roam()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
-
-
-def forget_working_directory() -> None:
-    """From now on it may be any, one of the source too: no module is taken from there, and no core dumped there (core(5))."""
-    sys.path[:] = [path for path in map(anchored, sys.path) if path is not None]
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-    Process.roams = True
-
-
-def anchored(path: str) -> str | None:
-    """What an entry of sys.path means in this directory; None if that is nothing."""
-    if not isinstance(path, str) or os.path.isabs(path):  # Python passes over what is no string
-        return path
-    if os.path.exists(path or "."):
-        with contextlib.suppress(OSError):  # the working directory was removed
-            return os.path.abspath(path)
-        return None
-    return path if any(takes(hook, path) for hook in sys.path_hooks) else None  # maybe for something else than a path
-
-
-def takes(hook: Callable[[str], object], path: str) -> bool:
-    """Whether a path hook knows what to do with an entry of sys.path."""
-    try:
-        hook(path)
-        return True
-    except ImportError:
-        return False
 
 
 def guarded(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

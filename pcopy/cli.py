@@ -176,7 +176,9 @@ def run_copy(context: click.Context, given: dict[str, Any]) -> int:
         raise click.UsageError("--log, --metrics and --manifest need a file each", context)
     from pcopy.api import copy
     from pcopy.result import Stop
+    from pcopy.roaming import roam_in_slices
 
+    roam_in_slices()
     filters, files_from = patterns(context, given), listed(given)
     *sources, destination = given["paths"]
     stop = Stop()

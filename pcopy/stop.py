@@ -1,4 +1,4 @@
-"""What a process that runs slices knows of itself: whether the run is to stop, and whether the process is ours alone."""
+"""How a process that runs slices hears that the run is to stop."""
 
 from __future__ import annotations
 
@@ -16,12 +16,6 @@ class Stop:
 
     def __reduce__(self) -> tuple[object, tuple[()]]:
         return of_this_process, ()
-
-
-class Process:
-    """This one. ``roams``: it is a worker, so that its working directory may be where it works."""
-
-    roams = False
 
 
 HERE = Stop()

@@ -31,6 +31,7 @@ from pcopy.links import Linker
 from pcopy.listing import Listing
 from pcopy.outcome import Outcome
 from pcopy.pace import Pace
+from pcopy.roaming import returning
 from pcopy.verdict import Fate, Result
 from pcopy.work import (
     DIRECTORY_WEIGHT,
@@ -71,7 +72,7 @@ def run(
     """
     started = time.monotonic()
     effort = Effort() if job.options.adapts else None
-    with Handles(job) as handles:
+    with returning(), Handles(job) as handles:
         work = Slice(job, handles, started + seconds, ahead, Pace(rate) if rate else None)
         work.deletes = deletes
         work.stack.extend(units)
@@ -233,40 +234,18 @@ class Slice(Account):
         if self.ahead:
             self.hand_back(unit)
             return
-        pair = self.pair_of(unit)
-        names, deadline, plain = unit.names, self.deadline, self.copier.plain
-        tree, done, begun, compared, first = self.job.trees[unit.tree], 0, False, None, bool(unit.first_of)
+        pair, names, done, begun, compared = self.pair_of(unit), unit.names, 0, False, None
         usual = unit.regular and not unit.again and not unit.partial and not unit.rename
-        plainly = usual and unit.fresh
-        known = usual and not unit.fresh and plain.compares and pair.destination != ABSENT
         while done < len(names):
-            if plainly and plain.works and not pair.earlier:
-                some = names[done : done + 1] if self.singly else names[done:]
-                sizes = plain.copy(pair, some, deadline, tree, self.is_elsewhere(unit), first)
-                count = len(sizes)
-                self.note_files(unit, some[:count], sizes)
-                if self.pace:
-                    self.pace.pay(sum(sizes))
+            if usual and (count := self.do_plain(unit, pair, names[done:])):
                 done += count
-                if done == len(names) or (count and time.monotonic() >= deadline):
+                if done == len(names) or time.monotonic() >= self.deadline:
                     break
-                if count and self.singly:
+                if self.singly:
                     continue
-            elif plainly and plain.links_earlier and pair.earlier:
-                count = plain.link(pair, names[done:], deadline, tree, first)
-                self.note_linked(unit, names[done : done + count], EARLIER)
+            if usual and not unit.first_of and (count := self.gather(unit, pair, names[done:])):
                 done += count
-                if done == len(names) or (count and time.monotonic() >= deadline):
-                    break
-            elif known:
-                count = plain.unchanged(pair, names[done:], deadline, tree, first)
-                self.note_unchanged(unit, names[done : done + count])
-                done += count
-                if done == len(names) or (count and time.monotonic() >= deadline):
-                    break
-            if usual and not first and (count := self.gather(unit, pair, names[done:], known)):
-                done += count
-                if done == len(names) or time.monotonic() >= deadline:
+                if done == len(names) or time.monotonic() >= self.deadline:
                     break
                 continue
             at = len(self.stack)
@@ -276,9 +255,33 @@ class Slice(Account):
                 compared = unfinished.compared
                 break
             done += 1
-            if begun or time.monotonic() >= deadline or self.stuck:
+            if begun or time.monotonic() >= self.deadline or self.stuck:
                 break  # others can join in a large file; a directory that is in the way goes first
         self.part(unit, done, at if begun else len(self.stack), compared)
+
+    def do_plain(self, unit: Entries, pair: Pair, names: Sequence[str]) -> int:
+        """Do files in the quick way, from the first on, so far as they are plain. Returns how many; fewer if the time is up."""
+        plain, tree, first = self.copier.plain, self.job.trees[unit.tree], bool(unit.first_of)
+        if not unit.fresh:
+            count = plain.unchanged(pair, names, self.deadline, tree, first) if self.compares(pair) else 0
+            self.note_unchanged(unit, names[:count])
+        elif pair.earlier:
+            count = plain.link(pair, names, self.deadline, tree, first) if plain.links_earlier else 0
+            self.note_linked(unit, names[:count], EARLIER)
+        elif plain.works:
+            some = names[:1] if self.singly else names
+            sizes = plain.copy(pair, some, self.deadline, tree, self.is_elsewhere(unit), first)
+            count = len(sizes)
+            self.note_files(unit, some[:count], sizes)
+            if self.pace:
+                self.pace.pay(sum(sizes))
+        else:
+            count = 0
+        return count
+
+    def compares(self, pair: Pair) -> bool:
+        """Whether copies that are there may be seen to be what they would become."""
+        return self.copier.plain.compares and pair.destination != ABSENT
 
     def part(self, unit: Entries | Link, done: int, height: int, compared: Compared | None) -> None:
         """So many names of a unit are done. The others go on the stack, below the units of what was begun at that height."""
@@ -289,13 +292,13 @@ class Slice(Account):
             rest = unit.part(done)._replace(share=each * (len(names) - done), compared=compared)
             self.stack.insert(height, rest)
 
-    def gather(self, unit: Entries, pair: Pair, names: Sequence[str], known: bool) -> int:
+    def gather(self, unit: Entries, pair: Pair, names: Sequence[str]) -> int:
         """Leave names to the coordinator, from the first on, so far as their inodes have others, too. Returns how many.
 
-        ``known``: they may have copies that are what they would become. Of these it makes no units, so nobody tells of them.
+        Of copies that are what they would become it makes no units, so nobody tells of them.
         """
         seen: list[Seen] = []
-        if known and self.copier.keep_links and not self.tells and not self.summing:
+        if not unit.fresh and self.compares(pair) and self.copier.keep_links and not self.tells and not self.summing:
             self.copier.plain.unchanged(pair, names, self.deadline, self.job.trees[unit.tree], seen=seen)
         seen += self.copier.look_for_names(pair, names[len(seen) :], self.deadline)
         if seen:

@@ -22,6 +22,7 @@ import pytest
 import pcopy as library
 from pcopy.report import size
 from tests.conftest import Run
+from tests.strace import lines_of, strace
 from tests.trees import Dir, Hard, Link, make_tree, read_tree
 
 ESCAPES = b"red \x1b[31m\nline\x07\r\x7f"
@@ -212,6 +213,43 @@ def test_a_working_directory_that_is_gone_is_named_in_one_line(tmp_path: Path, s
     assert "the working directory is gone: change to another" in line
     after = read_tree(tmp_path)
     assert [name for name in after if name != b"."] == [name for name in before if name != b"."]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_slices_go_where_they_work_and_names_mean_where_the_run_was_started(
+    pcopy: Run, tmp_path: Path, source: Path, count: int
+) -> None:
+    """Nearer to the source, attributes take a third of the time to look at."""
+    here = tmp_path / "here"
+    here.mkdir()
+    assert pcopy("-j", count, "../src", "../dst", cwd=here).returncode == 0
+    log = tmp_path / "calls"
+    calls = strace("-e", "trace=llistxattr,fchdir", log=log)
+    words = [*calls, sys.executable, "-m", "pcopy", "-j", str(count), "../src", "../dst"]
+    words += ["--log", "log", "--metrics", "metrics", "--manifest", "sums"]
+    done = subprocess.run(words, cwd=here, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert sorted(os.listdir(here)) == ["log", "metrics", "sums"]
+    asked = [line for line in lines_of(log) if "llistxattr" in line]
+    assert asked and not [line for line in asked if "/proc" in line]
+
+
+def test_a_slice_comes_back_from_where_it_worked(tmp_path: Path, source: Path) -> None:
+    program = """if True:
+        import os, pcopy
+        from pcopy import attributes, roaming
+
+        roaming.roam_in_slices()
+        home = os.getcwd()
+        asked, places = attributes.way_to, []
+        attributes.way_to = lambda directory: (asked(directory), places.append(os.getcwd()))[0]
+        for _ in range(3):
+            assert pcopy.copy("src", "dst", jobs=1).ok
+            assert os.getcwd() == home
+        print(*places, sep="\\n")
+    """
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert f"{source}/d" in done.stdout.split("\n"), done.stderr
 
 
 def test_the_completion_script_of_the_shell_is_printed(pcopy: Run) -> None:

@@ -58,13 +58,13 @@ pcopy.cli.main(sys.argv[1:])
 """
 
 
-def as_nobody(*arguments: object, umask: int = 0o022) -> subprocess.CompletedProcess[str]:
+def as_nobody(*arguments: object, umask: int = 0o022, where: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run the command line without any privilege.
 
     Not by setpriv: the interpreter may lie where nobody else may read, so all is imported before privilege is dropped.
     """
     words: list[str] = [sys.executable, "-c", AS_NOBODY, *map(str, arguments)]
-    return subprocess.run(words, capture_output=True, text=True, timeout=60, umask=umask, check=False)
+    return subprocess.run(words, cwd=where, capture_output=True, text=True, timeout=60, umask=umask, check=False)
 
 
 @contextlib.contextmanager
@@ -382,6 +382,17 @@ def test_an_acl_taken_off_the_source_is_taken_off_the_copy(tmp_path: Path, jobs:
     copy_equals(source, tmp_path / "dst", jobs)
     facl("-b", source / "f", source / "d")
     copy_equals(source, tmp_path / "dst", jobs)
+
+
+@as_root
+def test_a_run_may_start_where_its_user_may_not_be(public: Path) -> None:
+    """It does not leave such a directory, since it could not return."""
+    source = make_tree(public / "src", {"f": b"f", "d": Dir({"g": b"g"})})
+    closed = public / "closed"
+    closed.mkdir(mode=0o700)
+    for unchanged in (0, 2):
+        done = as_nobody("-j", 1, "--json", source, public / "dst", where=closed)
+        assert (done.returncode, json.loads(done.stdout)["unchanged"]) == (0, unchanged), done.stderr
 
 
 @as_root

@@ -17,7 +17,7 @@ import pcopy
 
 HOUSE = Path(pcopy.__file__).parent
 FLOORS = (
-    ("errors", "options", "stop", "workers", "sample"),
+    ("errors", "options", "stop", "roaming", "workers", "sample"),
     ("work", "paths", "select", "values", "child", "pace", "figures"),
     ("outcome",),
     ("result", "filesystem", "lists", "engines", "inodes", "division"),  # engines know no units
