@@ -112,6 +112,36 @@ def test_what_differs_in_a_directory_is_mended(tmp_path: Path, change: str, wher
     assert not differences(source, tmp_path / "dst")
 
 
+MAKERS: dict[str, Callable[[Path], object]] = {
+    "a file": lambda path: path.write_bytes(b"1"),
+    "a directory": lambda path: path.mkdir(),
+    "a link": lambda path: path.symlink_to("elsewhere"),
+    "a fifo": os.mkfifo,
+    "nothing": lambda path: None,
+}
+
+
+@JOBS
+@pytest.mark.parametrize("beside", [{}, {"d": Dir()}], ids=["files alone", "beside a directory"])
+@pytest.mark.parametrize("there", MAKERS)
+@pytest.mark.parametrize("kind", MAKERS)
+def test_kinds_are_compared_where_names_and_times_are_the_same(
+    tmp_path: Path, jobs: int, kind: str, there: str, beside: dict[str | bytes, object]
+) -> None:
+    source = make_tree(tmp_path / "src", {"a": Dir({"b": Dir({"f": "1", **beside})})})
+    MAKERS[kind](source / "a/b/x")
+    library.copy(source, tmp_path / "dst", jobs=1)
+    place, above = tmp_path / "dst/a/b/x", tmp_path / "dst/a/b"
+    if kind == "a directory":
+        place.rmdir()
+    else:
+        place.unlink(missing_ok=True)
+    MAKERS[there](place)
+    os.utime(above, ns=((source / "a/b").stat().st_atime_ns, (source / "a/b").stat().st_mtime_ns))
+    assert library.copy(source, tmp_path / "dst", jobs=jobs, delete=True).ok
+    assert not differences(source, tmp_path / "dst")
+
+
 @pytest.mark.parametrize("xattrs", [{}, {"user.label": b"1", "user.note": b"2"}], ids=["bare", "labelled"])
 def test_plain_directories_take_no_other_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, xattrs: dict[str, bytes]) -> None:
     """That it is the quick way cannot be seen in a copy."""
