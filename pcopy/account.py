@@ -291,7 +291,7 @@ class Account:
             finish = self.directories.take_away(unit)
         except OSError:
             return  # it is not empty: a killed worker had come further
-        if finish:
+        if finish and not self.closes(finish.attributes.mode):  # else it is finished after all others
             self.stack.append(finish)
 
     # ---- notes ----

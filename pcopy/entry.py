@@ -140,12 +140,13 @@ class Copier:
         if not why:
             self.metadata.lose_beyond()
             return Result(Fate.UNCHANGED)
-        if copy.st_nlink > 1 and not stat.S_ISDIR(copy.st_mode):
-            if why != ["owner"] or not self.is_as_owned_as_can_be(state, copy):
-                return None
+        several = copy.st_nlink > 1 and not stat.S_ISDIR(copy.st_mode)
+        if (several or self.options.dry_run) and why == ["owner"] and self.metadata.is_as_owned_as_can_be(state, copy):
             self.metadata.lose("owner")
             self.metadata.lose_beyond()
             return Result(Fate.UNCHANGED)
+        if several:
+            return None
         if not self.options.dry_run:
             written = self.open_to_sync(target, pair.destination, state)
             source = fs.hold(name, pair.source, self.follow)
@@ -155,6 +156,9 @@ class Copier:
                     if not os.path.samestat(os.fstat(handle), copy):
                         raise OSError(errno.EBUSY, SWAPPED)
                     self.metadata.update(fs.held(source), fs.held(handle), state, copy)
+                    after = os.fstat(handle)
+                    if why == ["owner"] and (after.st_uid, after.st_gid) == (copy.st_uid, copy.st_gid):  # refused
+                        why = []
                 finally:
                     fs.close_read(handle)
             finally:
@@ -164,12 +168,7 @@ class Copier:
                     fs.sync(written)
                 finally:
                     os.close(written)
-        return Result(Fate.UNCHANGED, updated=True, why=", ".join(why))
-
-    def is_as_owned_as_can_be(self, state: os.stat_result, copy: os.stat_result) -> bool:
-        """Whether a copy made anew would not get its source's owner or group either: who has no privilege cannot give them."""
-        beyond = state.st_gid not in (copy.st_gid, os.getegid(), *os.getgroups())
-        return copy.st_uid == self.metadata.user and (beyond or state.st_gid == copy.st_gid)
+        return Result(Fate.UNCHANGED, updated=bool(why), why=", ".join(why))
 
     def open_to_sync(self, name: str, directory: int, state: os.stat_result) -> int:
         """A handle of a regular file, from before its new mode can forbid it; none if there is nothing to sync."""
@@ -189,12 +188,12 @@ class Copier:
             return Result(Fate.BLOCKED)
         if self.options.dry_run:
             links = regular and self.options.reflink is not When.ALWAYS
-            if links and self.find_earlier(pair, name, target, state):
+            if links and self.find_earlier(pair, name, target, state, copy):
                 self.metadata.lose_beyond()
                 return Result(Fate.HARDLINK, why=EARLIER)
             return state.st_size if regular else Result(fate_when_made(state.st_mode))
         if regular:
-            linked = self.link_earlier(pair, name, target, state, copy is not None) if pair.earlier else None
+            linked = self.link_earlier(pair, name, target, state, copy) if pair.earlier else None
             return self.file(pair, name, target, first, copy is not None) if linked is None else linked
         place = self.place_of(pair, target, copy is not None or self.aside)
         self.make_other(pair, name, place, state)
@@ -275,26 +274,35 @@ class Copier:
                 abandon(CLOSED, place, directory)
         return placed
 
-    def find_earlier(self, pair: Pair, name: str, target: str, state: os.stat_result) -> Pair | None:
-        """The first earlier copy in which a file is what it is now, attributes and all."""
+    def find_earlier(
+        self, pair: Pair, name: str, target: str, state: os.stat_result, there: os.stat_result | None
+    ) -> Pair | None:
+        """The first earlier copy in which a file is what it is now, attributes and all. ``there``: what it is to replace.
+
+        That is none: to rename one of two names of an inode to the other leaves both (rename(2)).
+        """
         if self.options.overwrite is Overwrite.ALWAYS:
             return None
         for one in pair.earlier:
             copy = fs.look_if_there(target, one.destination)
+            if there and copy and os.path.samestat(there, copy):
+                continue
             if copy and stat.S_ISREG(copy.st_mode) and state.st_size == copy.st_size:
-                mine = copy.st_uid == self.metadata.user  # what a copy of another's file would be too
+                owner = not self.metadata.is_as_owned_as_can_be(state, copy)
                 if (
                     self.judge.same_time(pair, state.st_mtime_ns, copy)
-                    and not any(self.metadata.differences(one, name, target, state, copy, owner=not mine))
+                    and not any(self.metadata.differences(one, name, target, state, copy, owner=owner))
                     and self.judge.is_whole(one, name, target, state.st_size)
                     and not (self.options.checksum and not self.auditor.equal(one, name, target))
                 ):
                     return one
         return None
 
-    def link_earlier(self, pair: Pair, name: str, target: str, state: os.stat_result, replaces: bool) -> int | Result | None:
+    def link_earlier(
+        self, pair: Pair, name: str, target: str, state: os.stat_result, there: os.stat_result | None
+    ) -> int | Result | None:
         """Make a file a hard link to its earlier copy, or share blocks with that. None if there is none, or it cannot be."""
-        one = self.find_earlier(pair, name, target, state)
+        one, replaces = self.find_earlier(pair, name, target, state, there), there is not None
         if one is None:
             return None
         if self.options.reflink is When.ALWAYS:

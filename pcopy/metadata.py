@@ -49,8 +49,9 @@ class Metadata:
         self.umask, self.follow = umask, options.dereference
         self.unprivileged = os.geteuid() != 0
         self.user = os.geteuid() if self.unprivileged else None
-        # Owners and groups that we may not set, not tried again in this slice, and whether we may set the group alone.
-        self.refused: dict[tuple[int, int], bool] = {}
+        self.groups = frozenset((os.getegid(), *os.getgroups()))
+        # Of which owner's entries we may not set which owner and group, not tried again in this slice; whether the group alone.
+        self.refused: dict[tuple[int, int, int], bool] = {}
         self.unlabelled, self.layered, self.dry_run = unlabelled, layered, options.dry_run
         self.beyond: list[str] = []  # attributes that the copy compared last lacks, because its file system has no such
         self.lost: dict[str, int] = {}
@@ -64,7 +65,7 @@ class Metadata:
             self.learn(target, pair)
         owned, names = True, attr.attributes_of(source) if self.keep_xattrs else []
         if (state.st_uid, state.st_gid) != pair.owner:
-            owned = self.keep_owner and self.own(target, state.st_uid, state.st_gid)
+            owned = self.keep_owner and self.own(target, pair.owner, state.st_uid, state.st_gid)
         if names or (pair.inherits and self.keep_xattrs):
             self.copy_attributes(source, target, names)
         mode = None
@@ -109,7 +110,7 @@ class Metadata:
         if others or (self.keep_xattrs and not self.same_acl(pair.source, pair.destination)):
             self.attempt("", attr.set_mode, pair.destination, stat.S_IRWXU)
             if others:
-                self.own(pair.destination, wanted.st_uid, wanted.st_gid)
+                self.own(pair.destination, (copy.st_uid, copy.st_gid), wanted.st_uid, wanted.st_gid)
         elif wide := copy.st_mode & ~wanted.st_mode & 0o077:
             self.attempt("", attr.set_mode, pair.destination, stat.S_IMODE(copy.st_mode) & ~wide | stat.S_IRWXU)
 
@@ -140,14 +141,13 @@ class Metadata:
         source, target = pair.source, pair.destination
         names = attr.attributes_of(source) if self.keep_xattrs else []
         state = os.fstat(target)
-        owned = as_it_was = (state.st_uid, state.st_gid) == (wanted.uid, wanted.gid)
-        if not owned:
-            owned = self.keep_owner and self.own(target, wanted.uid, wanted.gid)
+        owner = state.st_uid, state.st_gid
+        owned = owner == (wanted.uid, wanted.gid) or (self.keep_owner and self.own(target, owner, wanted.uid, wanted.gid))
         kept = self.as_kept(target, names, wanted.mode)
         if self.keep_xattrs:
             self.copy_attributes(source, target, names)
         mode = self.beside_acl(source, target, names, self.mode_of(wanted.mode, owned) if self.keep_mode else kept)
-        if names or not as_it_was or mode != stat.S_IMODE(state.st_mode):  # an owner or an ACL may have changed it
+        if mode != stat.S_IMODE(os.fstat(target).st_mode):  # an owner or an ACL may have changed it
             self.attempt("mode", attr.set_mode, target, mode)
         if self.keep_times and (state.st_mtime_ns, state.st_atime_ns) != (wanted.mtime_ns, wanted.atime_ns):
             self.attempt("times", self.set_times, target, wanted.atime_ns, wanted.mtime_ns)
@@ -224,24 +224,31 @@ class Metadata:
         grain = grain_of(copy)
         if "times" in found and state.st_mtime_ns // grain * grain == copy.st_mtime_ns:
             found.remove("times")  # the file system keeps no more of it
-        return found
+        return [] if found == ["owner"] and self.is_as_owned_as_can_be(state, copy) else found
 
     def update(self, source: Target, target: Target, state: os.stat_result, copy: os.stat_result) -> None:
         """Mend what :meth:`differs` found, on an entry that stays in place."""
-        owned = (state.st_uid, state.st_gid) == (copy.st_uid, copy.st_gid)
+        owner = copy.st_uid, copy.st_gid
+        owned = owner == (state.st_uid, state.st_gid)
         names = attr.attributes_of(source) if self.keep_xattrs else []
         kept = self.as_kept(target, names, stat.S_IMODE(copy.st_mode))
         if self.keep_owner and not owned:
             if self.keep_mode and copy.st_mode & ~state.st_mode & 0o7777 and not stat.S_ISLNK(state.st_mode):
                 self.attempt("", attr.set_mode, target, copy.st_mode & state.st_mode & 0o777)  # the new owner gets no more
-            owned = self.own(target, state.st_uid, state.st_gid)
+            owned = self.own(target, owner, state.st_uid, state.st_gid)
         if self.keep_xattrs:
-            if self.unprivileged and not copy.st_mode & stat.S_IWUSR and stat.S_ISREG(state.st_mode):
+            shut = self.unprivileged and not copy.st_mode & stat.S_IWUSR and stat.S_ISREG(state.st_mode)
+            if shut and differing(attr.read_attributes(source), attr.read_attributes(target)):
                 self.attempt("", attr.set_mode, target, NEW)  # without u+w its owner may not set user.* either
             self.copy_attributes(source, target, names)
         if not stat.S_ISLNK(state.st_mode):
-            mode = self.mode_of(state.st_mode, owned) if self.keep_mode else kept
-            self.attempt("mode", attr.set_mode, target, self.beside_acl(source, target, names, mode))
+            mode = self.beside_acl(source, target, names, self.mode_of(state.st_mode, owned) if self.keep_mode else kept)
+            given = owned and owner != (
+                state.st_uid,
+                state.st_gid,
+            )  # and what a chown(2) leaves of a mode is the system's choice
+            if given or mode != stat.S_IMODE(os.stat(target).st_mode):
+                self.attempt("mode", attr.set_mode, target, mode)
         if self.keep_times and state.st_mtime_ns != copy.st_mtime_ns:
             self.attempt("times", self.set_times, target, state.st_atime_ns, state.st_mtime_ns)
 
@@ -269,13 +276,14 @@ class Metadata:
         """The mode that a copy keeps where modes are not preserved, before it may lose its ACL. ``names``: as above."""
         return mode if self.keep_mode or not self.keep_xattrs or ACL in names else self.without_acl(target, mode)
 
-    def own(self, target: Target, uid: int, gid: int) -> bool:
-        """Set owner and group, or at least the group. True if both are set."""
-        known = self.refused.get((uid, gid))
+    def own(self, target: Target, there: tuple[int, int] | None, uid: int, gid: int) -> bool:
+        """Set owner and group, or at least the group, of what has others. True if both are set."""
+        owner, group = there or (-1, -1)
+        known = self.refused.get((owner, uid, gid))
         if known is None and self.attempt("", attr.set_owner, target, uid, gid):
             return True
         if known is not False:
-            self.refused[uid, gid] = self.attempt("", attr.set_owner, target, -1, gid)
+            self.refused[owner, uid, gid] = group == gid or self.attempt("", attr.set_owner, target, -1, gid)
         self.lose("owner")
         return False
 
@@ -283,9 +291,13 @@ class Metadata:
         """Whether a copy of other owner or group stays so: nobody asks for more, or it is ours and :meth:`own` is refused."""
         if state.st_mode & SPECIAL_BITS:  # which are only for the right one
             return False
-        known = self.refused.get((state.st_uid, state.st_gid))
+        known = self.refused.get((copy.st_uid, state.st_uid, state.st_gid))
         refused = known is False or (known is True and state.st_gid == copy.st_gid)
         return not self.keep_owner or (refused and copy.st_uid == self.user)
+
+    def is_as_owned_as_can_be(self, state: os.stat_result, copy: os.stat_result) -> bool:
+        """Whether a copy made anew would not get its source's owner or group either: who has no privilege cannot give them."""
+        return copy.st_uid == self.user and (state.st_gid == copy.st_gid or state.st_gid not in self.groups)
 
     def copy_attributes(self, source: Target, target: Target, names: list[str]) -> None:
         """Make the target's extended attributes and ACLs those of the source, and drop what it has beyond them.

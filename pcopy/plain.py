@@ -256,7 +256,7 @@ class Plain:
                     or state.st_mode & 0o170000 != 0o100000  # S_IFREG
                     or (
                         (state.st_uid != copy.st_uid or state.st_gid != copy.st_gid)
-                        and (copy.st_uid != self.metadata.user or state.st_mode & SPECIAL_BITS)  # ours, as its copy would be
+                        and (state.st_mode & SPECIAL_BITS or not metadata.is_as_owned_as_can_be(state, copy))
                     )
                     or (links and state.st_nlink > 1)
                     or (xattrs and differ(beside, name, name))

@@ -14,6 +14,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -58,12 +59,15 @@ pcopy.cli.main(sys.argv[1:])
 """
 
 
-def as_nobody(*arguments: object, umask: int = 0o022, where: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command line without any privilege.
+def as_nobody(
+    *arguments: object, umask: int = 0o022, where: Path | None = None, groups: tuple[int, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line without any privilege, in some groups more.
 
     Not by setpriv: the interpreter may lie where nobody else may read, so all is imported before privilege is dropped.
     """
-    words: list[str] = [sys.executable, "-c", AS_NOBODY, *map(str, arguments)]
+    program = AS_NOBODY.replace("setgroups([])", f"setgroups({list(groups)})")
+    words: list[str] = [sys.executable, "-c", program, *map(str, arguments)]
     return subprocess.run(words, cwd=where, capture_output=True, text=True, timeout=60, umask=umask, check=False)
 
 
@@ -382,6 +386,110 @@ def test_an_acl_taken_off_the_source_is_taken_off_the_copy(tmp_path: Path, jobs:
     copy_equals(source, tmp_path / "dst", jobs)
     facl("-b", source / "f", source / "d")
     copy_equals(source, tmp_path / "dst", jobs)
+
+
+GROUP = 1234  # one more in which nobody is
+
+
+def times_of_changes(top: Path) -> dict[str, int]:
+    return {str(path): path.lstat().st_ctime_ns for path in [top, *top.rglob("*")]}
+
+
+@as_root
+@pytest.mark.parametrize("other", "abc")
+def test_what_is_refused_for_the_copy_of_another_is_not_refused_for_ours(public: Path, other: str) -> None:
+    """In whatever order a directory is read, a group that may be set is set."""
+    source = make_tree(public / "src", {name: name.encode() for name in "abcd"})
+    for path in (source, *source.iterdir()):
+        os.chown(path, NOBODY, GROUP)
+    copy = public / "dst"
+    subprocess.run(["cp", "-a", source, copy], check=True)
+    for name in "abc":
+        os.chown(copy / name, NOBODY, NOBODY)
+    os.chown(copy / other, 0, 0)
+    (copy / "d").unlink()
+    done = as_nobody("-j", 1, source, copy, groups=(GROUP,))
+    assert done.returncode == 0, done.stderr
+    assert "owner: could not be preserved on 1 of the copies" in done.stderr
+    assert {path.name for path in copy.iterdir() if path.stat().st_gid == GROUP} == {*"abcd"} - {other}
+
+
+@as_root
+@pytest.mark.parametrize("owner", [NOBODY, 0], ids=["our own", "of another"])
+@pytest.mark.parametrize("told", [(), ("-v",)], ids=["quick", "told"])
+def test_a_file_of_another_group_than_its_earlier_copy_is_no_link_to_that(
+    public: Path, owner: int, told: tuple[str, ...]
+) -> None:
+    """Not if the group may be set; and of a link that is there, none is made under another name, where it would stay."""
+    source = make_tree(public / "src", {"f": b"1", "same": b"2"})
+    for path in (source, *source.iterdir()):
+        os.chown(path, owner, NOBODY)
+    assert as_nobody("-q", source, public / "day1", groups=(GROUP,)).returncode == 0
+    os.chown(source / "f", owner, GROUP)
+    for _ in range(3):
+        done = as_nobody("-j", 1, *told, "--link-dest", public / "day1", source, public / "day2", groups=(GROUP,))
+        assert done.returncode == 0, done.stderr
+        assert sorted(os.listdir(public / "day2")) == ["f", "same"]
+        assert [(public / "day2" / name).stat().st_nlink for name in ("f", "same")] == [1, 2]
+        assert (public / "day2/f").stat().st_gid == GROUP
+    os.unlink(public / "day2/f")
+    os.link(public / "day1/f", public / "day2/f")  # as it was done before
+    assert as_nobody("-q", "--link-dest", public / "day1", source, public / "day2", groups=(GROUP,)).returncode == 0
+    assert sorted(os.listdir(public / "day2")) == ["f", "same"]
+    assert (public / "day2/f").stat().st_gid == GROUP
+
+
+@as_root
+@pytest.mark.parametrize("told", [(), ("-v",)], ids=["quick", "told"])
+def test_what_stays_of_other_owner_is_not_touched_again(public: Path, told: tuple[str, ...]) -> None:
+    below: dict[str | bytes, object] = {"f": b"1", "g": File(b"2", mode=0o444), "l": Link("x"), "p": Fifo()}
+    source = make_tree(public / "src", {**below, "d": Dir(dict(below)), "e": Dir({"f": b"1"})})
+    assert as_nobody("-q", source, public / "dst").returncode == 0
+    before = times_of_changes(public / "dst")
+    done = as_nobody("-j", 1, *told, source, public / "dst")
+    assert done.returncode == 0, done.stderr
+    assert not [line for line in done.stderr.splitlines() if line.startswith("updated")]
+    assert "owner: could not be preserved on 12 of the copies" in done.stderr
+    after = times_of_changes(public / "dst")
+    assert {path for path in before if after[path] != before[path]} <= {
+        str(public / "dst" / name) for name in ("", "d", "e")
+    }, "but for times of directories that were read"
+
+
+@pytest.mark.parametrize("told", [{}, {"verbose": True}], ids=["quick", "told"])
+def test_a_directory_with_attributes_is_not_touched_again(tmp_path: Path, told: dict[str, Any]) -> None:
+    source = make_tree(
+        tmp_path / "src", {"d": Dir({"l": Link("x")}, xattrs={"user.a": b"1"}), "e": Dir(xattrs={"user.a": b"1"})}
+    )
+    assert pcopy.copy(source, tmp_path / "dst", jobs=1).ok
+    before = [(tmp_path / "dst" / name).stat().st_ctime_ns for name in "de"]  # a look into them would change their times
+    time.sleep(0.02)
+    assert pcopy.copy(source, tmp_path / "dst", jobs=1, **told).ok
+    assert [(tmp_path / "dst" / name).stat().st_ctime_ns for name in "de"] == before
+
+
+@as_root
+def test_a_mode_that_is_right_is_not_said_to_be_lost(public: Path) -> None:
+    source = make_tree(public / "src", {"d": Dir({"f": b"1"})})
+    subprocess.run(["chown", "-R", f"{NOBODY}:{NOBODY}", source], check=True)
+    subprocess.run(["cp", "-a", source, public / "dst"], check=True)
+    for name in ("d", "d/f"):
+        os.chown(public / "dst" / name, 0, 0)
+    done = as_nobody("-j", 1, source, public / "dst")
+    assert (done.returncode, "mode:" in done.stderr, "owner:" in done.stderr) == (0, False, True), done.stderr
+
+
+@as_root
+@pytest.mark.parametrize("words", [("-j", 1), ("-j", 2), ("-j", 1, "-v")], ids=str)
+@pytest.mark.parametrize("count", [1, 3])
+def test_of_directories_that_cannot_be_entered_none_is_left_empty(public: Path, words: tuple[object, ...], count: int) -> None:
+    source = make_tree(public / "src", {"a": Dir({f"d{number}": Dir({"f": b"1"}) for number in range(count)})})
+    subprocess.run(["chown", "-R", f"{NOBODY}:{NOBODY}", source], check=True)
+    (source / "a").chmod(0o644)  # its names can be read, and nothing else
+    done = as_nobody(*words, "--json", source, public / "dst")
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["failed"], len(report["errors"])) == (1, count, count), done.stderr
+    assert [str(path) for path in (public / "dst").rglob("*")] == [str(public / "dst/a")]
 
 
 @as_root
