@@ -45,6 +45,7 @@ class Auditor:
         self.new = hasher(options.sums) if options.sums else None
         self.reader = Reader()
         self.deadline = math.inf
+        self.rested = 0.0  # seconds spent until sources were at rest
         self.compared: Compared | None = None
 
     def equal(self, pair: Pair, name: str, target: str) -> bool:
@@ -84,11 +85,12 @@ class Auditor:
         """
         state = os.fstat(source)
         if wait := unrest(state):
-            end = time.monotonic() + wait
-            while (left := end - time.monotonic()) > 0:
+            start = time.monotonic()
+            while (left := start + wait - time.monotonic()) > 0:
                 if self.stop and self.stop.signal:
                     raise Unfinished(self.compared)
                 time.sleep(min(left, TICK / 1e9))
+            self.rested += time.monotonic() - start
             state = os.fstat(source)
             if not state.st_ctime_ns % 10**9 and unrest(state):
                 return None

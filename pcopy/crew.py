@@ -36,15 +36,16 @@ class Effort:
     """What a slice takes of a processor, begun when it is made.
 
     Waiting for one is no waiting for the storage: the second number in /proc/thread-self/schedstat says how long that
-    took, in nanoseconds (Documentation/scheduler/sched-stats.rst). Where there is no such file, it counts as that.
+    took, in nanoseconds (Documentation/scheduler/sched-stats.rst). Where there is no such file, it counts as that. Nor is the
+    time that files are given to come to rest.
     """
 
-    def __init__(self) -> None:
-        self.computed, self.queued = time.thread_time(), queued()
+    def __init__(self) -> None:  # to be put aside while the files are read must not look like a wait
+        self.queued, self.computed, self.began = queued(), time.thread_time(), time.monotonic()
 
-    def into(self, outcome: Outcome) -> None:
-        outcome.computed = time.thread_time() - self.computed
-        outcome.waited = max(0.0, outcome.seconds - outcome.computed - (queued() - self.queued))
+    def into(self, outcome: Outcome, rested: float = 0.0) -> None:
+        took, outcome.computed = time.monotonic() - self.began, time.thread_time() - self.computed
+        outcome.waited = max(0.0, took - rested - outcome.computed - (queued() - self.queued))
 
 
 def queued() -> float:

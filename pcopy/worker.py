@@ -89,7 +89,7 @@ def run(
     work.outcome.undeleted = work.deletes
     work.outcome.seconds = time.monotonic() - started
     if effort:
-        effort.into(work.outcome)
+        effort.into(work.outcome, work.copier.auditor.rested)
     return work.outcome
 
 

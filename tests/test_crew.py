@@ -28,7 +28,7 @@ from pcopy.work import Job, Scan, Tree
 from pcopy.worker import run
 from tests.conftest import Run
 from tests.strace import lines_of, strace
-from tests.trees import Dir, make_tree, read_tree
+from tests.trees import Dir, Link, make_tree, read_tree
 
 SLICE = 0.1
 
@@ -202,6 +202,27 @@ def test_waiting_for_a_processor_is_no_waiting_for_the_storage() -> None:
         waited_for_it = queued() - before
     assert waited_for_it > 0.1
     assert outcome.waited < waited_for_it / 4
+
+
+def test_a_small_copy_on_a_busy_machine_starts_no_crowd(tmp_path: Path) -> None:
+    """Whoever is put aside for a moment at the wrong place must not take that for slow storage."""
+    if not os.path.exists("/proc/thread-self/schedstat"):
+        pytest.skip("this kernel does not tell")
+    source = make_tree(tmp_path / "src", {name: Dir({"f": b"1", "l": Link("f")}) for name in "abc"})
+    with busy():
+        for number in range(8):
+            words = [sys.executable, "-m", "pcopy", "--json", str(source), str(tmp_path / f"dst{number}")]
+            report = json.loads(subprocess.run(words, capture_output=True, check=True).stdout)
+            assert report["jobs"] <= 2 * len(os.sched_getaffinity(0))
+
+
+def test_the_time_until_a_source_is_at_rest_is_no_waiting_for_the_storage() -> None:
+    effort, outcome = Effort(), Outcome()
+    time.sleep(0.1)
+    effort.into(outcome)
+    assert outcome.waited > 0.05
+    effort.into(outcome, rested=0.1)
+    assert outcome.waited < 0.05
 
 
 # ---- real copies ----------------------------------------------------------------------------------------------------
