@@ -131,7 +131,11 @@ class Selection:
         for rule in self.rules:
             self.by_place.setdefault(rule.place, []).append(rule)
         self.everywhere = self.names(self.by_place.pop(EVERYWHERE, []))
-        self.is_any = compiled("|".join(about(place) for place in self.by_place)).match if self.by_place else None
+        # A place that is the path of one directory is looked up, however many there are.
+        self.directories = {place[0]: place for place in self.by_place if not place[1] and not re.search(SPECIAL, place[0])}
+        self.others = [place for place in self.by_place if self.directories.get(place[0]) != place]
+        self.is_any = compiled("|".join(map(about, self.others))).match if self.others else None
+        self.tests: dict[Place, Callable[[str], object]] = {}
         self.known: dict[tuple[Place, ...], Here] = {(): Here(self.rules, *self.everywhere)}
         self.last: tuple[str, Here | None] = ("", self.within(""))
 
@@ -142,15 +146,21 @@ class Selection:
 
     def within(self, directory: str) -> Here:
         """What is hidden in a directory that is not hidden itself."""
-        path = f"{directory}/"
-        special = self.is_any is not None and self.is_any(path) is not None
-        places = tuple(place for place in self.by_place if in_place(place)(path)) if special else ()
+        path, places = f"{directory}/", tuple([self.directories[directory]] if directory in self.directories else ())
+        if self.is_any is not None and self.is_any(path):
+            places += tuple(place for place in self.others if self.is_about(place, path))
         if places not in self.known:
             rules = sorted(rule for place in places for rule in self.by_place[place])
             of_files, of_directories = self.names(rules)
             files, directories = self.everywhere
             self.known[places] = Here(self.rules, files + of_files, directories + of_directories)
         return self.known[places]
+
+    def is_about(self, place: Place, path: str) -> bool:
+        """Whether a pattern is about a directory, with a slash at its end. It is compiled when it may be."""
+        if place not in self.tests:
+            self.tests[place] = compiled(about(place)).match
+        return self.tests[place](path) is not None
 
     def here(self, directory: str) -> Here | None:
         """The same of any directory; None if it is hidden, or lies below one that is."""
@@ -222,7 +232,7 @@ def parse(line: str) -> Rule | None:
     try:
         if re.search(WRONG, glob):
             compiled(expression(name))
-            in_place(place)
+            compiled(about(place))
     except ValueError as error:
         raise UsageError(f"pattern {line!r}: {error}") from None
     return Rule(NONE, pattern == glob, directories_only, place, name)
@@ -246,12 +256,6 @@ def about(place: Place) -> str:
     # A bracket that says what not to match would match a slash too.
     text = expression(glob).replace("[^", "[^/") if glob else "" if deep else "/"
     return text if deep else rf"{text}\Z"
-
-
-@lru_cache(maxsize=1024)
-def in_place(place: Place) -> Callable[[str], object]:
-    """Tells of a directory, with a slash at its end, whether a pattern is about it. Compiled when one may be."""
-    return compiled(about(place)).match
 
 
 def expression(glob: str) -> str:
