@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -229,7 +230,7 @@ def carry_out(request: Request, report: Report, observer: Observer, stop: Stop, 
         try:
             place = enter(top, landings, options, report, stack, undo)
         except OSError as error:
-            give_up(report, not_prepared(top, error), observer)
+            give_up(report, not_prepared(top, error, options.dry_run), observer)
             return
         if options.delete and options.max_delete is not None and not only_deletions:
             failure, to_delete = too_much(request, report, stop, workers, carry_out)
@@ -246,7 +247,7 @@ def carry_out(request: Request, report: Report, observer: Observer, stop: Stop, 
         try:
             job, units = prepare(place, top, landings, options, report, stack)
         except OSError as error:
-            give_up(report, not_prepared(top, error), observer)
+            give_up(report, not_prepared(top, error, options.dry_run), observer)
             return
         spool = stack.enter_context(contextlib.closing(Spool()))
         full = job._replace(stop=stop, spared=spared(job.trees, files), only_deletions=only_deletions)
@@ -273,7 +274,9 @@ def carry_out(request: Request, report: Report, observer: Observer, stop: Stop, 
             write_manifest(spool, listing, top, job, report, observer, stop)
 
 
-def not_prepared(top: str, error: OSError) -> Failure:
+def not_prepared(top: str, error: OSError, dry_run: bool) -> Failure:
+    if dry_run and error.errno == errno.EACCES and os.path.isdir(top):
+        error.strerror = f"{error.strerror}{failures.CLOSED}"
     return failures.of(top, error)._replace(operation="prepare the destination", fatal=True)
 
 

@@ -115,8 +115,9 @@ class Directories:
             if self.options.dry_run:
                 return ABSENT, None
             raise
-        except PermissionError:
+        except PermissionError as error:
             if self.options.dry_run:
+                error.strerror = f"{error.strerror}{failures.CLOSED}"
                 raise
             mode = self.make_accessible(name, parent)
             handle = fs.open_directory(name, parent)

@@ -50,7 +50,7 @@ class Extra:
         """
         extra = [one for one in there.items() if one[0] not in found]
         if runs.may_be_stale(there):
-            extra = [(name, is_dir) for name, is_dir in extra if is_dir or not runs.is_temporary(name)]
+            extra = [(name, is_dir) for name, is_dir in extra if not self.goes_uncounted(name, is_dir, pair.destination)]
         if self.job.spared:
             tree = max(pair.tree, ~pair.tree)
             extra = [one for one in extra if (tree, join(pair.path, one[0])) not in self.job.spared]
@@ -64,6 +64,18 @@ class Extra:
         if self.options.limited:
             extra = [(name, is_dir) for name, is_dir in extra if is_dir or not self.is_left_out(name, pair.destination)]
         return extra
+
+    def goes_uncounted(self, name: str, is_directory: bool, parent: int) -> bool:
+        """Whether a name is a temporary one: of a directory, if it is empty, and yet there in a dry run only."""
+        if not runs.is_temporary(name) or not is_directory:
+            return runs.is_temporary(name)
+        if not self.options.dry_run:
+            return False
+        try:
+            fs.remove_directory(name, parent, pretend=True)
+        except OSError:
+            return False
+        return True
 
     def is_left_out(self, name: str, directory: int) -> bool:
         state = fs.look_if_there(name, directory)

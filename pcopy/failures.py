@@ -20,6 +20,7 @@ ADVICE = {
     errno.EFBIG: "the destination's file system, or a limit (ulimit -f), does not allow so large a file",
     errno.EROFS: "mount the destination read-write",
 }
+CLOSED = " (a run opens it, if it is yours; a dry run touches nothing)"
 
 
 class CopyError(OSError):

@@ -415,7 +415,7 @@ def remove_directory(name: str, parent: int, pretend: bool = False) -> None:
     if not pretend:
         os.rmdir(name, dir_fd=parent)
         return
-    handle = os.open(name, DIRECTORY | NOFOLLOW, dir_fd=parent)
+    handle = open_directory(name, parent)
     try:
         if os.listdir(handle):
             raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))

@@ -56,11 +56,16 @@ def count(work: Account, unit: Count) -> None:
     """
     left, names, done = list(unit.paths), 0, False
     while left and not done:
-        with os.scandir(left.pop(0 if len(left) < WIDE else -1)) as entries:
-            for entry in entries:
-                names += 1
-                if entry.is_dir(follow_symlinks=False):
-                    left.append(entry.path)
+        path = left.pop(0 if len(left) < WIDE else -1)
+        handle = fs.open_directory(path, fs.HERE)  # what stays, if it is too much, keeps its access times
+        try:
+            with os.scandir(handle) as entries:
+                for entry in entries:
+                    names += 1
+                    if entry.is_dir(follow_symlinks=False):
+                        left.append(f"{path}/{entry.name}")
+        finally:
+            fs.close_read(handle)
         done = time.monotonic() >= work.deadline
     work.outcome.tally.deleted += names
     work.stack += counts_of(left)

@@ -416,3 +416,44 @@ def test_what_another_run_copies_meanwhile_is_no_failure_of_a_dry_run(tmp_path: 
     make_tree(dst / "d", {f"f{number}": b"1" for number in range(3)})
     outcome = worker.run(Job(Options(dry_run=True), (tree,), "0123abcd", 0o022), [unit], 60.0)
     assert (outcome.failures, outcome.tally.files + outcome.tally.unchanged) == ([], 3)
+
+
+OLD = 10**18
+
+
+def test_it_leaves_access_times_as_they_are(tmp_path: Path, pcopy: Run) -> None:
+    """Those of directories that would go, are counted, or would give way, too."""
+    source = make_tree(tmp_path / "src", {"d": Dir({"f": b"1"}), "g": b"2"})
+    copy = make_tree(tmp_path / "dst", {"d": Dir({"f": b"1"}), "g": Dir(), "x": Dir({"y": Dir({"z": b"3"})})})
+    directories = [copy, copy / "d", copy / "g", copy / "x", copy / "x/y"]
+    for path in directories:
+        os.utime(path, ns=(OLD, OLD))
+    for words in ((), ("--delete",), ("--delete", "--max-delete", "9"), ("--delete", "--max-delete", "1")):
+        done = pcopy("-n", *words, source, copy)
+        assert done.returncode == (3 if words[-1:] == ("1",) else 0), done.stderr
+        assert [path.stat().st_atime_ns for path in directories] == [OLD] * len(directories), words
+    assert pcopy("--delete", "--max-delete", "1", source, copy).returncode == 3
+    assert [path.stat().st_atime_ns for path in directories] == [OLD] * len(directories), "a run that does nothing"
+
+
+@pytest.mark.parametrize("inside", [{}, {"x": b"1"}], ids=["empty", "not empty"])
+def test_a_directory_that_a_dead_run_may_have_left_is_told_as_in_the_run(
+    tmp_path: Path, inside: dict[str | bytes, object]
+) -> None:
+    source = make_tree(tmp_path / "src", {"f": b"1"})
+    copy = make_tree(tmp_path / "dst", {"f": b"1", f".pcopy-00000001-1-{'0' * 16}": Dir(inside)})
+    told = agrees(source, copy, delete=True).events
+    assert ["deleted" in (event.what for event in told)] == [bool(inside)]
+
+
+@as_root
+@pytest.mark.parametrize("place", ["", "/d"], ids=["the top", "below it"])
+def test_what_is_closed_is_said_to_be_no_failure_of_the_run(tmp_path: Path, place: str) -> None:
+    source = make_tree(tmp_path / "src", {"d": Dir({"f": b"1"})})
+    copy = make_tree(tmp_path / "dst", {"d": Dir()})
+    os.chmod(f"{copy}{place}", 0)
+    done = unprivileged("-n", source, copy)
+    assert done.returncode == (1 if place else 3)
+    assert f"{copy}{place}: " in done.stderr
+    assert "Permission denied (a run opens it, if it is yours; a dry run touches nothing)" in done.stderr
+    assert unprivileged(source, copy).returncode == 0
