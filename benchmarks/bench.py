@@ -33,11 +33,16 @@ REST = 3.0
 
 
 class Contender(NamedTuple):
-    """``before``: what is made ready while no clock runs."""
+    """``before``: what is made ready while no clock runs; ``needs``: programs besides the command's own."""
 
     name: str
     command: Sequence[str]
     before: Callable[[], None]
+    needs: tuple[str, ...] = ()
+
+    @property
+    def is_there(self) -> bool:
+        return all(shutil.which(program) for program in (self.command[0], *self.needs))
 
 
 class Bench:
@@ -75,15 +80,15 @@ class Bench:
     def store(self, tree: Path) -> Path:
         """A tree as seen through a store that takes its time. Nothing is there if such a thing cannot be mounted."""
         place = self.folder / f"store of {tree.name}"
-        if not place.exists():
+        if not place.exists() and shutil.which("fusermount3"):
             place.mkdir()
             with contextlib.suppress(OSError):
                 subprocess.run([self.native("store"), tree, place], stderr=subprocess.DEVNULL, check=False)
         return place
 
-    def fresh(self, *commands: tuple[str, Sequence[str]]) -> list[Contender]:
-        """Those that make ``copy``, which is not there before."""
-        return [Contender(name, command, self.clear) for name, command in commands]
+    def fresh(self, *commands: tuple[str, Sequence[str]] | tuple[str, Sequence[str], tuple[str, ...]]) -> list[Contender]:
+        """Those that make ``copy``, which is not there before: a name, a command, maybe what that needs besides."""
+        return [Contender(name, command, self.clear, *needs) for name, command, *needs in commands]
 
     @property
     def copy(self) -> Path:

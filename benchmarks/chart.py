@@ -55,7 +55,10 @@ def draw(figures: dict[str, dict[str, list[float]]], path: Path) -> None:
 def main() -> None:
     if len(sys.argv) != 3:
         sys.exit(__doc__)
-    draw(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))
+    try:
+        draw(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))
+    except (OSError, ValueError) as error:  # no such file, no figures, no kind of picture
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

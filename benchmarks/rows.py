@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import shlex
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.bench import Bench, Contender, measure, nothing, peak, ratios, workplace
@@ -124,7 +127,7 @@ def verify(bench: Bench) -> list[Contender]:
     script = 'cp -a "$1" "$2" && for file in "$1"/*; do cmp "$file" "$2/${file##*/}" || exit; done'
     return bench.fresh(
         ("pcopy -j 2", [*bench.pcopy, "-j", "2", "--verify", str(tree), str(copy)]),
-        ("cp, cmp", ["sh", "-c", script, "sh", str(tree), str(copy)]),
+        ("cp, cmp", ["sh", "-c", script, "sh", str(tree), str(copy)], ("cmp",)),
     )
 
 
@@ -142,9 +145,10 @@ def checks(bench: Bench, tree: Path) -> list[Contender]:
     sums, copy = bench.folder / f"sums of {tree.name}", bench.copy_of(tree, "to be checked")
     if not sums.exists():
         subprocess.run([*bench.pcopy, "--manifest", sums, tree, copy], check=True)
+    script = 'cd "$1" && sha256sum --quiet -c "$2"'
     return [
         Contender("pcopy -j 2", [*bench.pcopy, "-j", "2", "--check", str(sums), str(copy)], nothing),
-        Contender("sha256sum -c", ["sh", "-c", 'cd "$1" && sha256sum --quiet -c "$2"', "sh", str(copy), str(sums)], nothing),
+        Contender("sha256sum -c", ["sh", "-c", script, "sh", str(copy), str(sums)], nothing, ("sha256sum",)),
     ]
 
 
@@ -240,6 +244,18 @@ def installed() -> str:
     return shutil.which("pcopy", path=here) or sys.exit(f"pcopy is not installed in {here}")
 
 
+def number_of_rounds(word: str) -> int:
+    if (rounds := int(word)) < 1:
+        raise ValueError
+    return rounds
+
+
+def part(word: str) -> float:
+    if not 0 < (scale := float(word)) < math.inf:
+        raise ValueError
+    return scale
+
+
 def main() -> None:
     names = [row.__name__ for row in ROWS]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rows", description=__doc__.splitlines()[0])
@@ -252,30 +268,44 @@ def main() -> None:
         help=f"{', '.join(soon)}: all of these, if none is given; or {longer}, which take long",
     )
     parser.add_argument("--dir", help="where trees and copies are made (default: /dev/shm, else where temporary files are)")
-    parser.add_argument("--rounds", type=int, default=7, help="that count, after one that warms up (default: 7)")
-    parser.add_argument("--scale", type=float, default=1.0, help="so many times as much to do (default: 1)")
+    parser.add_argument("--rounds", type=number_of_rounds, default=7, help="that count, after one that warms up (default: 7)")
+    parser.add_argument("--scale", type=part, default=1.0, help="so many times as much to do (default: 1)")
     parser.add_argument("--json", help="add the seconds to this file")
     given = parser.parse_args()
     if unknown := set(given.rows) - set(names):
         parser.error(f"no such row: {', '.join(sorted(unknown))}")
     folder = given.dir or ("/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
+    try:
+        measure_rows(given.rows or soon, folder, given.rounds, given.scale, Path(given.json) if given.json else None)
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"failed with status {error.returncode}: {shlex.join(map(str, error.cmd))}")
+    except (OSError, json.JSONDecodeError) as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+
+
+def measure_rows(rows: Sequence[str], folder: str | None, rounds: int, scale: float, kept: Path | None) -> None:
+    """Print rows, one after the other, and keep their seconds in a file, beside those of others."""
     seconds: dict[str, dict[str, list[float]]] = {}
-    if given.json and os.path.exists(given.json):
-        seconds = json.loads(Path(given.json).read_text())
+    if kept:
+        with open(kept, "a+") as file:  # before anything takes its time
+            file.seek(0)
+            seconds = json.loads(file.read() or "{}")
     with workplace(folder) as top:
-        bench = Bench(top, given.scale, [installed()])
+        bench = Bench(top, scale, [installed()])
         for row in ROWS:
-            if row.__name__ not in (given.rows or soon):
+            if row.__name__ not in rows:
                 continue
-            there = [one for one in row(bench) if shutil.which(one.command[0])]
+            there = [one for one in row(bench) if one.is_there]
             if not there:
                 print(f"{row.__doc__}: left out, because something is missing here: see benchmarks/README.md", file=sys.stderr)
                 continue
-            walls = seconds[row.__name__] = measure(there, given.rounds, round((TAKES.get(row, 1) << 30) * given.scale))
+            walls = seconds[row.__name__] = measure(there, rounds, round((TAKES.get(row, 1) << 30) * scale))
             print(told(row, walls, peak(there[0])), flush=True)
             bench.clear()
-            if given.json:
-                Path(given.json).write_text(json.dumps(seconds, indent=1) + "\n")
+            if kept:
+                kept.write_text(json.dumps(seconds, indent=1) + "\n")
 
 
 if __name__ == "__main__":

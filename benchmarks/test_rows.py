@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 
@@ -19,7 +18,7 @@ SMALL = 0.02  # of what the table is of: 1,000 small files, large ones of 21 MB
 
 
 def contenders(row: Row, folder: Path, scale: float) -> list[Contender]:
-    return [one for one in row(Bench(folder, SMALL * scale, [sys.executable, "-m", "pcopy"])) if shutil.which(one.command[0])]
+    return [one for one in row(Bench(folder, SMALL * scale, [sys.executable, "-m", "pcopy"])) if one.is_there]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row.__name__ for row in ROWS])

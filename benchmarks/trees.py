@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from pathlib import Path
 
-SMALL_FILE, PER_DIRECTORY, LARGE_FILES = 6000, 12, 4
+PER_DIRECTORY, LARGE_FILES = 12, 4
+MIDDLE, SPREAD = 4096, 1.2  # bytes of the file in the middle, and how far the others are from it, as a logarithm
 BLOCK = random.Random(1).randbytes(1 << 20)  # not zeros: a copier may make holes of those
 
 
 def make_small_files(top: Path, count: int) -> None:
-    """Files of all sizes about SMALL_FILE, in a tree of directories."""
+    """Most of a few kilobytes, some much larger; in a tree in which most directories are five to ten levels deep, and some have
+    many more files than others.
+    """
     rng = random.Random(1)
-    directories = [top]
     top.mkdir()
-    for number in range(count):
-        if number % PER_DIRECTORY == 0:
-            # Below one of the first, so that the tree is about as deep as people's trees are.
-            directories.append(rng.choice(directories[: len(directories) // 8 + 1]) / f"d{number}")
-            directories[-1].mkdir()
-        (directories[-1] / f"f{number}").write_bytes(BLOCK[: min(len(BLOCK), int(rng.expovariate(1 / SMALL_FILE)))])
+    directories = [top]
+    while len(directories) * PER_DIRECTORY < count:
+        above = directories[int(len(directories) * rng.random() ** 2)]  # the older it is, the more there is in it
+        directories.append(above / f"d{len(directories)}")
+        directories[-1].mkdir()
+    weights = [rng.lognormvariate(0, 1) for _ in directories]
+    for number, directory in enumerate(rng.choices(directories, weights, k=count)):
+        size = int(rng.lognormvariate(math.log(MIDDLE), SPREAD))
+        (directory / f"f{number}").write_bytes(BLOCK[: min(size, len(BLOCK))])
 
 
 def make_empty_files(top: Path, count: int, each: int) -> None:
