@@ -31,6 +31,7 @@ from pcopy.mounts import is_mount
 from pcopy.options import Overwrite, When
 from pcopy.plain import CLOSED, Plain, abandon
 from pcopy.select import leaves_out
+from pcopy.symlinks import Symlinks
 from pcopy.verdict import Fate, Judge, Result
 from pcopy.work import Job, Seen, Temporary
 
@@ -67,6 +68,7 @@ class Copier:
         self.large = LARGE
         self.auditor = Auditor(options, job.stop)
         self.plain = Plain(options, self.contents, self.metadata, LARGE)
+        self.symlinks = Symlinks(options, self.metadata)
         self.judge = Judge(job, self.auditor, self.metadata)
         self.halves = Halves(job, self.judge, self.plain.mask)
         self.user = os.geteuid()

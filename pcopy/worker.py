@@ -235,7 +235,7 @@ class Slice(Account):
             self.hand_back(unit)
             return
         pair, names, done, begun, compared = self.pair_of(unit), unit.names, 0, False, None
-        usual = unit.regular and not unit.again and not unit.partial and not unit.rename
+        usual = not unit.again and not unit.partial and not unit.rename
         while done < len(names):
             if usual and (count := self.do_plain(unit, pair, names[done:])):
                 done += count
@@ -243,7 +243,7 @@ class Slice(Account):
                     break
                 if self.singly:
                     continue
-            if usual and not unit.first_of and (count := self.gather(unit, pair, names[done:])):
+            if usual and unit.regular and not unit.first_of and (count := self.gather(unit, pair, names[done:])):
                 done += count
                 if done == len(names) or time.monotonic() >= self.deadline:
                     break
@@ -262,7 +262,9 @@ class Slice(Account):
     def do_plain(self, unit: Entries, pair: Pair, names: Sequence[str]) -> int:
         """Do files in the quick way, from the first on, so far as they are plain. Returns how many; fewer if the time is up."""
         plain, tree, first = self.copier.plain, self.job.trees[unit.tree], bool(unit.first_of)
-        if not unit.fresh:
+        if not unit.regular:
+            count = 0 if first else self.do_links(unit, pair, names)
+        elif not unit.fresh:
             count = plain.unchanged(pair, names, self.deadline, tree, first) if self.compares(pair) else 0
             self.note_unchanged(unit, names[:count])
         elif pair.earlier:
@@ -277,6 +279,21 @@ class Slice(Account):
                 self.pace.pay(sum(sizes))
         else:
             count = 0
+        return count
+
+    def do_links(self, unit: Entries, pair: Pair, names: Sequence[str]) -> int:
+        """The same of symbolic links."""
+        links = self.copier.symlinks
+        if not unit.fresh:
+            count = links.unchanged(pair, names, self.deadline, self.job.trees[unit.tree]) if links.compares else 0
+            self.note_unchanged(unit, names[:count])
+            return count
+        count = links.make(pair, names, self.deadline) if links.works else 0
+        self.outcome.tally.symlinks += count
+        self.note_there(unit, names[:count], None)
+        if self.tells:
+            for name in names[:count]:
+                self.event("copied", unit, name, "new")
         return count
 
     def compares(self, pair: Pair) -> bool:

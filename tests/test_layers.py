@@ -24,7 +24,7 @@ FLOORS = (
     ("contents", "runs", "crew", "mounts", "attributes", "quota"),
     ("handles", "failures"),
     ("metadata", "reading", "manifest", "listing", "extra"),
-    ("directory", "plain", "audit"),
+    ("directory", "plain", "symlinks", "audit"),
     ("verdict",),
     ("halves",),
     ("entry",),
