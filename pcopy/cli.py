@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\b
 Examples:
   pcopy photos /mnt/backup/photos           copy a tree; again: bring it up to date
-  pcopy -j 16 /nfs/data /scratch/data       more processes for storage that waits
+  pcopy -j 4 /nfs/data /scratch/data        no more than four processes
   pcopy notes.txt letters /mnt/usb/         several sources go into a directory
   pcopy -n -v photos /mnt/backup/photos     say what would be done, touch nothing
   pcopy --check photos.sha256 /mnt/backup/photos
@@ -126,7 +126,8 @@ destination unusable, another run holds it); 129, 130, 143 interrupted."""
 @click.option("--metrics", cls=Option, group=SAY, metavar="FILE", shell_complete=some_file,
               help="Write the figures of the run for Prometheus' textfile collector.  [default: none]")
 @click.option("--check", cls=Option, group=MEASURE, metavar="FILE", shell_complete=some_file,
-              help="Check files against a manifest: pcopy --check FILE [DIRECTORY]; its names begin there.  [default: copy]")
+              help="Check files against a manifest: pcopy --check FILE [DIRECTORY]; its names begin there, else here.  "
+                   "[default: copy]")
 @click.option("--compare", is_flag=True, cls=Option, group=MEASURE,
               help="Measure one process against many: pcopy --compare [SOURCE [DESTINATION]]. Without SOURCE it makes a "
                    "sample tree; -j 2,4,8 lists the pools to try.")
