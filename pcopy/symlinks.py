@@ -21,6 +21,9 @@ from pcopy.metadata import EARLIEST, LATEST, SHORTLY, Metadata
 from pcopy.options import Options, Overwrite
 from pcopy.work import Tree
 
+# Links in a row from which on it is worth seeing whether nobody else may write there. Fewer are made by their handles.
+SEVERAL = 3
+
 
 class Symlinks:
     """What a slice does to symbolic links that need no more."""
@@ -37,6 +40,8 @@ class Symlinks:
         What is made gets its owner and times by its name, so only where nobody else can put something in its place.
         """
         above, below, done = pair.source, pair.destination, 0
+        if not self.works or len(names) < SEVERAL:
+            return 0
         try:
             if not self.is_ours_alone(below):
                 return 0
@@ -98,7 +103,7 @@ class Symlinks:
         Extended attributes are compared as those of files, see :meth:`Plain.unchanged`.
         """
         above, below, done = pair.source, pair.destination, 0
-        if below == ABSENT:
+        if not self.compares or below == ABSENT:
             return 0
         device, other = tree.source_inode[0], tree.destination_inode[0] if tree.one_clock and tree.destination_inode else None
         keep_owner, keep_times, metadata = self.metadata.keep_owner, self.metadata.keep_times, self.metadata

@@ -285,10 +285,10 @@ class Slice(Account):
         """The same of symbolic links."""
         links = self.copier.symlinks
         if not unit.fresh:
-            count = links.unchanged(pair, names, self.deadline, self.job.trees[unit.tree]) if links.compares else 0
+            count = links.unchanged(pair, names, self.deadline, self.job.trees[unit.tree])
             self.note_unchanged(unit, names[:count])
             return count
-        count = links.make(pair, names, self.deadline) if links.works else 0
+        count = links.make(pair, names, self.deadline)
         self.outcome.tally.symlinks += count
         self.note_there(unit, names[:count], None)
         if self.tells:
