@@ -276,6 +276,8 @@ def run_compare(context: click.Context, given: dict[str, Any]) -> int:
     refuse(context, NOT_COMPARED, "does not go with --compare")
     if len(given["paths"]) > 2:
         raise click.UsageError("--compare takes one source and one destination at most", context)
+    import shutil
+
     from pcopy.asked import check_sharing
     from pcopy.chart import check_chart, draw
     from pcopy.comparison import compare
@@ -289,7 +291,8 @@ def run_compare(context: click.Context, given: dict[str, Any]) -> int:
             *given["paths"], jobs=given["jobs"], against=given["against"], rounds=given["rounds"],
             options=copy_options(given), step=step,
         )  # fmt: skip
-    written = emit(comparison_json(comparison) if given["as_json"] else table(comparison, block()))
+    columns = shutil.get_terminal_size().columns
+    written = emit(comparison_json(comparison) if given["as_json"] else table(comparison, block(), columns))
     if given["chart"]:
         try:
             draw(comparison, given["chart"])

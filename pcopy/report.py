@@ -15,7 +15,7 @@ KEYS = (
     "files", "bytes", "directories", "symlinks", "hardlinks", "specials", "unchanged", "deleted", "failed", "vanished",
     "skipped",
 )  # fmt: skip
-BAR = 16  # columns of the longest bar in a table
+BAR, SHORT_BAR = 16, 5  # columns of the longest bar in a table; where there is no room for a short one, there is none
 SPEED_UP = "speed-up: median of each round's ratio to -j 1, not the ratio of the medians"
 
 
@@ -95,18 +95,19 @@ def figures(report: Report) -> dict[str, Any]:
 # ---- comparisons ----------------------------------------------------------------------------------------------------
 
 
-def table(comparison: Comparison, block: str = "█") -> str:
-    """A comparison for a terminal of 80 columns or more; the shorter the bar, made of ``block``, the better."""
+def table(comparison: Comparison, block: str = "█", columns: int = 1000) -> str:
+    """A comparison for a terminal of so many columns; the shorter the bar, made of ``block``, the better."""
     head = f"{plural(comparison.files, 'file')}, {size(comparison.bytes)}; {plural(comparison.rounds, 'round')} after a warm-up"
     titles = ("", "median s", "min-max s", "MB/s", "files/s", "speed-up")
     rows = [row(one, comparison) for one in comparison.contenders]
     widths = [max(len(line[column]) for line in [titles, *rows]) for column in range(len(titles))]
+    room = min(BAR, columns - sum(widths) - 2 * len(widths))
     longest = max((one.median for one in comparison.contenders if one.seconds), default=1.0)
     place = [f"copies in {shown(comparison.place)}"] if comparison.place else []
     lines = [head, *place, "", line_of(titles, widths)]
     for one, cells in zip(comparison.contenders, rows, strict=True):
-        bar = block * max(1, round(BAR * one.median / longest)) if one.seconds else shown(one.trouble)
-        lines.append(f"{line_of(cells, widths)}  {bar}")
+        bar = block * max(1, round(room * one.median / longest)) if room >= SHORT_BAR else ""
+        lines.append(f"{line_of(cells, widths)}  {bar if one.seconds else shown(one.trouble)}".rstrip())
     return "\n".join([*lines, "", SPEED_UP, comparison.advice])
 
 

@@ -290,6 +290,13 @@ def test_every_bar_is_seen_and_none_is_too_long(medians: list[float]) -> None:
         assert bar == pytest.approx(max(1.0, exact), abs=0.51)
 
 
+@pytest.mark.parametrize(("columns", "bar"), [(80, 16), (72, 12), (66, 6), (60, 0), (20, 0)])
+def test_bars_take_no_more_than_the_terminal_has(columns: int, bar: int) -> None:
+    lines = table(of([1.0, 2.0, 4.0], j2=[0.5, 1.0, 1.0]), columns=columns).splitlines()
+    assert max(line.count("█") for line in lines) == bar
+    assert [line for line in lines if line.endswith(" ")] == []
+
+
 def test_the_table_says_how_the_speed_up_can_contradict_the_medians() -> None:
     comparison = of([1.0, 4.0, 10.0], j2=[1.0, 1.0, 8.0])
     assert "4.00x" not in table(comparison)  # the ratio of the medians
