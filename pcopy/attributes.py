@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import struct
@@ -23,6 +24,22 @@ LARGEST_ATTRIBUTE = 64 << 10  # bytes (XATTR_SIZE_MAX, xattr(7))
 INTERNAL = frozenset({"trusted.lov", "trusted.lma", "trusted.lmv", "trusted.link", "security.evm"})
 INTERNAL_KINDS = ("lustre.", "afs.", "xfsroot.", "trusted.SGI_")
 GROUP_OBJ = 0x04  # linux/posix_acl.h: ACL_GROUP_OBJ
+
+
+def may_give_away() -> bool:
+    """Whether this process may set any owner (CAP_CHOWN, capabilities(7)); where nobody can tell, whether it is root."""
+    with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/self/status", "rb") as file:
+        return bool(int(file.read().split(b"\nCapEff:")[1].split()[0], 16) & 1)
+    return os.geteuid() == 0
+
+
+def own_groups() -> frozenset[int]:
+    """Those that this process may set: all of its own that mean something in its user namespace (user_namespaces(7))."""
+    groups = {os.getegid(), *os.getgroups()}
+    with contextlib.suppress(OSError, ValueError), open("/proc/self/gid_map", "rb") as file:
+        known = [range(int(first), int(first) + int(count)) for first, _, count in map(bytes.split, file)]
+        return frozenset(group for group in groups if any(group in one for one in known))
+    return frozenset(groups)
 
 
 def set_owner(target: Target, uid: int, gid: int) -> None:

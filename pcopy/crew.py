@@ -40,7 +40,7 @@ class Effort:
     time that files are given to come to rest.
     """
 
-    def __init__(self) -> None:  # to be put aside while the files are read must not look like a wait
+    def __init__(self) -> None:  # to be put aside while /proc is read must not look like a wait
         self.queued, self.computed, self.began = queued(), time.thread_time(), time.monotonic()
 
     def into(self, outcome: Outcome, rested: float = 0.0) -> None:

@@ -341,7 +341,7 @@ class Directories:
         pair.stays = True
         there = fs.list_directory(handle)
         if self.options.dry_run:  # the run would hold the lock that shows them to be dead
-            there = {name: is_dir for name, is_dir in there.items() if is_dir or not runs.is_temporary(name)}
+            there = {name: is_dir for name, is_dir in there.items() if not self.extra.goes_uncounted(name, is_dir, handle)}
         elif self.job.locked:
             runs.clear_stale(there, (), pair.depth, handle, self.job.token)
         inside = self.extra.removable(pair, there, ())

@@ -48,8 +48,9 @@ class Metadata:
         self.keep_times, self.keep_xattrs = "times" in keep, "xattr" in keep
         self.umask, self.follow = umask, options.dereference
         self.unprivileged = os.geteuid() != 0
-        self.user = os.geteuid() if self.unprivileged else None
-        self.groups = frozenset((os.getegid(), *os.getgroups()))
+        # Whose our copies are, if they cannot be given to others, and the groups that they can be given to all the same.
+        self.user = None if attr.may_give_away() else os.geteuid()
+        self.groups = attr.own_groups()
         # Of which owner's entries we may not set which owner and group, not tried again in this slice; whether the group alone.
         self.refused: dict[tuple[int, int, int], bool] = {}
         self.unlabelled, self.layered, self.dry_run = unlabelled, layered, options.dry_run
@@ -65,7 +66,7 @@ class Metadata:
             self.learn(target, pair)
         owned, names = True, attr.attributes_of(source) if self.keep_xattrs else []
         if (state.st_uid, state.st_gid) != pair.owner:
-            owned = self.keep_owner and self.own(target, pair.owner, state.st_uid, state.st_gid)
+            owned = self.keep_owner and self.own(target, pair.owner, state.st_uid, state.st_gid, new=True)
         if names or (pair.inherits and self.keep_xattrs):
             self.copy_attributes(source, target, names)
         mode = None
@@ -227,7 +228,7 @@ class Metadata:
         return [] if found == ["owner"] and self.is_as_owned_as_can_be(state, copy) else found
 
     def update(self, source: Target, target: Target, state: os.stat_result, copy: os.stat_result) -> None:
-        """Mend what :meth:`differs` found, on an entry that stays in place."""
+        """Mend what :meth:`differences` found, on an entry that stays in place."""
         owner = copy.st_uid, copy.st_gid
         owned = owner == (state.st_uid, state.st_gid)
         names = attr.attributes_of(source) if self.keep_xattrs else []
@@ -243,10 +244,8 @@ class Metadata:
             self.copy_attributes(source, target, names)
         if not stat.S_ISLNK(state.st_mode):
             mode = self.beside_acl(source, target, names, self.mode_of(state.st_mode, owned) if self.keep_mode else kept)
-            given = owned and owner != (
-                state.st_uid,
-                state.st_gid,
-            )  # and what a chown(2) leaves of a mode is the system's choice
+            wanted = state.st_uid, state.st_gid
+            given = owned and owner != wanted  # chown(2) leaves what it likes of a mode
             if given or mode != stat.S_IMODE(os.stat(target).st_mode):
                 self.attempt("mode", attr.set_mode, target, mode)
         if self.keep_times and state.st_mtime_ns != copy.st_mtime_ns:
@@ -276,14 +275,19 @@ class Metadata:
         """The mode that a copy keeps where modes are not preserved, before it may lose its ACL. ``names``: as above."""
         return mode if self.keep_mode or not self.keep_xattrs or ACL in names else self.without_acl(target, mode)
 
-    def own(self, target: Target, there: tuple[int, int] | None, uid: int, gid: int) -> bool:
-        """Set owner and group, or at least the group, of what has others. True if both are set."""
+    def own(self, target: Target, there: tuple[int, int] | None, uid: int, gid: int, new: bool = False) -> bool:
+        """Set owner and group, or at least the group, of what has others. True if both are set.
+
+        What is refused to the privileged for an entry that is not ``new`` may be so for that alone, if it is immutable, say.
+        """
         owner, group = there or (-1, -1)
         known = self.refused.get((owner, uid, gid))
         if known is None and self.attempt("", attr.set_owner, target, uid, gid):
             return True
         if known is not False:
-            self.refused[owner, uid, gid] = group == gid or self.attempt("", attr.set_owner, target, -1, gid)
+            alone = group == gid or self.attempt("", attr.set_owner, target, -1, gid)
+            if new or self.user is not None:
+                self.refused[owner, uid, gid] = alone
         self.lose("owner")
         return False
 

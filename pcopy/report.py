@@ -106,8 +106,11 @@ def table(comparison: Comparison, block: str = "█", columns: int = 1000) -> st
     place = [f"copies in {shown(comparison.place)}"] if comparison.place else []
     lines = [head, *place, "", line_of(titles, widths)]
     for one, cells in zip(comparison.contenders, rows, strict=True):
-        bar = block * max(1, round(room * one.median / longest)) if room >= SHORT_BAR else ""
-        lines.append(f"{line_of(cells, widths)}  {bar if one.seconds else shown(one.trouble)}".rstrip())
+        if not one.seconds:
+            bar = shown(one.trouble)
+        else:
+            bar = block * max(1, round(room * one.median / longest)) if room >= SHORT_BAR else ""
+        lines.append(f"{line_of(cells, widths)}  {bar}".rstrip())
     return "\n".join([*lines, "", SPEED_UP, comparison.advice])
 
 

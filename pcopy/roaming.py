@@ -38,7 +38,9 @@ def returning() -> Iterator[None]:
         yield
     finally:
         if Process.home is not None:
-            with contextlib.suppress(OSError):  # its server forgot it (ESTALE): no name in it means anything any more
+            with contextlib.suppress(
+                OSError
+            ):  # it is gone from its server, say, or closed by now: nothing is named in it any more
                 os.fchdir(Process.home)
 
 

@@ -17,9 +17,8 @@ from collections.abc import Sequence
 from pcopy import attributes as attr
 from pcopy import filesystem as fs
 from pcopy.handles import ABSENT, Pair
-from pcopy.metadata import EARLIEST, LATEST, SHORTLY, Metadata
+from pcopy.metadata import EARLIEST, LATEST, Metadata
 from pcopy.options import Options, Overwrite
-from pcopy.work import Tree
 
 # Links in a row from which on it is worth seeing whether nobody else may write there. Fewer are made by their handles.
 SEVERAL = 3
@@ -59,7 +58,7 @@ class Symlinks:
                 if (
                     not self.is_usual(state)
                     or (keep_owner and owner not in (None, mine) and self.metadata.unprivileged)
-                    or (self.xattrs and os.listxattr(near + name, follow_symlinks=False))
+                    or (self.xattrs and self.has_attributes(near + name))
                 ):
                     break
                 target = os.readlink(name, dir_fd=above)
@@ -97,17 +96,12 @@ class Symlinks:
             stat.S_ISLNK(state.st_mode) and not (self.links and state.st_nlink > 1) and EARLIEST <= state.st_mtime_ns <= LATEST
         )
 
-    def unchanged(self, pair: Pair, names: Sequence[str], deadline: float, tree: Tree) -> int:
-        """How many links, from the first on, are what they were when they were copied. Stops at the deadline.
-
-        Extended attributes are compared as those of files, see :meth:`Plain.unchanged`.
-        """
-        above, below, done = pair.source, pair.destination, 0
+    def unchanged(self, pair: Pair, names: Sequence[str], deadline: float) -> int:
+        """How many links, from the first on, are what they were when they were copied. Stops at the deadline."""
+        above, below, done, metadata = pair.source, pair.destination, 0, self.metadata
         if not self.compares or below == ABSENT:
             return 0
-        device, other = tree.source_inode[0], tree.destination_inode[0] if tree.one_clock and tree.destination_inode else None
-        keep_owner, keep_times, metadata = self.metadata.keep_owner, self.metadata.keep_times, self.metadata
-        metadata.beyond = []
+        keep_owner, keep_times = metadata.keep_owner, metadata.keep_times
         try:
             near = attr.way_to(above) if self.xattrs else ""
         except OSError:
@@ -124,22 +118,14 @@ class Symlinks:
                     or (keep_times and state.st_mtime_ns != copy.st_mtime_ns)
                     or (keep_owner and (state.st_uid, state.st_gid) != (copy.st_uid, copy.st_gid))
                     or os.readlink(name, dir_fd=above) != os.readlink(name, dir_fd=below)
-                    or (
-                        self.xattrs
-                        and (
-                            copy.st_nlink > 1
-                            or state.st_ctime_ns + SHORTLY >= copy.st_ctime_ns
-                            or state.st_dev != device
-                            or copy.st_dev != other
-                            or os.listxattr(near + name, follow_symlinks=False)
-                        )
-                        and metadata.attributes_differ(pair, name, name)
-                    )
+                    or (self.xattrs and self.has_attributes(near + name, fs.by_name(name, below)))
                 ):
                     break
-                if metadata.beyond:
-                    metadata.lose_beyond()
             except OSError:
                 break
             done += 1
         return done
+
+    @staticmethod
+    def has_attributes(*links: str) -> bool:
+        return any(os.listxattr(link, follow_symlinks=False) for link in links)

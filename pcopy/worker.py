@@ -260,12 +260,12 @@ class Slice(Account):
         self.part(unit, done, at if begun else len(self.stack), compared)
 
     def do_plain(self, unit: Entries, pair: Pair, names: Sequence[str]) -> int:
-        """Do files in the quick way, from the first on, so far as they are plain. Returns how many; fewer if the time is up."""
+        """Do entries in the quick way, from the first on, so far as they are plain. Returns how many."""
         plain, tree, first = self.copier.plain, self.job.trees[unit.tree], bool(unit.first_of)
         if not unit.regular:
             count = 0 if first else self.do_links(unit, pair, names)
         elif not unit.fresh:
-            count = plain.unchanged(pair, names, self.deadline, tree, first) if self.compares(pair) else 0
+            count = plain.unchanged(pair, names, self.deadline, tree, first) if self.may_be_unchanged(pair) else 0
             self.note_unchanged(unit, names[:count])
         elif pair.earlier:
             count = plain.link(pair, names, self.deadline, tree, first) if plain.links_earlier else 0
@@ -282,10 +282,10 @@ class Slice(Account):
         return count
 
     def do_links(self, unit: Entries, pair: Pair, names: Sequence[str]) -> int:
-        """The same of symbolic links."""
+        """Do symbolic links in the quick way, from the first on, so far as they are usual. Returns how many."""
         links = self.copier.symlinks
         if not unit.fresh:
-            count = links.unchanged(pair, names, self.deadline, self.job.trees[unit.tree])
+            count = links.unchanged(pair, names, self.deadline)
             self.note_unchanged(unit, names[:count])
             return count
         count = links.make(pair, names, self.deadline)
@@ -296,8 +296,8 @@ class Slice(Account):
                 self.event("copied", unit, name, "new")
         return count
 
-    def compares(self, pair: Pair) -> bool:
-        """Whether copies that are there may be seen to be what they would become."""
+    def may_be_unchanged(self, pair: Pair) -> bool:
+        """Whether files of which copies are there are compared with those before anything else."""
         return self.copier.plain.compares and pair.destination != ABSENT
 
     def part(self, unit: Entries | Link, done: int, height: int, compared: Compared | None) -> None:
@@ -315,7 +315,7 @@ class Slice(Account):
         Of copies that are what they would become it makes no units, so nobody tells of them.
         """
         seen: list[Seen] = []
-        if not unit.fresh and self.compares(pair) and self.copier.keep_links and not self.tells and not self.summing:
+        if not unit.fresh and self.may_be_unchanged(pair) and self.copier.keep_links and not self.tells and not self.summing:
             self.copier.plain.unchanged(pair, names, self.deadline, self.job.trees[unit.tree], seen=seen)
         seen += self.copier.look_for_names(pair, names[len(seen) :], self.deadline)
         if seen:

@@ -446,6 +446,18 @@ def test_a_directory_that_a_dead_run_may_have_left_is_told_as_in_the_run(
     assert ["deleted" in (event.what for event in told)] == [bool(inside)]
 
 
+def test_what_a_dead_run_may_have_left_far_below_keeps_nothing_in_a_dry_run(tmp_path: Path, pcopy: Run) -> None:
+    aside = f".pcopy-00000001-1-{'0' * 16}"
+    source = make_tree(tmp_path / "src", {"f": b"1", "x": b"2"})
+    below = {"x": Dir({"y": Dir({aside: Dir()}), "q": b"1"}), "z": Dir({aside: Dir()}), "f": b"1"}
+    copy = make_tree(tmp_path / "dst", dict(below))
+    before = read_tree(copy)
+    assert pcopy("--delete", "--max-delete", 3, source, copy).returncode == 3
+    assert read_tree(copy) == before
+    heard = agrees(source, copy, delete=True)
+    assert sum(event.what == "deleted" for event in heard.events) == 4
+
+
 @as_root
 @pytest.mark.parametrize("place", ["", "/d"], ids=["the top", "below it"])
 def test_what_is_closed_is_said_to_be_no_failure_of_the_run(tmp_path: Path, place: str) -> None:

@@ -59,6 +59,15 @@ pcopy.cli.main(sys.argv[1:])
 """
 
 
+UNSHARED = """
+if ctypes.CDLL(None).unshare(0x10000000):  # CLONE_NEWUSER
+    os._exit(77)
+for name, text in (("setgroups", "deny"), ("uid_map", "65534 65534 1"), ("gid_map", "65534 65534 1")):
+    with open(f"/proc/self/{name}", "w") as file:
+        file.write(text)
+"""
+
+
 def as_nobody(
     *arguments: object, umask: int = 0o022, where: Path | None = None, groups: tuple[int, ...] = ()
 ) -> subprocess.CompletedProcess[str]:
@@ -466,6 +475,66 @@ def test_a_directory_with_attributes_is_not_touched_again(tmp_path: Path, told: 
     time.sleep(0.02)
     assert pcopy.copy(source, tmp_path / "dst", jobs=1, **told).ok
     assert [(tmp_path / "dst" / name).stat().st_ctime_ns for name in "de"] == before
+
+
+@as_root
+def test_an_owner_that_one_file_refuses_is_given_to_all_others(tmp_path: Path) -> None:
+    if not shutil.which("chattr"):
+        pytest.skip("needs chattr")
+    below: dict[str | bytes, object] = {"f": b"1", "g": b"2", "l": Link("x"), "d": Dir()}
+    tree: dict[str | bytes, object] = {f"d{number}": Dir(below) for number in range(3)}
+    source = make_tree(tmp_path / "src", {"a": Dir({"x": b"1"}), **tree})
+    subprocess.run(["chown", "-Rh", "1000:1000", source], check=True)
+    copy = make_tree(tmp_path / "dst", {"a": Dir({"x": b"1"})})
+    os.utime(copy / "a/x", ns=((source / "a/x").stat().st_atime_ns, (source / "a/x").stat().st_mtime_ns))
+    if subprocess.run(["chattr", "+i", copy / "a/x"], capture_output=True, check=False).returncode:
+        pytest.skip("no file can be immutable here")
+    try:
+        assert pcopy.copy(source, copy, jobs=1).lost == {"owner": 1}
+    finally:
+        subprocess.run(["chattr", "-i", copy / "a/x"], check=True)
+    assert {str(path.relative_to(copy)) for path in copy.rglob("*") if path.lstat().st_uid != 1000} == {"a/x"}
+
+
+def without_chown(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the command line as root, who may not give files to others."""
+    if not shutil.which("setpriv"):
+        pytest.skip("needs setpriv")
+    words = ["setpriv", "--bounding-set=-chown", "--inh-caps=-chown", sys.executable, "-m", "pcopy", *map(str, arguments)]
+    return subprocess.run(words, capture_output=True, text=True, check=False)
+
+
+@as_root
+def test_who_may_give_nothing_away_finds_it_unchanged_and_links_it(tmp_path: Path) -> None:
+    """Privilege counts, and not the name of root; a dry run says so too."""
+    source = make_tree(tmp_path / "src", {"f": b"1", "g": b"2", "h": Hard("g"), "l": Link("x")})
+    subprocess.run(["chown", "-Rh", "5:6", source], check=True)
+    assert without_chown("-q", source, tmp_path / "day1").returncode == 0
+    for words in (("-n", "-v"), ("-v",)):
+        said = without_chown(*words, source, tmp_path / "day1").stderr.splitlines()
+        assert not [line for line in said if "update" in line or "would copy /" in line or line.startswith("copied /")], said
+    report = json.loads(without_chown("--json", "--link-dest", tmp_path / "day1", source, tmp_path / "day2").stdout)
+    assert (report["files"], report["hardlinks"]) == (0, 3)
+
+
+@as_root
+def test_groups_that_mean_nothing_in_a_user_namespace_are_not_waited_for(public: Path) -> None:
+    """They all look like one group, of which the user seems to be, and which cannot be set (user_namespaces(7))."""
+    source = make_tree(public / "src", {"f": b"1", "g": b"2", "h": Hard("g")})
+    for path in (source, *source.iterdir()):
+        os.chown(path, NOBODY, GROUP)
+    program = AS_NOBODY.replace("setgroups([])", f"setgroups([{GROUP}])")
+    program = program.replace("pcopy.cli.main(", UNSHARED + "pcopy.cli.main(")
+
+    def run(*arguments: object) -> dict[str, Any]:
+        words = [sys.executable, "-c", program, "--json", "-j", "1", *map(str, arguments)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        if done.returncode == 77:
+            pytest.skip("no user namespaces here")
+        return dict(json.loads(done.stdout))
+
+    assert run(source, public / "day1")["files"] == 2
+    assert run("--link-dest", public / "day1", source, public / "day2")["files"] == 0
 
 
 @as_root

@@ -80,6 +80,32 @@ def test_where_others_may_write_none_is_made_by_name(tmp_path: Path, one_by_one:
 
 
 @as_root
+def test_in_the_directory_of_somebody_else_none_is_made_by_name(tmp_path: Path, one_by_one: list[str]) -> None:
+    source = make_tree(tmp_path / "src", {"d": Dir(links())})
+    copy = make_tree(tmp_path / "dst", {"d": Dir(mode=0o755)})
+    for path in (source / "d", copy / "d"):
+        os.chown(path, 12, 12)
+    (copy / "d/theirs").touch()
+    assert library.copy(source, copy, jobs=1).symlinks == MANY
+    assert sorted(one_by_one) == sorted(links())
+
+
+def test_one_or_two_are_made_by_their_handles(tmp_path: Path, one_by_one: list[str]) -> None:
+    source = make_tree(tmp_path / "src", {"d": Dir(links(2))})
+    assert library.copy(source, tmp_path / "dst", jobs=1).symlinks == 2
+    assert sorted(one_by_one) == sorted(links(2))
+
+
+@as_root
+def test_an_attribute_that_a_copy_gained_goes(tmp_path: Path) -> None:
+    source = make_tree(tmp_path / "src", {"d": Dir(links(4))})
+    assert library.copy(source, tmp_path / "dst", jobs=1).ok
+    os.setxattr(tmp_path / "dst/d/l2", "trusted.b", b"1", follow_symlinks=False)
+    assert library.copy(source, tmp_path / "dst", jobs=1).ok
+    assert os.listxattr(tmp_path / "dst/d/l2", follow_symlinks=False) == []
+
+
+@as_root
 @pytest.mark.parametrize("keep", ["", "owner", "times", "owner,times"])
 @pytest.mark.parametrize("verbose", [False, True])
 def test_owners_and_times_are_kept_if_asked_for(tmp_path: Path, keep: str, verbose: bool) -> None:
