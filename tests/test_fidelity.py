@@ -65,6 +65,7 @@ if ctypes.CDLL(None).unshare(0x10000000):  # CLONE_NEWUSER
 for name, text in (("setgroups", "deny"), ("uid_map", "65534 65534 1"), ("gid_map", "65534 65534 1")):
     with open(f"/proc/self/{name}", "w") as file:
         file.write(text)
+ctypes.CDLL(None).capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)())  # as after an exec
 """
 
 
@@ -522,9 +523,9 @@ def test_groups_that_mean_nothing_in_a_user_namespace_are_not_waited_for(public:
     """They all look like one group, of which the user seems to be, and which cannot be set (user_namespaces(7))."""
     source = make_tree(public / "src", {"f": b"1", "g": b"2", "h": Hard("g")})
     for path in (source, *source.iterdir()):
-        os.chown(path, NOBODY, GROUP)
+        os.chown(path, 1000, GROUP)
     program = AS_NOBODY.replace("setgroups([])", f"setgroups([{GROUP}])")
-    program = program.replace("pcopy.cli.main(", UNSHARED + "pcopy.cli.main(")
+    program = program.replace("pcopy.cli.main(", UNSHARED + "pcopy.cli.main(").replace(str(NOBODY), "1000")
 
     def run(*arguments: object) -> dict[str, Any]:
         words = [sys.executable, "-c", program, "--json", "-j", "1", *map(str, arguments)]
