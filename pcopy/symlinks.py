@@ -58,7 +58,7 @@ class Symlinks:
                 if (
                     not self.is_usual(state)
                     or (keep_owner and owner not in (None, mine) and self.metadata.unprivileged)
-                    or (self.xattrs and self.has_attributes(near + name))
+                    or (self.xattrs and os.listxattr(near + name, follow_symlinks=False))
                 ):
                     break
                 target = os.readlink(name, dir_fd=above)
@@ -98,14 +98,11 @@ class Symlinks:
 
     def unchanged(self, pair: Pair, names: Sequence[str], deadline: float) -> int:
         """How many links, from the first on, are what they were when they were copied. Stops at the deadline."""
-        above, below, done, metadata = pair.source, pair.destination, 0, self.metadata
+        above, below, done = pair.source, pair.destination, 0
         if not self.compares or below == ABSENT:
             return 0
-        keep_owner, keep_times = metadata.keep_owner, metadata.keep_times
-        try:
-            near = attr.way_to(above) if self.xattrs else ""
-        except OSError:
-            return 0
+        keep_owner, keep_times, metadata = self.metadata.keep_owner, self.metadata.keep_times, self.metadata
+        metadata.beyond = []
         for name in names:
             if done and time.monotonic() >= deadline:
                 break
@@ -118,14 +115,17 @@ class Symlinks:
                     or (keep_times and state.st_mtime_ns != copy.st_mtime_ns)
                     or (keep_owner and (state.st_uid, state.st_gid) != (copy.st_uid, copy.st_gid))
                     or os.readlink(name, dir_fd=above) != os.readlink(name, dir_fd=below)
-                    or (self.xattrs and self.has_attributes(near + name, fs.by_name(name, below)))
+                    or (self.xattrs and has_attributes(name, above, below) and metadata.attributes_differ(pair, name, name))
                 ):
                     break
+                if metadata.beyond:
+                    metadata.lose_beyond()
             except OSError:
                 break
             done += 1
         return done
 
-    @staticmethod
-    def has_attributes(*links: str) -> bool:
-        return any(os.listxattr(link, follow_symlinks=False) for link in links)
+
+def has_attributes(name: str, *directories: int) -> bool:
+    """Whether any of the links of a name in open directories has extended attributes."""
+    return any(os.listxattr(attr.way_to(directory) + name, follow_symlinks=False) for directory in directories)
