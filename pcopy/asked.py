@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import re
 import stat
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, TypeVar
 
 from pcopy import filesystem as fs
@@ -266,7 +267,8 @@ def look_at_source(given: str, dereference: bool) -> Source:
     except (OSError, ValueError) as error:
         raise UsageError(f"{given!r}: the source cannot be looked at: {getattr(error, 'strerror', None) or error}") from None
     inode, leads = (state.st_dev, state.st_ino), stat.S_ISLNK(state.st_mode) and os.path.isdir(given)
-    return Source(given, absolute(given), stat.S_ISDIR(state.st_mode), is_special(state.st_mode), inode, leads)
+    mode = state.st_mode
+    return Source(given, absolute(given), stat.S_ISDIR(mode), is_special(mode), inode, leads, stat.S_ISREG(mode))
 
 
 def is_special(mode: int) -> bool:
@@ -346,19 +348,29 @@ def refuse_own_place(sources: Sequence[Source], top: str, landings: Sequence[Lan
 
     What a filter, a list or a file system may leave out is for the run to find, as is what links lead to.
     """
-    if options.filters or options.one_file_system:
+    whole = [landing for landing in landings if not landing.names and landing.only is None]
+    if not whole or options.filters or options.one_file_system:
         return
-    places = [(source, os.path.realpath(source.path)) for source in sources]
-    inside = [(source, place) for source, place in places if within(place, top)]  # hardly ever any
-    for landing in landings if inside else ():
-        if landing.names or landing.only is not None:
-            continue
+    above, places = os.path.join(os.path.realpath(top), ""), real_paths(source.path for source in sources)
+    inside = [
+        (source, place) for source, place in zip(sources, places, strict=True) if place.startswith(above)
+    ]  # hardly ever any
+    for landing in whole if inside else ():
         for source, place in inside:
             below = within(place, landing.destination)
             inner = os.path.join(os.path.realpath(landing.source), below or "")
             there = os.path.isdir(inner) if source.is_directory else os.path.lexists(inner)
             if below and there and inner == os.path.realpath(inner) and not os.path.samefile(inner, place):
                 raise UsageError(f"{inner}: its copy would be written over the source {source.given}; give another destination")
+
+
+def real_paths(paths: Iterable[str]) -> Iterator[str]:
+    """As os.path.realpath, but that each directory is looked up once: most paths are of one."""
+    real = functools.cache(os.path.realpath)
+    for path in paths:
+        above, name = os.path.split(path)
+        place = os.path.join(real(above), name)
+        yield os.path.realpath(place) if os.path.islink(place) else place
 
 
 def inodes_above(path: str) -> list[tuple[int, int]]:

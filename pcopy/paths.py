@@ -22,6 +22,7 @@ class Source(NamedTuple):
     is_special: bool = False
     inode: tuple[int, int] = (0, 0)  # st_dev and st_ino
     leads_to_directory: bool = False  # a symbolic link, which is copied as one
+    is_regular: bool = False  # a file
 
     @property
     def name(self) -> str:
@@ -44,6 +45,7 @@ class Landing(NamedTuple):
     """A source directory and the directory that its entries go into.
 
     Of them ``names``, or all if there are none; of all, those on the way to and at the end of a path in ``only``, if any.
+    ``regular``: those of the names that are files.
     """
 
     source: str
@@ -51,6 +53,7 @@ class Landing(NamedTuple):
     names: tuple[str, ...] = ()
     rename: str | None = None
     only: tuple[str, ...] | None = None
+    regular: frozenset[str] = frozenset()
 
 
 def land(sources: Sequence[Source], destination: Destination) -> tuple[str, list[Landing]]:
@@ -68,12 +71,19 @@ def land(sources: Sequence[Source], destination: Destination) -> tuple[str, list
     refuse_file(destination, "several sources need a directory to go into")
     refuse_equal_names(sources)
     landings = [Landing(one.path, os.path.join(destination.path, one.name)) for one in sources if one.is_directory]
-    by_parent: dict[str, list[str]] = {}
+    by_parent: dict[str, list[Source]] = {}
     for one in sources:
         if not one.is_directory:
-            by_parent.setdefault(os.path.dirname(one.path), []).append(one.name)
-    landings += [Landing(parent, destination.path, tuple(names)) for parent, names in by_parent.items()]
+            by_parent.setdefault(os.path.dirname(one.path), []).append(one)
+    landings += [land_in(destination.path, parent, some) for parent, some in by_parent.items()]
     return destination.path, landings
+
+
+def land_in(directory: str, parent: str, sources: Sequence[Source], rename: str | None = None) -> Landing:
+    """Where entries of one directory land that are no directories."""
+    names = tuple(one.name for one in sources)
+    regular = frozenset(name for name, one in zip(names, sources, strict=True) if one.is_regular)
+    return Landing(parent, directory, names, rename, regular=regular)
 
 
 def land_one(source: Source, destination: Destination) -> tuple[str, list[Landing]]:
@@ -83,9 +93,9 @@ def land_one(source: Source, destination: Destination) -> tuple[str, list[Landin
     parent, name = os.path.split(source.path)
     if destination.is_directory or destination.given.endswith("/"):
         refuse_file(destination, "it ends in / and so has to be a directory")
-        return destination.path, [Landing(parent, destination.path, (name,))]
+        return destination.path, [land_in(destination.path, parent, [source])]
     top, rename = os.path.split(destination.path)
-    return top, [Landing(parent, top, (name,), rename if rename != name else None)]
+    return top, [land_in(top, parent, [source], rename if rename != name else None)]
 
 
 def refuse_file(destination: Destination, why: str) -> None:
@@ -96,8 +106,9 @@ def refuse_file(destination: Destination, why: str) -> None:
 def refuse_equal_names(sources: Sequence[Source]) -> None:
     seen: dict[str, Source] = {}
     for one in sources:
-        if not one.name:
+        name = one.name
+        if not name:
             raise UsageError(f"{one.given}: has no name to go by in the destination; copy it alone")
-        other = seen.setdefault(one.name, one)
+        other = seen.setdefault(name, one)
         if other is not one:
-            raise UsageError(f"{other.given} and {one.given}: would both become {one.name}; copy them one by one")
+            raise UsageError(f"{other.given} and {one.given}: would both become {name}; copy them one by one")

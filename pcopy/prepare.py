@@ -7,7 +7,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import NamedTuple
 
 from pcopy import attributes as attr
@@ -91,11 +91,13 @@ def prepare(
 ) -> tuple[Job, list[Unit]]:
     """Make what the copies are to land on, and say with which units the run begins. Raises OSError."""
     fresh, handle, alone = place
-    token, partial = os.urandom(4).hex(), {}
+    token, partial, there = os.urandom(4).hex(), {}, None
     if handle is not None and alone:
         keep = {landing.rename or name for landing in landings for name in landing.names}
         if keep:  # without names the directory is scanned, and cleared by who scans it
-            partial = runs.clear_stale(fs.list_directory(handle), keep, 0, handle, token, keep)
+            names = fs.list_directory(handle)
+            partial = runs.clear_stale(names, keep, 0, handle, token, keep)
+            there = names if len(keep) > BATCH else None  # each of a few is made aside, which takes a third longer
         if is_single(landings):
             runs.lock(handle, exclusive=False)
     few = are_few(landings)
@@ -118,7 +120,7 @@ def prepare(
             continue
         trees.append(tree_of(landing, below, handle))
         sources.append(os.path.basename(landing.source) if below else "")
-        units += units_of(landing, len(trees) - 1, is_new, 1.0 / len(landings), partial)
+        units += units_of(landing, len(trees) - 1, is_new, 1.0 / len(landings), partial, there)
     earlier: list[Tree] = []
     for number, below in enumerate(sources):
         found = list(earlier_trees(options.link_dest, below))
@@ -311,15 +313,25 @@ def earlier_trees(paths: Sequence[str], below: str) -> Iterator[Tree]:
                 yield Tree(place, place, inode, inode, on_disk=on_disk, labels=labels, layered=layered)
 
 
-def units_of(landing: Landing, tree: int, fresh: bool, share: float, partial: dict[str, str]) -> Iterator[Unit]:
-    """``partial``: what runs that were cut left of files, by the names that these are to have."""
+def units_of(
+    landing: Landing, tree: int, fresh: bool, share: float, partial: dict[str, str], there: Container[str] | None
+) -> Iterator[Unit]:
+    """``partial``: what runs that were cut left of files, by the names that these are to have.
+
+    ``there``: all names in the destination, if they are known.
+    """
     if not landing.names:
         yield Scan(tree, "", fresh, share, only=landing.only)
-    begun = {name: partial[target] for name in landing.names if (target := landing.rename or name) in partial}
-    names = tuple(name for name in landing.names if name not in begun)
-    batches = [(names[at : at + BATCH], None) for at in range(0, len(names), BATCH)]
-    for some, left in [*batches, *(((name,), place) for name, place in begun.items())]:
-        yield Entries(tree, "", some, False, False, share * len(some) / len(landing.names), landing.rename, partial=left)
+    groups: dict[tuple[bool, bool, str | None], list[str]] = {}  # by what is known of the names in a unit
+    for name in landing.names:
+        target = landing.rename or name
+        new = there is not None and target not in there
+        groups.setdefault((new, name in landing.regular, partial.get(target)), []).append(name)
+    for (new, regular, left), names in groups.items():
+        for at in range(0, len(names), BATCH):
+            some = tuple(names[at : at + BATCH])
+            part = share * len(some) / len(landing.names)
+            yield Entries(tree, "", some, new, regular, part, landing.rename, partial=left)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ in the destination then is whole or was there before.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -15,14 +16,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import pcopy as library
-from pcopy import mounts
+from pcopy import mounts, prepare
 from tests.conftest import Run, as_root
 from tests.strace import lines_of, strace
-from tests.trees import WHEN, Dir, File, Hard, Link, State, make_tree, read_tree
+from tests.trees import WHEN, Dir, Fifo, File, Hard, Link, State, make_tree, read_tree
 
 SERIAL_AND_POOL = pytest.mark.parametrize("jobs", [1, 4])
 SECOND = 10**9
@@ -807,3 +809,78 @@ def test_runs_of_single_files_into_one_directory_do_not_refuse_each_other(tmp_pa
         words = [sys.executable, "-m", "pcopy", "-q", "-j", "1"]
         runs = [subprocess.Popen([*words, tmp_path / f"one{number}", f"{dst}/"]) for number in range(4)]
         assert [run.wait(60) for run in runs] == [0] * 4
+
+
+# ---- many files, given one by one ----
+
+MANY = {f"f{number}": f"{number}" for number in range(300)}
+
+
+def given_one_by_one(top: Path) -> Path:
+    """As a shell writes them out for ``*``: files, two of which are one, a symbolic link, a FIFO and a directory."""
+    entries = {**MANY, "two": Hard("f0"), "one": Link("f1"), "pipe": Fifo(), "dir": Dir({"f": b"below"})}
+    return make_tree(top, entries)
+
+
+@SERIAL_AND_POOL
+def test_many_files_given_one_by_one_are_copied_as_their_directory_would_be(tmp_path: Path, pcopy: Run, jobs: int) -> None:
+    source, target = given_one_by_one(tmp_path / "src"), tmp_path / "dst"
+    make_tree(target, {"f2": b"older, and to be replaced", "f3": Dir(), "other": b"nobody's business"})
+    done = pcopy("-j", jobs, "--json", *sorted(os.listdir(source)), target, cwd=source)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["files"], report["hardlinks"], report["symlinks"], report["specials"]) == (301, 1, 1, 1)
+    copied, expected = read_tree(target), read_tree(source)
+    del copied[b"other"], copied[b"."], expected[b"."]  # the directory they are in is no copy
+    assert copied == expected
+    again = json.loads(pcopy("-j", jobs, "--json", *sorted(os.listdir(source)), target, cwd=source).stdout)
+    assert (again["files"], again["unchanged"], again["failed"]) == (0, 304, 0)
+
+
+def test_only_those_of_many_files_that_are_there_already_are_made_aside_and_no_pipe_is_opened(tmp_path: Path) -> None:
+    source, target, log = given_one_by_one(tmp_path / "src"), make_tree(tmp_path / "dst", {"f7": b"older"}), tmp_path / "log"
+    names = ["pipe", *sorted(MANY)]
+    command = [
+        *strace("-e", "trace=openat,/rename", log=log),
+        sys.executable,
+        "-m",
+        "pcopy",
+        "-q",
+        "-j",
+        "1",
+        *names,
+        str(target),
+    ]
+    subprocess.run(command, cwd=source, check=True)
+    renames = [line for line in lines_of(log) if "rename" in line]
+    assert len(renames) == 1
+    assert '"f7"' in renames[0]
+    assert not [line for line in lines_of(log) if '"pipe"' in line and "O_PATH" not in line]
+
+
+def test_a_name_that_appears_while_many_are_copied_is_not_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = given_one_by_one(tmp_path / "src"), make_tree(tmp_path / "dst", {})
+
+    def and_then(*arguments: Any) -> Any:
+        prepared = prepare.prepare(*arguments)
+        (target / "f299").write_text("somebody else's")
+        return prepared
+
+    monkeypatch.setattr("pcopy.api.prepare", and_then)
+    report = library.copy([source / name for name in MANY], target, jobs=1)
+    assert [(one.path, one.errno) for one in report.errors] == [(str(source / "f299"), errno.EEXIST)]
+    assert (report.files, (target / "f299").read_text()) == (299, "somebody else's")
+
+
+@pytest.mark.parametrize("given", ["straight", "by a link"])
+def test_a_source_in_the_destination_that_a_copy_would_replace_is_refused_by_any_way(
+    tmp_path: Path, pcopy: Run, given: str
+) -> None:
+    for top, text in ("src", b"new"), ("dst/src", b"old"):
+        make_tree(tmp_path / top, {"sub": Dir({"file": text})})
+    (tmp_path / "way").symlink_to("dst/src/sub")
+    place = "dst/src/sub/file" if given == "straight" else "way/file"
+    done = pcopy("src", place, "dst", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "its copy would be written over the source" in done.stderr
+    assert (tmp_path / "dst/src/sub/file").read_bytes() == b"old"
