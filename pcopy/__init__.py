@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from pcopy.checking import check
     from pcopy.comparison import compare
     from pcopy.errors import PcopyError, UsageError
-    from pcopy.figures import Comparison
+    from pcopy.figures import Comparison, Contender
     from pcopy.log import Log
     from pcopy.metrics import Metrics
+    from pcopy.options import Options
     from pcopy.outcome import Event, Failure
     from pcopy.result import Observer, Progress, Report, Stop
 
@@ -27,6 +28,7 @@ HOMES = {
     "copy": "api",
     "compare": "comparison",
     "Comparison": "figures",
+    "Contender": "figures",
     "PcopyError": "errors",
     "UsageError": "errors",
     "Observer": "result",
@@ -36,15 +38,18 @@ HOMES = {
     "Event": "outcome",
     "Log": "log",
     "Metrics": "metrics",
+    "Options": "options",
     "Failure": "outcome",
 }
 __all__ = [
     "Comparison",
+    "Contender",
     "Event",
     "Failure",
     "Log",
     "Metrics",
     "Observer",
+    "Options",
     "PcopyError",
     "Progress",
     "Report",

@@ -67,7 +67,7 @@ def copy(
     preserve: str | Iterable[str] = ALL_ATTRIBUTES,
     dereference: bool = False,
     one_file_system: bool = False,
-    filters: Sequence[str] = (),
+    filters: Iterable[str] = (),
     files_from: Iterable[Path] | None = None,
     max_size: int | str | None = None,
     min_size: int | str | None = None,
@@ -133,8 +133,9 @@ def copy(
     :raises UsageError: the request makes no sense as it stands; nothing was touched
 
     No output of its own. Safe in a program with threads: workers are then started by ``forkserver``. They never import the
-    program's main module. A daemonic process, such as a worker of ``multiprocessing.Pool``, may not start workers: it copies
-    alone, whatever ``jobs`` says, and a warning in the report says so.
+    program's main module. To end a copy from a signal handler, set a ``stop``, or raise what is no :class:`Exception`: one that
+    is meets a slice as any error of an entry does. A daemonic process, such as a worker of ``multiprocessing.Pool``, may not
+    start workers: it copies alone, whatever ``jobs`` says, and a warning in the report says so.
     """
     observer = check_observer(observer)
     check_flags(checksum=checksum, dereference=dereference, one_file_system=one_file_system, atomic=atomic, fsync=fsync)
@@ -157,7 +158,7 @@ def copy(
         atomic=atomic,
         fsync=fsync,
         verify=verify,
-        sums=check_hash(hash) if manifest is not None else None,
+        sums=check_hash(hash, manifest is not None),
         retries=check_count("retries", retries),
         bwlimit=check_rate(bwlimit),
         dry_run=dry_run,

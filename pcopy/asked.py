@@ -182,8 +182,10 @@ def check_sharing(reflink: str, sparse: str) -> None:
         raise UsageError("reflink 'always' shares the blocks as they are: leave sparse at 'auto'")
 
 
-def check_hash(name: str) -> Hash:
+def check_hash(name: str, needed: bool) -> Hash | None:
     kind = check_choice("hash", Hash, name)
+    if not needed:
+        return None
     try:
         hasher(kind)
     except ImportError:
@@ -213,11 +215,18 @@ def check_flags(**flags: object) -> None:
             raise UsageError(f"{name} {flag!r}: must be True or False")
 
 
-def check_filters(filters: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(filters, str) or not all(isinstance(line, str) for line in filters):
-        raise UsageError(f"filters {filters!r}: must be a list of lines as in a gitignore file")
-    selection(tuple(filters))
-    return tuple(filters)
+def check_filters(filters: Iterable[str]) -> tuple[str, ...]:
+    lines = words_of("filters", filters, "lines as in a gitignore file")
+    selection(lines)
+    return lines
+
+
+def words_of(name: str, given: Iterable[str], what: str) -> tuple[str, ...]:
+    """Texts that were given as a list or by an iterator, which gives them once."""
+    words = None if isinstance(given, (str, bytes)) or not isinstance(given, Iterable) else tuple(given)
+    if words is None or not all(isinstance(word, str) for word in words):
+        raise UsageError(f"{name} {given!r}: must be a list of {what}")
+    return words
 
 
 def check_value(name: str, meaning: Callable[[Given], int], given: Given) -> int:
@@ -236,8 +245,7 @@ def only_listed(sources: Sequence[Source], landings: Sequence[Landing], files_fr
     """The one source, of which only what a list names is copied."""
     if len(sources) != 1 or not sources[0].is_directory:
         raise UsageError("a list of what to copy (files_from) needs one source, the directory that its paths are below")
-    paths = [files_from] if isinstance(files_from, (str, bytes, os.PathLike)) else files_from
-    return landings[0]._replace(only=relative_paths(text_of("files_from", path) for path in paths))
+    return landings[0]._replace(only=relative_paths(text_of("files_from", path) for path in listed(files_from)))
 
 
 def look_at_sources(sources: Path | Iterable[Path], options: Options) -> list[Source]:
@@ -252,9 +260,14 @@ def listed(paths: Path | Iterable[Path]) -> Iterable[object]:
 
 def text_of(what: str, path: object) -> str:
     try:
-        return os.fsdecode(path)  # type: ignore[arg-type]
+        text = os.fsdecode(path)  # type: ignore[arg-type]
+        if b"\0" not in os.fsencode(text):
+            return text
     except TypeError:
         raise UsageError(f"{what} {path!r}: must be a path: str, bytes or os.PathLike") from None
+    except UnicodeEncodeError:  # a lone surrogate that stands for no byte
+        pass
+    raise UsageError(f"{what} {path!r}: cannot be the name of a file")
 
 
 def look_at_source(given: str, dereference: bool) -> Source:
@@ -264,8 +277,8 @@ def look_at_source(given: str, dereference: bool) -> Source:
     except FileNotFoundError:
         refuse_address(given)
         raise UsageError(f"{given or repr('')}: the source does not exist; check the spelling") from None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{given!r}: the source cannot be looked at: {getattr(error, 'strerror', None) or error}") from None
+    except OSError as error:
+        raise UsageError(f"{given!r}: the source cannot be looked at: {error.strerror}") from None
     inode, leads = (state.st_dev, state.st_ino), stat.S_ISLNK(state.st_mode) and os.path.isdir(given)
     mode = state.st_mode
     return Source(given, absolute(given), stat.S_ISDIR(mode), is_special(mode), inode, leads, stat.S_ISREG(mode))
@@ -285,7 +298,7 @@ def refuse_address(given: str) -> None:
 
 def look_at_destination(destination: Path) -> Destination:
     given = text_of("destination", destination)
-    if not given or "\0" in given:
+    if not given:
         raise UsageError(f"{given!r}: cannot be a destination")
     path = absolute(given)
     if not os.path.lexists(path):

@@ -65,7 +65,7 @@ def check(
     options = Options(
         jobs=number,
         adapts=adapts,
-        sums=check_hash(hash),
+        sums=check_hash(hash, True),
         retries=check_count("retries", retries),
         verbose=verbose,
         start_method=start_method,

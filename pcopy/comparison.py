@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from pcopy.asked import Path, check_number, listed, processors, text_of
+from pcopy.asked import Path, check_number, listed, processors, text_of, words_of
 from pcopy.errors import UsageError
 from pcopy.figures import ROUNDS, Comparison, Contender, order_of_round
 from pcopy.manifest import absolute
@@ -66,6 +66,7 @@ def compare(
     """
     if not isinstance(rounds, int) or isinstance(rounds, bool) or rounds < 1:
         raise UsageError(f"rounds {rounds!r}: must be a number, at least 1")
+    options = words_of("options", options, "arguments for pcopy")
     contenders = [pcopy_with(count, options) for count in [1, *check_pools(jobs)]]
     contenders += [peer(str(name)) for name in dict.fromkeys([against] if isinstance(against, str) else listed(against))]
     with workplace(source, destination) as work:
@@ -78,7 +79,7 @@ def compare(
                 reason = f"the sample tree cannot be written: {error.strerror or error}; name another DESTINATION"
                 raise UsageError(f"{os.path.dirname(work)}: {reason}") from None
         else:
-            tree = os.path.realpath(os.fsdecode(source))
+            tree = os.path.realpath(text_of("source", source))
         files, size, used, inodes = measure(tree, options)
         if not files:
             raise UsageError(f"{tree}: holds no files; a comparison needs a tree that takes a while to copy")

@@ -186,13 +186,46 @@ def quiet_pool(jobs: int, method: str) -> ProcessPoolExecutor:
 
         def _launch_processes(self) -> None:
             pool: Any = self
-            with apart(self.method, self.server):
-                super()._launch_processes()  # type: ignore[misc]
+            if self.method == "fork":  # by the only thread
+                self.launch()
+            else:
+                uninterrupted(self.launch)
             pool._result_queue._writer.close()
             pool._call_queue._reader.close()
             pool._call_queue._start_thread()  # if it cannot be, this thread has to hear of it, not the pool's own
 
+        def launch(self) -> None:
+            with apart(self.method, self.server):
+                super()._launch_processes()  # type: ignore[misc]
+
     return QuietPool(jobs, method)
+
+
+def uninterrupted(call: Callable[[], None]) -> None:
+    """Make a call that no signal handler of the program can leave: Python runs them in the main thread, which waits meanwhile.
+
+    An exception between the start of a worker and the note of it would leave one that nobody ends, and for which its
+    forkserver is waited for in vain.
+    """
+    done: Future[None] = Future()
+
+    def make() -> None:
+        try:
+            call()
+            done.set_result(None)
+        except BaseException as error:
+            done.set_exception(error)
+
+    thread, raised = threading.Thread(target=make), None
+    thread.start()
+    while thread.is_alive():
+        try:
+            thread.join()
+        except BaseException as error:
+            raised = error
+    if raised:
+        raise raised
+    done.result()
 
 
 @contextlib.contextmanager

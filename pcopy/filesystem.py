@@ -202,7 +202,14 @@ def names_in(handle: int, follow: bool = False) -> tuple[list[str], list[str], l
 
 def list_directory(handle: int) -> dict[str, bool]:
     """The names in an open directory, and whether each is a directory."""
-    return {entry.name: entry.is_dir(follow_symlinks=False) for some in read_directory(handle) for entry in some}
+    return {entry.name: is_directory(entry) for some in read_directory(handle) for entry in some}
+
+
+def is_directory(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=False)
+    except OSError:  # of an unknown type, and it cannot be looked at: whoever does something with it will say why
+        return False
 
 
 def wait_for_writes(handle: int) -> None:
@@ -266,10 +273,12 @@ def read_link(name: str, directory: int) -> str:
 
 
 @cache
-def c_library() -> ctypes.CDLL:
-    """Loaded when it is needed: importing ctypes takes 3 ms."""
-    import ctypes
-
+def c_library() -> ctypes.CDLL | None:
+    """Loaded when it is needed: importing ctypes takes 3 ms. None where Python was built without it."""
+    try:
+        import ctypes
+    except ImportError:
+        return None
     return ctypes.CDLL(None, use_errno=True)
 
 
@@ -330,7 +339,7 @@ def rename(old: str, new: str, directory: int, replaces: bool = True) -> None:
 def renamed(old: str, new: str, directory: int, how: int) -> bool:
     """Rename with a flag of renameat2(2). False if the file system, or the system, cannot do that."""
     library = c_library()
-    if not hasattr(library, "renameat2"):
+    if not library or not hasattr(library, "renameat2"):
         return False
     if not library.renameat2(directory, os.fsencode(old), directory, os.fsencode(new), how):
         return True
@@ -471,7 +480,7 @@ def sync_file_system(handle: int) -> None:
     Raises OSError also for what could not be written since the handle was opened.
     """
     library = c_library()
-    if not hasattr(library, "syncfs"):
+    if not library or not hasattr(library, "syncfs"):
         os.sync()
     elif library.syncfs(handle):
         raise error_of_c()

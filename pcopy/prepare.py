@@ -200,7 +200,7 @@ def claim(name: str, top: str, handle: int, options: Options, stack: contextlib.
         fs.close_read(place)
         raise
     if stack:
-        stack.callback(fs.close_read, place)
+        stack.enter_context(runs.released(place))
     else:
         fs.close_read(place)
 
@@ -341,7 +341,7 @@ def locked(top: str, exclusive: bool, report: Report) -> Iterator[tuple[int, boo
     Gives a handle of the directory, and whether no other run is in it.
     """
     handle = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with runs.released(handle):
         alone = False
         try:
             runs.lock(handle, exclusive=True)
@@ -351,8 +351,6 @@ def locked(top: str, exclusive: bool, report: Report) -> Iterator[tuple[int, boo
         except OSError as error:
             report.warnings.append(f"{top}: cannot be locked ({error.strerror}): see to it that no other run copies into it")
         yield handle, alone
-    finally:
-        fs.close_read(handle)
 
 
 def lock_with_others(handle: int, top: str, exclusive: bool) -> None:

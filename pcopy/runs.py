@@ -124,9 +124,29 @@ def mark(directory: int, what: int) -> None:
 
     A shared lock of one byte, by the open file description (fcntl(2), F_OFD_SETLK): it is in nobody's way.
     """
+    lock_bytes(directory, fcntl.F_RDLCK, what, 1)
+
+
+def lock_bytes(directory: int, kind: int, start: int, length: int) -> None:
     if hasattr(fcntl, "F_OFD_SETLK"):
         with contextlib.suppress(OSError):
-            fcntl.fcntl(directory, fcntl.F_OFD_SETLK, FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, what, 1, 0))
+            fcntl.fcntl(directory, fcntl.F_OFD_SETLK, FLOCK.pack(kind, os.SEEK_SET, start, length, 0))
+
+
+@contextlib.contextmanager
+def released(directory: int) -> Iterator[None]:
+    """Close an open directory at the end, and take back its lock and marks.
+
+    A process that the program has forked meanwhile would keep them (flock(2)). After an exception they go with the last
+    handle: workers may be still at work, and have one, too.
+    """
+    try:
+        yield
+        with contextlib.suppress(OSError):
+            fcntl.flock(directory, fcntl.LOCK_UN)
+        lock_bytes(directory, fcntl.F_UNLCK, 0, 0)  # all of them
+    finally:
+        fs.close_read(directory)
 
 
 def claim(directory: int, deletes: bool, above: bool = True) -> str:

@@ -811,6 +811,21 @@ def test_runs_of_single_files_into_one_directory_do_not_refuse_each_other(tmp_pa
         assert [run.wait(60) for run in runs] == [0] * 4
 
 
+@as_root
+def test_an_entry_that_a_damaged_disk_cannot_show_keeps_no_other_from_being_copied(tmp_path: Path, pcopy: Run) -> None:
+    """Where a directory does not tell the types of what is in it, each is looked at."""
+    source, debug = make_tree(tmp_path / "src", {"a": Dir({"bad": "1", "new": "2"})}), shutil.which("debugfs")
+    with loop_mounted(tmp_path, "ext4", "-O", "^filetype") as disk:
+        make_tree(disk / "dst", {"a": Dir({"bad": "older"})})
+    assert debug
+    subprocess.run([debug, "-w", "-R", "clri dst/a/bad", tmp_path / "image"], check=True, capture_output=True)
+    with mounted(disk, "-o", "loop", tmp_path / "image"):
+        done = pcopy("-j", 1, source, disk / "dst")
+        failure, _ = messages(done)
+        assert (done.returncode, failure) == (1, f"pcopy: {source}/a/bad: look at: Structure needs cleaning")
+        assert (disk / "dst/a/new").read_text() == "2"
+
+
 # ---- many files, given one by one ----
 
 MANY = {f"f{number}": f"{number}" for number in range(300)}

@@ -143,6 +143,14 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"start_method": "teleport"}, "teleport"),
     ({"manifest": 5}, "manifest 5: must be a path"),
     ({"files_from": ["f", 5]}, "files_from 5: must be a path"),
+    ({"files_from": 5}, "files_from 5: must be a path"),
+    ({"sources": "a\0b"}, "cannot be the name of a file"),
+    ({"link_dest": "a\0b"}, "link_dest .* cannot be the name of a file"),
+    ({"filters": 5}, "filters 5: must be a list"),
+    ({"filters": None}, "filters None: must be a list"),
+    ({"filters": b"*.o"}, "must be a list"),
+    ({"filters": ["*.o", 5]}, "must be a list"),
+    ({"hash": "nonsense"}, "nonsense"),
     ({"reflink": "always", "sparse": "always"}, "sparse"),
 ]
 
@@ -164,6 +172,21 @@ def test_bad_input_is_a_usage_error_and_touches_nothing(
     assert isinstance(caught.value, pcopy.PcopyError)
     assert "\n" not in str(caught.value)
     assert read_tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("what", ["source", "destination", "link_dest", "manifest", "files_from"])
+def test_a_text_that_can_be_no_name_is_a_usage_error(tmp_path: Path, source: Path, what: str) -> None:
+    """A lone surrogate that stands for no byte."""
+    given: dict[str, Any] = {"source": source, "destination": tmp_path / "dst", what: "\ud800"}
+    with pytest.raises(pcopy.UsageError, match=f"{what} .*: cannot be the name of a file"):
+        pcopy.copy(given.pop("source"), given.pop("destination"), **given)
+    assert not (tmp_path / "dst").exists()
+
+
+def test_filters_may_come_from_an_iterator(tmp_path: Path) -> None:
+    source, target = make_tree(tmp_path / "src", {"a.c": "text"}), make_tree(tmp_path / "dst", {"keep.o": "built"})
+    assert pcopy.copy(source, target, jobs=1, delete=True, filters=iter(["*.o"])).deleted == 0
+    assert sorted(os.listdir(target)) == ["a.c", "keep.o"]
 
 
 @pytest.mark.parametrize("what", ["all", "all,mode", "mode, all", ["all"], ["mode", "all"]], ids=str)
@@ -691,3 +714,79 @@ def test_a_stop_set_by_another_thread_stops_the_run(slow: Path, target: Path, ho
     assert report.files <= 200  # without the large ones
     assert temporary_names(target) == []
     assert half_files(slow, target) == []
+
+
+# ---- what the program does meanwhile ----
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_process_that_the_program_forks_keeps_no_lock(source: Path, tmp_path: Path, jobs: int) -> None:
+    """A lock of flock(2) is held by all copies of the handle, in whatever process."""
+    forked: list[int] = []
+
+    class Forks(pcopy.Observer):
+        def progress(self, progress: pcopy.Progress) -> None:
+            if not forked:
+                child = os.fork()
+                if not child:
+                    signal.pause()
+                    os._exit(0)
+                forked.append(child)
+
+    try:
+        assert pcopy.copy(source, tmp_path / "dst", jobs=jobs, observer=Forks()).ok
+        again = pcopy.copy(source, tmp_path / "dst", jobs=1, delete=True)
+        assert again.ok, again.errors
+    finally:
+        for child in forked:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
+HANDLER = """
+import os, signal, sys, threading
+import pcopy
+from multiprocessing import forkserver
+from pcopy import coordinator
+
+def leave(*_):
+    sys.exit("left by the handler")
+
+class Server(forkserver.ForkServer):
+    def connect_to_new_process(self, fds):
+        started = super().connect_to_new_process(fds)
+        os.kill(os.getpid(), signal.SIGTERM)  # between the start of a worker and the note of it
+        return started
+
+if __name__ == "__main__":
+    forkserver.ForkServer = Server
+    coordinator.FIRST = 0.0
+    signal.signal(signal.SIGTERM, leave)
+    threading.Thread(target=signal.pause, daemon=True).start()  # who takes the signal, which the main thread has blocked
+    pcopy.copy(sys.argv[1], sys.argv[2], jobs=3, start_method="forkserver")
+"""
+
+
+def test_a_handler_that_raises_while_workers_are_started_leaves_none_behind(start: Start, source: Path, tmp_path: Path) -> None:
+    script = start(HANDLER, source, tmp_path / "dst")
+    assert script.ended() == (1, "", "left by the handler\n")
+    assert wait_until(lambda: not script.others(), 10)
+
+
+WITHOUT_CTYPES = """
+import sys
+sys.modules["_ctypes"] = None
+import pcopy
+source, target = sys.argv[1:]
+for more in {}, {"atomic": True}, {"fsync": True}:
+    report = pcopy.copy(source, target, jobs=1, overwrite="always", delete=True, **more)
+    print(report.exit_status, report.files, report.errors)
+"""
+
+
+def test_python_may_lack_ctypes(start: Start, tmp_path: Path) -> None:
+    """As where it was built without libffi. A large file gets its name by renameat2(2), which is called by way of it."""
+    source = make_tree(tmp_path / "src", {"large": b"x" * (33 << 20), "d": Dir({"f": b"y"}), "e": b"z"})
+    target = make_tree(tmp_path / "dst", {"d": b"a file", "e": Dir({"f": b"in the way"})})
+    assert start(WITHOUT_CTYPES, source, target).ended() == (0, "0 3 []\n" * 3, "")
+    assert read_tree(target) == read_tree(source)
