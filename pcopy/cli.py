@@ -17,6 +17,7 @@ from pcopy.command import (
     WHAT,
     Command,
     Figure,
+    FileName,
     JobList,
     Number,
     Option,
@@ -37,18 +38,19 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\b
 Examples:
-  pcopy photos /mnt/backup/photos           copy a tree; again: bring it up to date
-  pcopy -j 4 /nfs/data /scratch/data        no more than four processes
-  pcopy notes.txt letters /mnt/usb/         several sources go into a directory
-  pcopy -n -v photos /mnt/backup/photos     say what would be done, touch nothing
+  pcopy photos /mnt/backup/photos        copy a tree; once more: update it
+  pcopy -j 4 /nfs/data /scratch/data     no more than four workers
+  pcopy notes.txt letters /mnt/usb/      several sources go into a directory
+  pcopy -n -v photos /mnt/backup/photos  say what would be done, touch nothing
   pcopy --check photos.sha256 /mnt/backup/photos
-                                            is the copy what its manifest says?
-  pcopy --compare photos                    is it worth more than one process here?
+                                         is the copy what its manifest says?
+  pcopy --compare photos                 is more than one process worth it?
 
 \b
-Exit status: 0 the destination is what was asked for; 1 some entries failed, each is
-named; 2 the command line is wrong, nothing was touched; 3 stopped early (no space,
-destination unusable, another run holds it); 129, 130, 143 interrupted."""
+Exit status: 0 the destination is what was asked for; 1 some entries failed,
+each is named; 2 the command line is wrong, nothing was touched; 3 stopped
+early (no space, destination unusable, another run holds it); 129, 130, 143
+interrupted."""
 
 
 # fmt: off
@@ -86,7 +88,7 @@ destination unusable, another run holds it); 129, 130, 143 interrupted."""
               help="Leave out files smaller than this.  [default: none]")
 @click.option("--newer-than", cls=Option, group=WHAT, type=Figure("WHEN", "moment_of"),
               help="Leave out files not modified since a date (2026-01-31), a date and time (2026-01-31T18:30) or so long ago "
-                   "(12h, 7d).  [default: none]")
+                   "(12h, 7d); dates are local.  [default: none]")
 @click.option("--reflink", cls=Option, group=HOW, type=choice(When), default="auto", show_default=True,
               help="Share blocks with the source where the file system can; 'always': fail where it cannot.")
 @click.option("--sparse", cls=Option, group=HOW, type=choice(When), default="auto", show_default=True,
@@ -97,7 +99,7 @@ destination unusable, another run holds it); 129, 130, 143 interrupted."""
               help="Wait until all that was copied is on stable storage.  [default: the system writes it when it likes]")
 @click.option("--verify", cls=Option, group=HOW, is_flag=True,
               help="Read every copied file back from the storage and compare.  [default: trust the system's calls]")
-@click.option("--manifest", cls=Option, group=HOW, metavar="FILE", shell_complete=some_file,
+@click.option("--manifest", cls=Option, group=HOW, type=FileName(), shell_complete=some_file,
               help="Write the checksums of all files in the copy, for --check or sha256sum -c.  [default: none]")
 @click.option("--hash", cls=Option, group=HOW, type=choice(Hash), default="sha256", show_default=True,
               help="Whose checksums: sha256sum's or b3sum's (the extra blake3).")
@@ -118,16 +120,17 @@ destination unusable, another run holds it); 129, 130, 143 interrupted."""
 @click.option("--progress/--no-progress", cls=Option, group=SAY, default=None,
               help="Bars on stderr.  [default: if stderr is a terminal]")
 @click.option("-q", "--quiet", cls=Option, group=SAY, is_flag=True, help="Errors only.  [default: a report at the end]")
-@click.option("-v", "--verbose", cls=Option, group=SAY, is_flag=True, help="Name every entry.  [default: failures]")
+@click.option("-v", "--verbose", cls=Option, group=SAY, is_flag=True,
+              help="Name every entry, on stderr.  [default: failures]")
 @click.option("--json", "as_json", cls=Option, group=SAY, is_flag=True,
               help="The report on stdout as one JSON object.  [default: a line on stderr]")
-@click.option("--log", cls=Option, group=SAY, metavar="FILE", shell_complete=some_file,
+@click.option("--log", cls=Option, group=SAY, type=FileName(), shell_complete=some_file,
               help="Append a line of JSON for each event.  [default: none]")
-@click.option("--metrics", cls=Option, group=SAY, metavar="FILE", shell_complete=some_file,
+@click.option("--metrics", cls=Option, group=SAY, type=FileName(), shell_complete=some_file,
               help="Write the figures of the run for Prometheus' textfile collector.  [default: none]")
-@click.option("--check", cls=Option, group=MEASURE, metavar="FILE", shell_complete=some_file,
+@click.option("--check", cls=Option, group=MEASURE, type=FileName(), shell_complete=some_file,
               help="Check files against a manifest: pcopy --check FILE [DIRECTORY]; its names begin there, else here.  "
-                   "[default: copy]")
+                   "[default: none]")
 @click.option("--compare", is_flag=True, cls=Option, group=MEASURE,
               help="Measure one process against many: pcopy --compare [SOURCE [DESTINATION]]. Without SOURCE it makes a "
                    "sample tree; -j 2,4,8 lists the pools to try.")
@@ -135,7 +138,7 @@ destination unusable, another run holds it); 129, 130, 143 interrupted."""
               help="Also cp, rsync, rclone, fpsync, xcp or fcp; repeatable.  [default: none]")
 @click.option("--rounds", cls=Option, group=MEASURE, metavar="N", type=Number(min=1), default=5, show_default=True,
               help="Rounds that count, after one that warms up.")
-@click.option("--chart", cls=Option, group=MEASURE, metavar="FILE", shell_complete=some_file,
+@click.option("--chart", cls=Option, group=MEASURE, type=FileName(), shell_complete=some_file,
               help="Draw the result (.png, .svg, .pdf).  [default: none]")
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=print_version,
               help="Show the version and exit.")

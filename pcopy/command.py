@@ -18,7 +18,16 @@ if TYPE_CHECKING:
 GIVEN = "pcopy.given"
 WHAT, HOW, SAY, OTHER = "What is copied", "How it is copied", "What is said", "Other"
 MEASURE = "Checking and measuring"
-NEEDLESS = frozenset({"-a", "-r", "-R", "--archive", "--recursive"})  # of cp and rsync
+# Options of cp and rsync, and what to do without them.
+WHOLE = "is not needed: directories are copied whole, with all that they and their files have"
+ELSEWHERE = {
+    **dict.fromkeys(["-a", "-r", "-R", "--archive", "--recursive"], WHOLE),
+    **dict.fromkeys(["-A", "-H", "-X", "-g", "-l", "-o", "-p", "-t"], "is not needed: all that is said by it is kept"),
+    **dict.fromkeys(["-u", "--update"], "is --overwrite older here"),
+    **dict.fromkeys(["--ignore-existing", "--no-clobber"], "is --overwrite never here"),
+    **dict.fromkeys(["--partial", "--inplace"], "is not needed: a large file of a run that was cut goes on where it was"),
+    "--numeric-ids": "is not needed: owners are copied as numbers",
+}
 
 
 class Command(click.Command):
@@ -35,10 +44,8 @@ class Command(click.Command):
             from pcopy.report import shown
 
             said = " ".join(error.format_message().split())
-            if isinstance(error, click.NoSuchOption) and error.option_name in NEEDLESS:
-                said = (
-                    f"{error.option_name} is not needed: directories are copied whole, with all that they and their files have"
-                )
+            if isinstance(error, click.NoSuchOption) and error.option_name in ELSEWHERE:
+                said = f"{error.option_name} {ELSEWHERE[error.option_name]}"
             say(f"pcopy: {shown(said)} (see pcopy --help)")
             leave(error.exit_code)
         except SystemExit as end:  # of completion, which Click ends itself
@@ -81,6 +88,17 @@ class Figure(click.ParamType):  # type: ignore[type-arg]
             return int(getattr(values, self.meaning)(value))
         except UsageError as error:
             self.fail(str(error), param, ctx)
+
+
+class FileName(click.ParamType):  # type: ignore[type-arg]
+    """A file that is written, or read more than once: no stream."""
+
+    name = "FILE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value == "-":
+            self.fail("'-' is no stream here; write ./- for a file of that name", param, ctx)
+        return str(value)
 
 
 class Option(click.Option):

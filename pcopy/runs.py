@@ -19,7 +19,7 @@ FLOCK = struct.Struct("hhqqi4x")  # struct flock of fcntl(2): type, whence, star
 AT_WORK, DELETES, COPIES = 0, 1, 2
 ASKED = [FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, what, 1, 0) for what in (AT_WORK, DELETES, COPIES)]
 DELETED = "another run deletes here what its source lacks: wait until it has ended"
-COPIED = "another run is copying into it or above, what would be deleted here: wait until it has ended"
+COPIED = "another run, whose copies would be deleted here, is at work in it or above it: wait until it has ended"
 TEMPORARY = r"(?a)\.pcopy-([0-9a-f]{8})-(\d{1,9})-([0-9a-f]{16})(?:-([0-9a-f]{16}))?\Z"
 
 
