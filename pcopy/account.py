@@ -162,8 +162,7 @@ class Account:
         self.drop_partial(unit, pair)
         if error.errno == errno.ENOENT and self.vanished(pair, name):
             if os.fstat(pair.source).st_dev == self.device_of(unit):
-                self.outcome.tally.vanished += 1
-                self.event("vanished", unit, name)
+                self.vanish(unit, name)
                 return
             error = OSError(errno.ESTALE, UNMOUNTED)
         self.keep_all(unit)
@@ -200,6 +199,15 @@ class Account:
             return None
         return Failure(tree.destination, "open", reason, why, fatal=True)
 
+    def vanish(self, unit: Unit, name: str) -> None:
+        """Note that an entry is gone from the source: no failure, unless it was given by its name."""
+        if self.job.trees[unit.tree].whole:
+            self.outcome.tally.vanished += 1
+            self.event("vanished", unit, name)
+        else:
+            error = OSError(errno.ENOENT, "is not there any more")
+            self.fail(failures.of(self.full(unit.tree, unit.path, name), error)._replace(operation="open to read"))
+
     def vanished(self, pair: Pair, name: str) -> bool:
         try:
             return fs.look_if_there(name, pair.source) is None
@@ -225,8 +233,7 @@ class Account:
             names = ("",) if isinstance(unit, Scan) else unit.names
             for name in names:
                 if gone:
-                    outcome.tally.vanished += 1
-                    self.event("vanished", unit, name)
+                    self.vanish(unit, name)
                 else:
                     whole = failure.fatal or not name  # the failure has its path
                     self.fail(failure if whole else failure._replace(path=self.full(unit.tree, unit.path, name)))
@@ -239,8 +246,7 @@ class Account:
             outcome.ruined.add(large_group(unit.large))
             outcome.broken.setdefault(large_group(unit.large), failure)
         elif isinstance(unit, Seal) and gone:
-            outcome.tally.vanished += 1
-            self.event("vanished", unit, unit.large.name)
+            self.vanish(unit, unit.large.name)
         elif isinstance(unit, Seal):
             self.fail(failure)
         elif isinstance(unit, (Remove, Clear)):

@@ -7,7 +7,7 @@ import datetime
 import errno
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import Literal
 
 from pcopy import failures
@@ -38,6 +38,7 @@ from pcopy.asked import (
     look_at_destination,
     look_at_sources,
     only_listed,
+    refuse_one_file,
     refuse_overlap,
     refuse_own_place,
     text_of,
@@ -187,6 +188,7 @@ def copy(
     refuse_own_place(found, top, landings, options)
     check_files(observer.files, landings, options)
     listing = None if manifest is None else check_place(text_of("manifest", manifest), top, landings)
+    refuse_one_file([*observer.files, *([listing] if listing else [])])
     options = options._replace(link_dest=tuple(check_earlier(one, top, found, options) for one in options.link_dest))
     report, stop, started = new_report(options), stop or Stop(), time.monotonic()
     if len(found) == 1 and found[0].leads_to_directory:
@@ -259,7 +261,7 @@ def carry_out(request: Request, report: Report, observer: Observer, stop: Stop, 
             coordinator.progress.expected = (expected.entries, expected.bytes)
         for one in report.errors[known:]:  # of whole sources
             observer.failure(one)
-        tell_skipped(job, landings, observer)
+        tell_skipped(job, landings, {one.path for one in report.errors[known:]}, observer)
         coordinator.add(units)
         coordinator.progress.found += sum(len(landing.names) for landing in landings)
         with stopped_by_ctrl_c(stop):
@@ -315,10 +317,10 @@ def write_manifest(spool: Spool, path: str, top: str, job: Job, report: Report, 
         note(report, failures.of(path, error)._replace(operation="write the manifest"), observer)
 
 
-def tell_skipped(job: Job, landings: Sequence[Landing], observer: Observer) -> None:
-    """Of the directories that an entry to be kept stands in the way of."""
+def tell_skipped(job: Job, landings: Sequence[Landing], failed: Set[str], observer: Observer) -> None:
+    """Of the sources that an entry to be kept stands in the way of: they have no tree, nor have those that failed."""
     if job.options.tells:
-        for left_out in {landing.source for landing in landings} - {tree.source for tree in job.trees}:
+        for left_out in {landing.source for landing in landings} - {tree.source for tree in job.trees} - failed:
             observer.event(Event("skipped", left_out, "is there"))
 
 

@@ -114,6 +114,15 @@ def check_files(files: Iterable[str], landings: Sequence[Landing], options: Opti
                 )
 
 
+def refuse_one_file(files: Iterable[str]) -> None:
+    """What a run writes besides the copy needs a file each: of two, one would take the place of the other."""
+    seen: set[str] = set()
+    for file in files:
+        if (place := place_of(file)) in seen:
+            raise UsageError(f"{file}: is to be written twice; name a file each for log, metrics and manifest")
+        seen.add(place)
+
+
 def check_earlier(given: str, top: str, sources: Sequence[Source], options: Options) -> str:
     """An earlier copy that hard links can be made to. A relative path is relative to the destination, as for rsync."""
     path = os.path.normpath(os.path.join(top, given))
@@ -164,7 +173,7 @@ def check_rate(rate: float | str | None) -> float | None:
 
 def check_observer(observer: Observer | Iterable[Observer] | None) -> Observer:
     if observer is None or isinstance(observer, Observer):
-        return observer or Observer()
+        return Observer() if observer is None else observer
     observers = list(observer) if isinstance(observer, Iterable) else [observer]
     for one in observers:
         if not isinstance(one, Observer):
@@ -266,8 +275,8 @@ def text_of(what: str, path: object) -> str:
     except TypeError:
         raise UsageError(f"{what} {path!r}: must be a path: str, bytes or os.PathLike") from None
     except UnicodeEncodeError:  # a lone surrogate that stands for no byte
-        pass
-    raise UsageError(f"{what} {path!r}: cannot be the name of a file")
+        raise UsageError(f"{what} {path!r}: cannot be the name of a file") from None
+    raise UsageError(f"{what} {path!r}: cannot be the name of a file, which holds no NUL")
 
 
 def look_at_source(given: str, dereference: bool) -> Source:

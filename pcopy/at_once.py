@@ -24,6 +24,7 @@ from pcopy.account import Account
 from pcopy.directory import ALL_OF_OWNER, APPEARED, attributes_of
 from pcopy.handles import ABSENT, Pair, close
 from pcopy.metadata import differing
+from pcopy.outcome import Failure
 from pcopy.work import DIRECTORY_WEIGHT, Finish, Scan, Tree, entries_of
 
 MANY = 10_000  # names in a directory: to compare more at once would take memory, and save little
@@ -89,6 +90,8 @@ def copy(work: Account, unit: Scan, pair: Pair) -> bool | None:
     directories, regular, other = shown = visible(work, unit.path, names)
     if pair.owner is None:
         metadata.learn(pair.destination, pair)
+    if pair.inherits and work.directories.owner and ~os.fstat(pair.destination).st_mode & ALL_OF_OWNER:  # its ACL says so
+        return None
     made = make_all(work, unit, directories, pair.destination) if directories else directories
     if made is None:
         return False
@@ -194,6 +197,7 @@ def visible(work: Account, path: str, names: Names) -> Names:
 def make_all(work: Account, unit: Scan, names: list[str], parent: int) -> list[str] | None:
     """Make directories. Those that cannot be made are failures. None if that may pass: the unit is tried again."""
     made: list[str] = []
+    failures: list[Failure] = []
     for name in names:
         try:
             fs.make_directory(name, parent, ALL_OF_OWNER)
@@ -206,7 +210,9 @@ def make_all(work: Account, unit: Scan, names: list[str], parent: int) -> list[s
                 return None
             if error.errno == errno.EEXIST:
                 error.strerror = APPEARED
-            work.fail(work.failure_of(unit, work.full(unit.tree, unit.path, name), error))
+            failures.append(work.failure_of(unit, work.full(unit.tree, unit.path, name), error))
+    for failure in failures:
+        work.fail(failure)
     return made
 
 

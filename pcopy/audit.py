@@ -172,6 +172,8 @@ class Auditor:
         except OSError:
             return None
         try:
+            if os.fstat(source).st_mtime_ns != copy.st_mtime_ns:  # else it is read in vain
+                return None
             digest, size = self.reader.digest(source, self.new, self.stop)
             return digest if size == copy.st_size and os.fstat(source).st_mtime_ns == copy.st_mtime_ns else None
         finally:

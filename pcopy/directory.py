@@ -45,6 +45,8 @@ class Directories:
         pair, state, differs = self.enter(unit)
         listing = Listing(attributes_of(state), state.st_dev)
         listing.differs = ", ".join(differs)
+        if "mode" not in self.options.preserve:
+            listing.attributes = listing.attributes._replace(mode=self.mode_kept(state, pair.mode or 0, unit.fresh))
         tree = self.job.trees[unit.tree]
         if self.options.one_file_system and state.st_dev != tree.source_inode[0]:
             return listing
@@ -62,8 +64,6 @@ class Directories:
             listing.hide(self.selection.within(unit.path))
             for name in [name for name in listing.partial if name in listing.hidden]:
                 fs.remove_if_there(listing.partial.pop(name), pair.destination)
-        if "mode" not in self.options.preserve:
-            listing.attributes = listing.attributes._replace(mode=self.mode_kept(state, pair.mode or 0, unit.fresh))
         self.make_directories(pair, listing, unit)
         return listing
 
@@ -121,7 +121,7 @@ class Directories:
                 raise
             mode = self.make_accessible(name, parent)
             handle = fs.open_directory(name, parent)
-        if fresh and mode is None and not self.job.umask & ALL_OF_OWNER:
+        if fresh and mode is None and not (self.owner or self.job.umask & ALL_OF_OWNER):  # a default ACL is no hurdle either
             return handle, mode
         state = os.fstat(handle)
         if (state.st_dev, state.st_ino) in self.sources:

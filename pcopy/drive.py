@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 
@@ -72,7 +71,7 @@ def work_off(coordinator: Coordinator, executor: Executor) -> bool:
             if collect(coordinator, executor, running):
                 return False
     except BaseException:  # the observer raised, or a signal handler
-        coordinator.stop.signal = coordinator.stop.signal or signal.SIGINT
+        coordinator.report.stopped = True
         coordinator.observer = Observer()
         while running:
             collect(coordinator, executor, running)

@@ -52,6 +52,9 @@ class SourceChanged(Exception):
     """The source is not what it was when its copy began."""
 
 
+LEADS_THERE = "is a symbolic link to what is in its place in the destination, which would be lost"
+
+
 class Copier:
     """What a slice does to entries of directories, with what it learnt on the way."""
 
@@ -185,6 +188,8 @@ class Copier:
     ) -> int | Result:
         """Make the copy of an entry, in place of ``copy``, if any: a directory gives way only to what is made already."""
         regular = stat.S_ISREG(state.st_mode)
+        if copy and stat.S_ISLNK(state.st_mode):
+            self.refuse_loss(pair, name, copy)
         self.over = copy is not None and stat.S_ISDIR(copy.st_mode)
         if self.over and not self.would_give_way(target, pair.destination) and self.options.dry_run:
             return Result(Fate.BLOCKED)
@@ -201,6 +206,16 @@ class Copier:
         self.make_other(pair, name, place, state)
         placed = self.put_in_place(place, target, pair.destination, copy is not None)
         return Result(fate_when_made(state.st_mode) if placed else Fate.BLOCKED)
+
+    @staticmethod
+    def refuse_loss(pair: Pair, name: str, copy: os.stat_result) -> None:
+        """A symbolic link does not take the place of what it leads to, which would be lost: nor does it for cp and mv."""
+        try:
+            lost = os.path.samestat(os.stat(name, dir_fd=pair.source), copy)
+        except OSError:  # it leads nowhere
+            return
+        if lost:
+            raise OSError(errno.EEXIST, LEADS_THERE)
 
     def place_of(self, pair: Pair, target: str, aside: bool) -> str:
         """The name under which something other than a copied file is made, maybe ``aside``."""
@@ -366,7 +381,9 @@ class Copier:
                 return self.begin(handle, place, state, replaces, there)
             elif self.options.verify and not self.sharing:
                 return self.begin(handle, place, state, replaces, ((0, size),))
-            if self.options.verify:  # before its mode may forbid us to read it
+            if self.options.verify:  # before its mode may forbid us to read it, as an ACL or the umask may already
+                if self.user and stat.S_IMODE(os.fstat(handle).st_mode) != NEW:
+                    attr.set_mode(handle, NEW)
                 self.auditor.read_back(source, state, place, pair.destination, size)
             if is_changed(state, os.fstat(source)):
                 raise SourceChanged

@@ -14,6 +14,8 @@ class ExitStatus(enum.IntEnum):
     STOPPED = 3  # stopped early: no space, destination unusable, another run holds it
     SIGNAL = 128  # plus the signal's number
 
+    __str__ = int.__repr__  # a number where it is printed, before Python 3.11 too
+
 
 class PcopyError(Exception):
     """The request was refused. The text says what to do."""

@@ -26,6 +26,9 @@ NEW = 0o600  # the mode that filesystem.py makes files with
 ACL, DEFAULT_ACL = "system.posix_acl_access", "system.posix_acl_default"
 # Nanoseconds. Times between these every file system keeps, if coarsely: FAT begins with 1980, many end in 2038.
 EARLIEST, LATEST = 347_155_200 * 10**9, (2**31 - 1) * 10**9
+# Nanoseconds: what times beyond those become. s_time_min and s_time_max of ext2 to ext4, xfs with and without bigtime, and
+# NFSv3 in the kernel. FAT's, in any zone that it may be mounted for, are told by how coarsely it keeps times.
+ENDS = frozenset(end * 10**9 for end in (-(2**31), 0, 2**31 - 1, 2**32 - 1, 2**34 - 2**31 - 1, 16_299_260_424))
 COARSEST = 2 * 10**9  # nanoseconds: what FAT keeps of a time
 SHORTLY = COARSEST  # within so long a second change of a file may not show in its times
 GRAINS = (1, 100, 1000, 10**6, 10**7, 10**9, COARSEST)  # nanoseconds: what file systems keep of a time
@@ -68,6 +71,8 @@ class Metadata:
         if (state.st_uid, state.st_gid) != pair.owner:
             owned = self.keep_owner and self.own(target, pair.owner, state.st_uid, state.st_gid, new=True)
         if names or (pair.inherits and self.keep_xattrs):
+            if self.unprivileged and names and (pair.inherits or self.umask & NEW) and stat.S_ISREG(state.st_mode):
+                self.attempt("", attr.set_mode, target, NEW)  # see update()
             self.copy_attributes(source, target, names)
         mode = None
         if not stat.S_ISLNK(state.st_mode):
@@ -150,7 +155,9 @@ class Metadata:
         mode = self.beside_acl(source, target, names, self.mode_of(wanted.mode, owned) if self.keep_mode else kept)
         if mode != stat.S_IMODE(os.fstat(target).st_mode):  # an owner or an ACL may have changed it
             self.attempt("mode", attr.set_mode, target, mode)
-        if self.keep_times and (state.st_mtime_ns, state.st_atime_ns) != (wanted.mtime_ns, wanted.atime_ns):
+        if self.keep_times and not (
+            is_kept(wanted.mtime_ns, state.st_mtime_ns) and is_kept(wanted.atime_ns, state.st_atime_ns)
+        ):
             self.attempt("times", self.set_times, target, wanted.atime_ns, wanted.mtime_ns)
 
     def differences(
@@ -174,7 +181,7 @@ class Metadata:
                 yield "mode"
         if owner and self.keep_owner and not owned:
             yield "owner"
-        if self.keep_times and not stat.S_ISREG(state.st_mode) and state.st_mtime_ns != copy.st_mtime_ns:
+        if self.keep_times and not stat.S_ISREG(state.st_mode) and not is_kept(state.st_mtime_ns, copy.st_mtime_ns):
             yield "times"  # a regular file with other times counts as changed and is copied again
         if self.keep_xattrs and self.attributes_differ(pair, name, target):
             yield "xattr"
@@ -248,7 +255,7 @@ class Metadata:
             given = owned and owner != wanted  # chown(2) leaves what it likes of a mode
             if given or mode != stat.S_IMODE(os.stat(target).st_mode):
                 self.attempt("mode", attr.set_mode, target, mode)
-        if self.keep_times and state.st_mtime_ns != copy.st_mtime_ns:
+        if self.keep_times and not is_kept(state.st_mtime_ns, copy.st_mtime_ns):
             self.attempt("times", self.set_times, target, state.st_atime_ns, state.st_mtime_ns)
 
     def mode_of(self, mode: int, owned: bool) -> int:
@@ -351,6 +358,11 @@ class Metadata:
         if kind:
             self.lose(kind)
         return False
+
+
+def is_kept(wanted_ns: int, there_ns: int) -> bool:
+    """Whether a copy has a time, or the nearest that its file system can keep, as far as that can be told from the two."""
+    return wanted_ns == there_ns or (there_ns in ENDS and not EARLIEST <= wanted_ns <= LATEST)
 
 
 def differing(wanted: dict[str, bytes], there: dict[str, bytes]) -> list[str]:

@@ -141,8 +141,9 @@ class Report(Tally):
     def exit_status(self) -> int:
         if self.signal:
             return ExitStatus.SIGNAL + self.signal
-        status = ExitStatus.FAILED if self.errors or self.failed else ExitStatus.OK
-        return int(ExitStatus.STOPPED if self.stopped else status)  # a number where it is printed, too, by Python 3.10
+        if self.stopped:
+            return ExitStatus.STOPPED
+        return ExitStatus.FAILED if self.errors or self.failed else ExitStatus.OK
 
     @property
     def entries(self) -> int:

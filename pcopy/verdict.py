@@ -17,13 +17,10 @@ from pcopy import runs
 from pcopy.audit import Auditor
 from pcopy.contents import lacks_data
 from pcopy.handles import Pair
-from pcopy.metadata import COARSEST, EARLIEST, GRAINS, LATEST, Metadata, grain_of
+from pcopy.metadata import COARSEST, EARLIEST, ENDS, GRAINS, LATEST, Metadata, grain_of
 from pcopy.options import Overwrite
 from pcopy.work import Inode, Job, Temporary, Version
 
-# Nanoseconds: s_time_min and s_time_max of ext2 to ext4, xfs with and without bigtime, and NFSv3 in the kernel. FAT's, in any
-# zone that it may be mounted for, are told by how coarsely it keeps times.
-ENDS = frozenset(end * 10**9 for end in (-(2**31), 0, 2**31 - 1, 2**32 - 1, 2**34 - 2**31 - 1, 16_299_260_424))
 FAR = 2**40 * 10**9  # nanoseconds: beyond the times that a file system with limits keeps
 
 

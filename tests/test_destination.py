@@ -826,6 +826,83 @@ def test_an_entry_that_a_damaged_disk_cannot_show_keeps_no_other_from_being_copi
         assert (disk / "dst/a/new").read_text() == "2"
 
 
+@pytest.mark.parametrize("options", [[], ["--delete"], ["--atomic"], ["-n"]], ids=" ".join)
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_a_link_does_not_take_the_place_of_what_it_leads_to(
+    tmp_path: Path, pcopy: Run, jobs: int, kind: str, options: list[str]
+) -> None:
+    """As in a tree of links to where things are kept, copied over that: only the links would be left."""
+    make_tree(tmp_path / "home", {"rc": "kept" if kind == "file" else Dir({"f": "kept"})})
+    make_tree(tmp_path / "dot", {"rc": Link("../home/rc"), "other": "new"})
+    done = pcopy("-j", jobs, *options, "dot", "home", cwd=tmp_path)
+    failure, _ = messages(done)
+    assert done.returncode == 1
+    assert failure.startswith(f"pcopy: {tmp_path}/dot/rc: ")
+    assert failure.endswith("is a symbolic link to what is in its place in the destination, which would be lost")
+    kept = tmp_path / "home/rc" if kind == "file" else tmp_path / "home/rc/f"
+    assert (kept.read_text(), kept.is_symlink()) == ("kept", False)
+    if options != ["-n"]:
+        assert (tmp_path / "home/other").read_text() == "new"
+
+
+def test_a_link_given_alone_does_not_either(tmp_path: Path, pcopy: Run) -> None:
+    make_tree(tmp_path, {"s": Dir({"f": "kept"}), "lf": Link("s/f"), "elsewhere": Link("s")})
+    assert pcopy("lf", "s/f", cwd=tmp_path).returncode == 1
+    assert (tmp_path / "s/f").read_text() == "kept"
+    make_tree(tmp_path / "to", {"f": "old"})
+    assert pcopy("lf", "to/f", cwd=tmp_path).returncode == 0  # another file of that name does give way
+    assert os.readlink(tmp_path / "to/f") == "s/f"
+
+
+@pytest.mark.parametrize("size", [3, 33 << 20], ids=["small", "large"])
+def test_a_source_given_by_name_that_goes_away_is_a_failure(
+    tmp_path: Path, jobs: int, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """What a scan found and is gone is in the source no more; but a file that was asked for was not copied."""
+    make_tree(tmp_path, {"a": "a" * size, "b": "b", "to": Dir()})
+
+    def and_then(*arguments: Any) -> Any:
+        prepared = prepare.prepare(*arguments)
+        (tmp_path / "a").unlink()
+        return prepared
+
+    monkeypatch.setattr("pcopy.api.prepare", and_then)
+    report = library.copy([tmp_path / "a", tmp_path / "b"], tmp_path / "to", jobs=jobs)
+    assert [(one.path, one.errno) for one in report.errors] == [(str(tmp_path / "a"), errno.ENOENT)]
+    assert (report.exit_status, report.vanished, os.listdir(tmp_path / "to")) == (1, 0, ["b"])
+
+
+@as_root
+def test_of_a_directory_at_which_another_file_system_begins_the_mode_is_kept_too(tmp_path: Path, pcopy: Run) -> None:
+    source = make_tree(tmp_path / "src", {"m": Dir(), "n": Dir()})
+    (source / "n").chmod(0o1777)
+    with mounted(source / "m", "-t", "tmpfs", "-o", "mode=1777", "none"):
+        line = ["-x", "--no-preserve", "mode", source, tmp_path / "dst"]
+        assert pcopy(*line).returncode == 0
+        for name in "mn":
+            (tmp_path / "dst" / name).chmod(0o700)
+        assert pcopy(*line).returncode == 0
+    assert [(tmp_path / "dst" / name).stat().st_mode & 0o7777 for name in "mn"] == [0o700, 0o700]
+
+
+@pytest.mark.parametrize("words", [["--log", "x", "--manifest", "./x"], ["--log", "x", "--metrics", "./x"]], ids=" ".join)
+def test_two_files_of_a_run_are_not_one(tmp_path: Path, pcopy: Run, words: list[str]) -> None:
+    make_tree(tmp_path / "src", {"f": "1"})
+    done = pcopy(*words, "src", "dst", cwd=tmp_path)
+    (line,) = messages(done)
+    assert (done.returncode, "is to be written twice" in line) == (2, True), line
+    assert sorted(os.listdir(tmp_path)) == ["src"]
+
+
+@as_root
+def test_a_source_that_failed_is_not_told_as_skipped_too(unlocked: Path) -> None:
+    make_tree(unlocked, {"a": Dir({"f": "1"}), "b": Dir({"g": "2"}), "dst": Dir({"a": "in the way"})})
+    (unlocked / "a").chmod(0)
+    done = unprivileged("-j", 1, "-v", unlocked / "a", unlocked / "b", unlocked / "dst")
+    (unlocked / "a").chmod(0o755)
+    assert (done.returncode, "skipped" in done.stderr, "Permission denied" in done.stderr) == (1, False, True), done.stderr
+
+
 # ---- many files, given one by one ----
 
 MANY = {f"f{number}": f"{number}" for number in range(300)}

@@ -24,7 +24,7 @@ import pytest
 import pcopy
 from tests.conftest import Run, as_root
 from tests.strace import lines_of, strace
-from tests.test_destination import mounted
+from tests.test_destination import mounted, unprivileged
 from tests.trees import WHEN, Device, Dir, Fifo, File, Hard, Holes, Link, Socket, State, make_tree, read_tree
 
 NOBODY = 65534
@@ -1187,3 +1187,46 @@ def test_a_directory_that_may_not_be_read_leaves_the_mode_of_the_one_above_alone
         b"d": "700",
         b"f": "600",
     }
+
+
+# ---- what the place of a copy does to what is made there ----
+
+
+@pytest.mark.parametrize("options", [[], ["--no-preserve", "mode"], ["--verify"]], ids=" ".join)
+@pytest.mark.parametrize("acl", ["u::rx,g::rx,o::rx", "u::w,g::-,o::-"])
+def test_a_default_acl_that_keeps_the_owner_out_is_no_hurdle(tmp_path: Path, acl: str, options: list[str]) -> None:
+    """Under one, the kernel masks the modes of new entries with it, whatever the umask is (acl(5))."""
+    if not shutil.which("setfacl"):
+        pytest.skip("needs setfacl")
+    source = make_tree(tmp_path / "src", {"f": File(b"1", xattrs={"user.a": b"1"}), "d": Dir({"g": "2", "e": Dir({"h": "3"})})})
+    (tmp_path / "out").mkdir()
+    subprocess.run(["setfacl", "-d", "-m", acl, tmp_path / "out"], check=True)
+    done = unprivileged("-j", 1, *options, source, tmp_path / "out/dst")
+    assert (done.returncode, done.stderr.count("\n")) == (0, 1), done.stderr
+    subprocess.run(["chmod", "-R", "u+rwX", tmp_path / "out"], check=True)
+    assert [(tmp_path / "out/dst" / name).read_text() for name in ("f", "d/g", "d/e/h")] == ["1", "2", "3"]
+    assert os.getxattr(tmp_path / "out/dst/f", "user.a") == b"1"
+
+
+@as_root
+def test_times_that_the_destination_cannot_keep_are_set_once(tmp_path: Path) -> None:
+    """They become the nearest that it keeps; a rerun cannot tell two such times apart, and leaves the copies as they are."""
+    far = 16_725_225_600 * 10**9  # 2500-01-01
+    entries = {"f": "1", "l": Link("f"), "p": Fifo(), "x": Dir({"g": "2"}), "y": Dir()}
+    source = make_tree(tmp_path / "src", entries)
+    for name in ("f", "l", "p", "x"):
+        os.utime(source / name, ns=(far, far), follow_symlinks=False)
+    os.utime(source / "y", ns=(far, 10**18))
+    with on_loop_device("ext4", tmp_path / "mount") as disk:
+        pcopy.copy(source, disk / "dst", jobs=1)
+        # But for x, in which something was changed after it was last read, as its times say: to read it sets its access time.
+        before = {path: os.lstat(path).st_ctime_ns for path in (disk / "dst").rglob("*") if path.name != "x"}
+        told: list[str] = []
+
+        class Tells(pcopy.Observer):
+            def event(self, event: pcopy.Event) -> None:
+                told.append(event.what)
+
+        report = pcopy.copy(source, disk / "dst", jobs=1, verbose=True, observer=Tells())
+        assert (report.ok, set(told)) == (True, {"unchanged", "directory"})
+        assert {path: os.lstat(path).st_ctime_ns for path in before} == before

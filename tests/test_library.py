@@ -5,6 +5,7 @@ Programs that are special in how they are started (threads, no __main__ guard, n
 
 from __future__ import annotations
 
+import errno
 import inspect
 import json
 import os
@@ -20,7 +21,7 @@ from typing import Any
 import pytest
 
 import pcopy
-from pcopy import engines
+from pcopy import engines, filesystem
 from pcopy.cli import main
 from pcopy.options import ALL_ATTRIBUTES
 from tests.test_engines import (
@@ -714,6 +715,54 @@ def test_a_stop_set_by_another_thread_stops_the_run(slow: Path, target: Path, ho
     assert report.files <= 200  # without the large ones
     assert temporary_names(target) == []
     assert half_files(slow, target) == []
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_what_an_observer_raises_in_the_midst_is_told_as_the_end_of_the_run(tmp_path: Path, jobs: int) -> None:
+    """The log says why, and the caller's stop, which nobody has set, is as it was."""
+    source, stop = make_tree(tmp_path / "src", many_files(60, 100)), pcopy.Stop()
+
+    class Bad(pcopy.Observer):
+        def progress(self, progress: pcopy.Progress) -> None:
+            if progress.done > 500:
+                raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        pcopy.copy(source, tmp_path / "dst", jobs=jobs, observer=[Bad(), pcopy.Log(tmp_path / "log")], stop=stop)
+    report = json.loads((tmp_path / "log").read_text().splitlines()[-1])["report"]
+    assert (report["exit_status"], [one["reason"] for one in report["errors"]], stop.signal) == (
+        3,
+        ["the run was ended by ValueError: mine"],
+        0,
+    )
+
+
+def test_an_observer_may_be_an_empty_list(source: Path, tmp_path: Path) -> None:
+    class Events(list[pcopy.Event], pcopy.Observer):
+        def event(self, event: pcopy.Event) -> None:
+            self.append(event)
+
+    events = Events()
+    pcopy.copy(source, tmp_path / "dst", jobs=1, verbose=True, observer=events)
+    assert len(events) > 300
+
+
+def test_what_fails_before_a_directory_is_tried_again_fails_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = make_tree(tmp_path / "src", {"d": Dir({name: Dir() for name in ("one", "two", "three")})})
+    make, calls = filesystem.make_directory, []
+
+    def fails(name: str, parent: int, mode: int) -> None:
+        if name in ("one", "two", "three"):
+            calls.append(name)
+            if name == calls[0]:
+                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+            if len(calls) == 2:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+        make(name, parent, mode)
+
+    monkeypatch.setattr(filesystem, "make_directory", fails)
+    report = pcopy.copy(source, tmp_path / "dst", jobs=1)
+    assert ([one.errno for one in report.errors], report.failed) == ([errno.ENAMETOOLONG], 1)
 
 
 # ---- what the program does meanwhile ----
