@@ -134,9 +134,10 @@ def copy(
     :raises UsageError: the request makes no sense as it stands; nothing was touched
 
     No output of its own. Safe in a program with threads: workers are then started by ``forkserver``. They never import the
-    program's main module. To end a copy from a signal handler, set a ``stop``, or raise what is no :class:`Exception`: one that
-    is meets a slice as any error of an entry does. A daemonic process, such as a worker of ``multiprocessing.Pool``, may not
-    start workers: it copies alone, whatever ``jobs`` says, and a warning in the report says so.
+    program's main module. To end a copy from a signal handler, set ``stop.signal``, or raise what is no :class:`Exception`
+    (:class:`KeyboardInterrupt`, say): an ``Exception`` in a slice counts as the failure of one entry. A daemonic process, such
+    as a worker of ``multiprocessing.Pool``, may not start workers: it copies alone, whatever ``jobs`` says, and a warning in
+    the report says so.
     """
     observer = check_observer(observer)
     check_flags(checksum=checksum, dereference=dereference, one_file_system=one_file_system, atomic=atomic, fsync=fsync)

@@ -20,7 +20,8 @@ from pcopy.outcome import Outcome
 MOST = 64
 # Handles that the limit has to allow for each: it gets two of every worker that was started before it, and opens some.
 HANDLES = 16
-# How many times as many workers are worth another pool, which takes as long as a slice; or as few, that they are left idle.
+# Another pool, which takes as long as a slice, is worth its start only for so many times the workers; with so many times too
+# many, some are left idle.
 WORTH = 2
 # Seconds: of a look at how fast it goes; of one with half as many; until the slices of the number before are out of the way;
 # until something that did not help is tried again, at first.

@@ -8,14 +8,22 @@ from types import TracebackType
 from pcopy import attributes, filesystem
 from pcopy.outcome import Failure
 
-# A function there is named after its operation.
+# A function there is named after its operation, but for these.
 CALLS = frozenset({filesystem.__file__, attributes.__file__})
+WORDS = {
+    **dict.fromkeys(["hold", "held", "by_name"], "open"),
+    **dict.fromkeys(["open_deep", "open_top", "pass_through", "reopen_directory", "way_to"], "open directory"),
+    **dict.fromkeys(["has_hole", "has_unwritten"], "look for holes"),
+    **dict.fromkeys(["attributes_of", "attributes_by_name"], "list attributes"),
+    "remove_if_there": "remove",
+    "renamed": "rename",
+}
 # Nothing else can be written to the destination either.
 FATAL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 ADVICE = {
     errno.ENAMETOOLONG: "the destination's file system does not allow so long a name",
     errno.EILSEQ: "the destination's file system does not allow this name",
-    errno.ENOSPC: "free some space and run the same line again: it continues",
+    errno.ENOSPC: "free some space and run the same line again: it continues; df -i tells if it is inodes that lack",
     errno.EDQUOT: "free some space and run the same line again: it continues",
     errno.EFBIG: "the destination's file system, or a limit (ulimit -f), does not allow so large a file",
     errno.EROFS: "mount the destination read-write",
@@ -24,7 +32,7 @@ CLOSED = " (a run opens it, if it is yours; a dry run touches nothing)"
 
 
 class CopyError(OSError):
-    """What failed is the copy of a directory, not its source; its path is the ``filename``."""
+    """An OSError that knows which path to name, by its ``filename``: that of a directory's copy, say, and not of its source."""
 
 
 def of(path: str, error: OSError) -> Failure:
@@ -45,4 +53,4 @@ def operation(trace: TracebackType | None) -> str:
         if code.co_filename in CALLS and not code.co_name.startswith("<"):  # a comprehension is no function
             name = code.co_name
         trace = trace.tb_next
-    return name.strip("_").replace("_", " ")
+    return WORDS.get(name, name.replace("_", " "))

@@ -227,8 +227,9 @@ def wait_for_writes(handle: int) -> None:
 
 
 def has_hole(name: str, directory: int, size: int) -> bool:
-    """Whether a file shows a hole. That of which the length reached the disk before its contents does, even where blocks were
-    reserved for them, so that st_blocks tells nothing (ext4: extents that are unwritten).
+    """Whether a file shows a hole, as one does of which the length reached the disk before its contents.
+
+    Even if its blocks were reserved, so that st_blocks tells nothing (ext4: extents that are unwritten).
     """
     handle = os.open(name, READ | NOFOLLOW, dir_fd=directory)
     try:

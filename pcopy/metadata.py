@@ -54,7 +54,7 @@ class Metadata:
         # Whose our copies are, if they cannot be given to others, and the groups that they can be given to all the same.
         self.user = None if attr.may_give_away() else os.geteuid()
         self.groups = attr.own_groups()
-        # Of which owner's entries we may not set which owner and group, not tried again in this slice; whether the group alone.
+        # What was refused in this slice: owner of the entry, uid, gid; and whether the group alone could be set.
         self.refused: dict[tuple[int, int, int], bool] = {}
         self.unlabelled, self.layered, self.dry_run = unlabelled, layered, options.dry_run
         self.beyond: list[str] = []  # attributes that the copy compared last lacks, because its file system has no such

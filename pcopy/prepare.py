@@ -153,7 +153,7 @@ def make_top(path: str, options: Options, mode: int) -> bool:
 
 
 def ask_above(path: str, options: Options) -> None:
-    """The same of where a directory is to be made: that would change the times of one which another run has finished."""
+    """As :func:`ask`, of the directory in which one is to be made: its times change, and another run may have finished it."""
     try:
         above = os.open(os.path.dirname(path), fs.PASS)
     except OSError:  # who makes it will say why it cannot be

@@ -18,7 +18,7 @@ GRANT = 10_000
 
 
 class Quota:
-    """What the coordinator knows of the limit. With none (0), nothing is granted, and no slice asks."""
+    """What the coordinator knows of the limit. With 0, be it no limit or a limit of none, nothing is granted."""
 
     def __init__(self, most: int) -> None:
         self.most = most

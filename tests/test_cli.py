@@ -63,6 +63,8 @@ def test_the_version_is_printed_by_module_and_by_script(pcopy: Run) -> None:
         (["--recursive", "src", "dst"], "--recursive is not needed"),
         (["-H", "src", "dst"], "-H is not needed: all that is said by it is kept"),
         (["--update", "src", "dst"], "--update is --overwrite older here"),
+        (["-L", "to nothing", "dst"], "to nothing: the source is a symbolic link that leads to nothing"),
+        (["to nothing/", "dst"], "to nothing/: the source is a symbolic link that leads to nothing"),
         (["-u", "src", "dst"], "-u is --overwrite older here"),
         (["--ignore-existing", "src", "dst"], "--ignore-existing is --overwrite never here"),
         (["--manifest", "-", "src", "dst"], "'-' is no stream here; write ./- for a file of that name"),
@@ -82,10 +84,11 @@ def test_what_works_elsewhere_is_refused_with_what_to_do_here(
     pcopy: Run, tmp_path: Path, source: Path, words: list[str], says: str
 ) -> None:
     (tmp_path / "way").symlink_to("src")
+    (tmp_path / "to nothing").symlink_to("nothing")
     done = pcopy(*words)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert says in done.stderr
-    assert sorted(os.listdir(tmp_path)) == ["src", "way"]
+    assert sorted(os.listdir(tmp_path)) == ["src", "to nothing", "way"]
 
 
 def test_a_name_with_a_colon_is_a_name(pcopy: Run, tmp_path: Path, source: Path) -> None:
