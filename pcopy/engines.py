@@ -208,23 +208,28 @@ def uninterrupted(call: Callable[[], None]) -> None:
     forkserver is waited for in vain.
     """
     done: Future[None] = Future()
+    begun, may_begin = False, threading.Event()
 
     def make() -> None:
+        may_begin.wait()
         try:
-            call()
+            if begun:
+                call()
             done.set_result(None)
         except BaseException as error:
             done.set_exception(error)
 
-    thread, raised = threading.Thread(target=make), None
-    thread.start()
-    while thread.is_alive():
-        try:
+    thread = threading.Thread(target=make)
+    try:
+        thread.start()
+        begun = True
+        may_begin.set()
+        thread.join()
+    except BaseException:  # a handler's, maybe in the midst of start(); or no thread can be started
+        may_begin.set()
+        if begun:
             thread.join()
-        except BaseException as error:
-            raised = error
-    if raised:
-        raise raised
+        raise
     done.result()
 
 

@@ -804,7 +804,8 @@ def leave(*_):
 class Server(forkserver.ForkServer):
     def connect_to_new_process(self, fds):
         started = super().connect_to_new_process(fds)
-        os.kill(os.getpid(), signal.SIGTERM)  # between the start of a worker and the note of it
+        if sent := os.environ.pop("TO_BE_SENT", ""):
+            os.kill(os.getpid(), int(sent))  # between the start of a worker and the note of it
         return started
 
 if __name__ == "__main__":
@@ -817,7 +818,7 @@ if __name__ == "__main__":
 
 
 def test_a_handler_that_raises_while_workers_are_started_leaves_none_behind(start: Start, source: Path, tmp_path: Path) -> None:
-    script = start(HANDLER, source, tmp_path / "dst")
+    script = start(HANDLER, source, tmp_path / "dst", environment={"TO_BE_SENT": str(int(signal.SIGTERM))})
     assert script.ended() == (1, "", "left by the handler\n")
     assert wait_until(lambda: not script.others(), 10)
 
