@@ -286,7 +286,7 @@ def look_at_source(given: str, dereference: bool) -> Source:
     except FileNotFoundError:
         refuse_address(given)
         if os.path.islink(given.rstrip("/")):
-            raise UsageError(f"{given}: the source is a symbolic link that leads to nothing") from None
+            raise UsageError(f"{given}: the source is a symbolic link to what does not exist") from None
         raise UsageError(f"{given or repr('')}: the source does not exist; check the spelling") from None
     except OSError as error:
         raise UsageError(f"{given!r}: the source cannot be looked at: {error.strerror}") from None

@@ -22,10 +22,11 @@ MEASURE = "Checking and measuring"
 WHOLE = "is not needed: directories are copied whole, with all that they and their files have"
 ELSEWHERE = {
     **dict.fromkeys(["-a", "-r", "-R", "--archive", "--recursive"], WHOLE),
-    **dict.fromkeys(["-A", "-H", "-X", "-g", "-l", "-o", "-p", "-t"], "is not needed: all that is said by it is kept"),
-    **dict.fromkeys(["-u", "--update"], "is --overwrite older here"),
+    **dict.fromkeys(["-A", "-H", "-X", "-g", "-o", "-p"], "is not needed: all that is said by it is kept"),
+    "-u": "is --overwrite older here",
+    "--update": "is --overwrite here: older, never or always",
     **dict.fromkeys(["--ignore-existing", "--no-clobber"], "is --overwrite never here"),
-    **dict.fromkeys(["--partial", "--inplace"], "is not needed: a large file of a run that was cut goes on where it was"),
+    "--partial": "is not needed: a large file of a run that was cut goes on where it was",
     "--numeric-ids": "is not needed: owners are copied as numbers",
 }
 

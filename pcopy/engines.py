@@ -224,11 +224,11 @@ def uninterrupted(call: Callable[[], None]) -> None:
         thread.start()
         begun = True
         may_begin.set()
-        thread.join()
+        done.exception()  # waits, as Thread.join does; but that takes the thread for ended once it was left (before 3.13)
     except BaseException:  # a handler's, maybe in the midst of start(); or no thread can be started
         may_begin.set()
         if begun:
-            thread.join()
+            done.exception()
         raise
     done.result()
 

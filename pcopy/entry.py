@@ -188,8 +188,7 @@ class Copier:
     ) -> int | Result:
         """Make the copy of an entry, in place of ``copy``, if any: a directory gives way only to what is made already."""
         regular = stat.S_ISREG(state.st_mode)
-        if copy and stat.S_ISLNK(state.st_mode):
-            self.refuse_loss(pair, name, copy)
+        self.refuse_loss(pair, name, state, copy)
         self.over = copy is not None and stat.S_ISDIR(copy.st_mode)
         if self.over and not self.would_give_way(target, pair.destination) and self.options.dry_run:
             return Result(Fate.BLOCKED)
@@ -208,8 +207,10 @@ class Copier:
         return Result(fate_when_made(state.st_mode) if placed else Fate.BLOCKED)
 
     @staticmethod
-    def refuse_loss(pair: Pair, name: str, copy: os.stat_result) -> None:
+    def refuse_loss(pair: Pair, name: str, state: os.stat_result, copy: os.stat_result | None) -> None:
         """A symbolic link does not take the place of what it leads to, which would be lost: nor does it for cp and mv."""
+        if not copy or not stat.S_ISLNK(state.st_mode):
+            return
         try:
             lost = os.path.samestat(os.stat(name, dir_fd=pair.source), copy)
         except OSError:  # it leads nowhere

@@ -100,6 +100,7 @@ class Linker:
         result = self.decide(pair, unit, state, copy, made)
         if result.fate is not Fate.HARDLINK:
             return result
+        self.copier.refuse_loss(pair, name, state, copy)
         directory = copy is not None and stat.S_ISDIR(copy.st_mode)
         if self.options.dry_run:
             gives_way = not directory or self.copier.would_give_way(target, pair.destination)

@@ -255,7 +255,8 @@ class Metadata:
             given = owned and owner != wanted  # chown(2) leaves what it likes of a mode
             if given or mode != stat.S_IMODE(os.stat(target).st_mode):
                 self.attempt("mode", attr.set_mode, target, mode)
-        if self.keep_times and not is_kept(state.st_mtime_ns, copy.st_mtime_ns):
+        other = state.st_mtime_ns != copy.st_mtime_ns  # of a regular file it was asked already what can be kept
+        if self.keep_times and other and (stat.S_ISREG(state.st_mode) or not is_kept(state.st_mtime_ns, copy.st_mtime_ns)):
             self.attempt("times", self.set_times, target, state.st_atime_ns, state.st_mtime_ns)
 
     def mode_of(self, mode: int, owned: bool) -> int:
@@ -362,7 +363,9 @@ class Metadata:
 
 def is_kept(wanted_ns: int, there_ns: int) -> bool:
     """Whether a copy has a time, or the nearest that its file system can keep, as far as that can be told from the two."""
-    return wanted_ns == there_ns or (there_ns in ENDS and not EARLIEST <= wanted_ns <= LATEST)
+    if wanted_ns == there_ns or there_ns not in ENDS:
+        return wanted_ns == there_ns
+    return wanted_ns < there_ns <= EARLIEST or wanted_ns > there_ns >= LATEST
 
 
 def differing(wanted: dict[str, bytes], there: dict[str, bytes]) -> list[str]:

@@ -7,7 +7,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from pcopy import attributes as attr
@@ -91,13 +91,11 @@ def prepare(
 ) -> tuple[Job, list[Unit]]:
     """Make what the copies are to land on, and say with which units the run begins. Raises OSError."""
     fresh, handle, alone = place
-    token, partial, there = os.urandom(4).hex(), {}, None
+    token, partial = os.urandom(4).hex(), {}
     if handle is not None and alone:
         keep = {landing.rename or name for landing in landings for name in landing.names}
         if keep:  # without names the directory is scanned, and cleared by who scans it
-            names = fs.list_directory(handle)
-            partial = runs.clear_stale(names, keep, 0, handle, token, keep)
-            there = names if len(keep) > BATCH else None  # each of a few is made aside, which takes a third longer
+            partial = runs.clear_stale(fs.list_directory(handle), keep, 0, handle, token, keep)
         if is_single(landings):
             runs.lock(handle, exclusive=False)
     few = are_few(landings)
@@ -108,8 +106,9 @@ def prepare(
         report.found += len(landing.names) or 1
         below = os.path.basename(landing.destination) if landing.destination != top else None
         try:
+            os.stat(landing.source)  # it may have gone since it was looked at
             is_new = make_landing(below, handle, landing.source, options, token) if below else fresh
-        except failures.CopyError as error:
+        except (failures.CopyError, FileNotFoundError) as error:
             report.failed += 1
             report.errors.append(failures.of(landing.source, error))
             continue
@@ -120,7 +119,7 @@ def prepare(
             continue
         trees.append(tree_of(landing, below, handle))
         sources.append(os.path.basename(landing.source) if below else "")
-        units += units_of(landing, len(trees) - 1, is_new, 1.0 / len(landings), partial, there)
+        units += units_of(landing, len(trees) - 1, is_new, 1.0 / len(landings), partial)
     earlier: list[Tree] = []
     for number, below in enumerate(sources):
         found = list(earlier_trees(options.link_dest, below))
@@ -313,25 +312,18 @@ def earlier_trees(paths: Sequence[str], below: str) -> Iterator[Tree]:
                 yield Tree(place, place, inode, inode, on_disk=on_disk, labels=labels, layered=layered)
 
 
-def units_of(
-    landing: Landing, tree: int, fresh: bool, share: float, partial: dict[str, str], there: Container[str] | None
-) -> Iterator[Unit]:
-    """``partial``: what runs that were cut left of files, by the names that these are to have.
-
-    ``there``: all names in the destination, if they are known.
-    """
+def units_of(landing: Landing, tree: int, fresh: bool, share: float, partial: dict[str, str]) -> Iterator[Unit]:
+    """``partial``: what runs that were cut left of files, by the names that these are to have."""
     if not landing.names:
         yield Scan(tree, "", fresh, share, only=landing.only)
-    groups: dict[tuple[bool, bool, str | None], list[str]] = {}  # by what is known of the names in a unit
+    groups: dict[tuple[bool, str | None], list[str]] = {}  # by what is known of the names in a unit
     for name in landing.names:
-        target = landing.rename or name
-        new = there is not None and target not in there
-        groups.setdefault((new, name in landing.regular, partial.get(target)), []).append(name)
-    for (new, regular, left), names in groups.items():
+        groups.setdefault((name in landing.regular, partial.get(landing.rename or name)), []).append(name)
+    for (regular, left), names in groups.items():
         for at in range(0, len(names), BATCH):
             some = tuple(names[at : at + BATCH])
             part = share * len(some) / len(landing.names)
-            yield Entries(tree, "", some, new, regular, part, landing.rename, partial=left)
+            yield Entries(tree, "", some, False, regular, part, landing.rename, partial=left)
 
 
 @contextlib.contextmanager

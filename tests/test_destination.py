@@ -845,6 +845,16 @@ def test_a_link_does_not_take_the_place_of_what_it_leads_to(
         assert (tmp_path / "home/other").read_text() == "new"
 
 
+def test_nor_does_another_name_of_a_link(tmp_path: Path, pcopy: Run, jobs: int) -> None:
+    """Of which the first is there already, so that the second would become a hard link to it."""
+    source = make_tree(tmp_path / "src", {"a": Link(str(tmp_path / "dst/b")), "b": Hard("a"), "c": "1"})
+    target = make_tree(tmp_path / "dst", {"a": Link(str(tmp_path / "dst/b")), "b": "precious"})
+    when = os.lstat(source / "a").st_mtime_ns
+    os.utime(target / "a", ns=(when, when), follow_symlinks=False)
+    assert pcopy("-j", jobs, source, target).returncode == 1
+    assert (target / "b").read_text() == "precious"
+
+
 def test_a_link_given_alone_does_not_either(tmp_path: Path, pcopy: Run) -> None:
     make_tree(tmp_path, {"s": Dir({"f": "kept"}), "lf": Link("s/f"), "elsewhere": Link("s")})
     assert pcopy("lf", "s/f", cwd=tmp_path).returncode == 1
@@ -870,6 +880,18 @@ def test_a_source_given_by_name_that_goes_away_is_a_failure(
     report = library.copy([tmp_path / "a", tmp_path / "b"], tmp_path / "to", jobs=jobs)
     assert [(one.path, one.errno) for one in report.errors] == [(str(tmp_path / "a"), errno.ENOENT)]
     assert (report.exit_status, report.vanished, os.listdir(tmp_path / "to")) == (1, 0, ["b"])
+
+
+def test_a_source_directory_that_goes_away_at_once_is_a_failure_of_its_own(tmp_path: Path, jobs: int) -> None:
+    make_tree(tmp_path, {"one": Dir({"f": "1"}), "two": Dir({"g": "2"}), "to": Dir()})
+
+    class Removes(library.Observer):
+        def started(self, *_: Any) -> None:
+            shutil.rmtree(tmp_path / "one")
+
+    report = library.copy([tmp_path / "one", tmp_path / "two"], tmp_path / "to", jobs=jobs, observer=Removes())
+    assert [(one.path, one.errno) for one in report.errors] == [(str(tmp_path / "one"), errno.ENOENT)]
+    assert (report.exit_status, os.listdir(tmp_path / "to")) == (1, ["two"])
 
 
 @as_root
@@ -929,39 +951,23 @@ def test_many_files_given_one_by_one_are_copied_as_their_directory_would_be(tmp_
     assert (again["files"], again["unchanged"], again["failed"]) == (0, 304, 0)
 
 
-def test_only_those_of_many_files_that_are_there_already_are_made_aside_and_no_pipe_is_opened(tmp_path: Path) -> None:
-    source, target, log = given_one_by_one(tmp_path / "src"), make_tree(tmp_path / "dst", {"f7": b"older"}), tmp_path / "log"
-    names = ["pipe", *sorted(MANY)]
-    command = [
-        *strace("-e", "trace=openat,/rename", log=log),
-        sys.executable,
-        "-m",
-        "pcopy",
-        "-q",
-        "-j",
-        "1",
-        *names,
-        str(target),
-    ]
-    subprocess.run(command, cwd=source, check=True)
-    renames = [line for line in lines_of(log) if "rename" in line]
-    assert len(renames) == 1
-    assert '"f7"' in renames[0]
+def test_of_many_entries_given_one_by_one_no_pipe_is_opened(tmp_path: Path) -> None:
+    source, target, log = given_one_by_one(tmp_path / "src"), make_tree(tmp_path / "dst", {}), tmp_path / "log"
+    command = [*strace("-e", "trace=openat", log=log), sys.executable, "-m", "pcopy", "-q", "-j", "1"]
+    subprocess.run([*command, "pipe", *sorted(MANY), str(target)], cwd=source, check=True)
+    assert [line for line in lines_of(log) if '"f7"' in line]
     assert not [line for line in lines_of(log) if '"pipe"' in line and "O_PATH" not in line]
 
 
-def test_a_name_that_appears_while_many_are_copied_is_not_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, target = given_one_by_one(tmp_path / "src"), make_tree(tmp_path / "dst", {})
-
-    def and_then(*arguments: Any) -> Any:
-        prepared = prepare.prepare(*arguments)
-        (target / "f299").write_text("somebody else's")
-        return prepared
-
-    monkeypatch.setattr("pcopy.api.prepare", and_then)
-    report = library.copy([source / name for name in MANY], target, jobs=1)
-    assert [(one.path, one.errno) for one in report.errors] == [(str(source / "f299"), errno.EEXIST)]
-    assert (report.files, (target / "f299").read_text()) == (299, "somebody else's")
+def test_a_dry_run_of_many_files_given_one_by_one_tells_what_the_run_does(tmp_path: Path, pcopy: Run) -> None:
+    """Of two names of an inode, the second is there already."""
+    source, target = make_tree(tmp_path / "src", {**MANY, "f170": Hard("f101")}), make_tree(tmp_path / "dst", {"f170": "101"})
+    os.utime(target / "f170", ns=(WHEN, WHEN))
+    os.utime(source / "f101", ns=(WHEN, WHEN))
+    names = sorted(os.listdir(source))
+    would, did = (pcopy(*words, "-j", 1, "--json", *names, target, cwd=source) for words in (["-n"], []))
+    counts = [[json.loads(done.stdout)[what] for what in ("files", "hardlinks", "unchanged")] for done in (would, did)]
+    assert counts[0] == counts[1]
 
 
 @pytest.mark.parametrize("given", ["straight", "by a link"])

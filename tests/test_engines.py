@@ -778,6 +778,29 @@ def test_no_process_outlives_a_killed_coordinator(start: Start, slow: Path, targ
     assert script.ended()[:2] == (-signal.SIGKILL, "")
 
 
+def test_a_handler_does_not_part_a_start_from_its_note(start: Start) -> None:
+    script = start(
+        """
+import signal, time
+from pcopy.engines import uninterrupted
+
+class Left(BaseException): pass
+
+def leave(*_):
+    raise Left
+
+done = []
+signal.signal(signal.SIGALRM, leave)
+signal.setitimer(signal.ITIMER_REAL, 0.1)
+try:
+    uninterrupted(lambda: done.append(time.sleep(0.5)))
+except Left:
+    print(len(done))
+"""
+    )
+    assert script.ended() == (0, "1\n", "")
+
+
 COMMAND = """
 import os, sys
 import pcopy.engines

@@ -1230,3 +1230,14 @@ def test_times_that_the_destination_cannot_keep_are_set_once(tmp_path: Path) -> 
         report = pcopy.copy(source, disk / "dst", jobs=1, verbose=True, observer=Tells())
         assert (report.ok, set(told)) == (True, {"unchanged", "directory"})
         assert {path: os.lstat(path).st_ctime_ns for path in before} == before
+
+
+def test_a_time_before_1980_is_not_taken_for_what_cannot_be_kept(tmp_path: Path) -> None:
+    """As the 1 that some give to all of their files; what is at 0 is there for another reason."""
+    source = make_tree(tmp_path / "src", {"d": Dir({"f": "x"}), "p": Fifo(), "l": Link("d"), "g": "y"})
+    target = make_tree(tmp_path / "dst", {"d": Dir({"f": "x"}), "p": Fifo(), "l": Link("d"), "g": "y"})
+    for name in "dplg":
+        os.utime(source / name, ns=(10**9, 10**9), follow_symlinks=False)
+        os.utime(target / name, ns=(0, 0), follow_symlinks=False)
+    assert pcopy.copy(source, target, jobs=1, checksum=True).ok
+    assert [os.lstat(target / name).st_mtime_ns for name in "dplg"] == [10**9] * 4
