@@ -109,7 +109,7 @@ def prepare(
             os.stat(landing.source)  # it may have gone since it was looked at
             is_new = make_landing(below, handle, landing.source, options, token) if below else fresh
         except (failures.CopyError, FileNotFoundError) as error:
-            report.failed += 1
+            report.failed += len(landing.names) or 1
             report.errors.append(failures.of(landing.source, error))
             continue
         if is_new and below and few and handle is not None and not options.dry_run:

@@ -894,6 +894,19 @@ def test_a_source_directory_that_goes_away_at_once_is_a_failure_of_its_own(tmp_p
     assert (report.exit_status, os.listdir(tmp_path / "to")) == (1, ["two"])
 
 
+def test_files_of_a_directory_that_goes_away_at_once_are_failures(tmp_path: Path, jobs: int) -> None:
+    make_tree(tmp_path, {"one": Dir({"f": "1", "g": "1"}), "two": Dir({"h": "2"}), "to": Dir()})
+
+    class Removes(library.Observer):
+        def started(self, *_: Any) -> None:
+            shutil.rmtree(tmp_path / "one")
+
+    sources = [tmp_path / "one/f", tmp_path / "one/g", tmp_path / "two/h"]
+    report = library.copy(sources, tmp_path / "to", jobs=jobs, observer=Removes())
+    assert [(one.path, one.errno) for one in report.errors] == [(str(tmp_path / "one"), errno.ENOENT)]
+    assert (report.failed, report.files, os.listdir(tmp_path / "to")) == (2, 1, ["h"])
+
+
 @as_root
 def test_of_a_directory_at_which_another_file_system_begins_the_mode_is_kept_too(tmp_path: Path, pcopy: Run) -> None:
     source = make_tree(tmp_path / "src", {"m": Dir(), "n": Dir()})
