@@ -46,13 +46,11 @@ STAYS = "a directory in its place holds something that is not to be deleted: mov
 FOLLOWED = "a directory that is not empty is in its place, and a link may lead into it: move or remove it"
 EARLIER = "earlier"  # why a name is a link: an earlier copy has the file
 SWAPPED = "somebody put another file in its place: run the same line again"
+LEADS_THERE = "is a symbolic link to what is in its place in the destination, which would be lost"
 
 
 class SourceChanged(Exception):
     """The source is not what it was when its copy began."""
-
-
-LEADS_THERE = "is a symbolic link to what is in its place in the destination, which would be lost"
 
 
 class Copier:

@@ -363,9 +363,8 @@ class Metadata:
 
 def is_kept(wanted_ns: int, there_ns: int) -> bool:
     """Whether a copy has a time, or the nearest that its file system can keep, as far as that can be told from the two."""
-    if wanted_ns == there_ns or there_ns not in ENDS:
-        return wanted_ns == there_ns
-    return wanted_ns < there_ns <= EARLIEST or wanted_ns > there_ns >= LATEST
+    beyond = wanted_ns < there_ns <= EARLIEST or wanted_ns > there_ns >= LATEST
+    return wanted_ns == there_ns or (beyond and there_ns in ENDS)
 
 
 def differing(wanted: dict[str, bytes], there: dict[str, bytes]) -> list[str]:
