@@ -24,6 +24,8 @@ from benchmarks.trees import make_large_files, make_small_files
 PATTERNS = [f"*.ext{number}" for number in range(40)] + [f"/top{number}/" for number in range(30)]
 PATTERNS += [f"cache{number}/*.tmp" for number in range(15)] + [f"**/build{number}/" for number in range(15)]
 
+BARE = [sys.executable, "-m", "benchmarks.bare"]
+
 Row = Callable[[Bench], list[Contender]]
 
 
@@ -37,6 +39,7 @@ def fresh(bench: Bench) -> list[Contender]:
         ("rsync -a", ["rsync", "-a", f"{tree}/", copy]),
         ("xcp -w 2", ["xcp", "-r", "-w", "2", "--no-progress", tree, copy]),
         ("the C program", [bench.native("floor"), tree, copy, "2"]),
+        ("a bare loop", [*BARE, "fresh", tree, copy, "2"]),
     )
 
 
@@ -91,8 +94,13 @@ def rerun(bench: Bench) -> list[Contender]:
         ("cp -au", ["cp", "-au", "-T"], ""),
         ("rsync -aHAXS", ["rsync", "-aHAXS"], "/"),
     ]
+    bare = [*BARE, "rerun", str(tree), str(bench.copy_of(tree, "bare")), "2"]
     return [
-        Contender(name, [*command, f"{tree}{end}", str(bench.copy_of(tree, name))], nothing) for name, command, end in commands
+        *(
+            Contender(name, [*command, f"{tree}{end}", str(bench.copy_of(tree, name))], nothing)
+            for name, command, end in commands
+        ),
+        Contender("a bare loop", bare, nothing),
     ]
 
 
@@ -196,6 +204,7 @@ def store_large(bench: Bench) -> list[Contender]:
         ("pcopy -j 16", [*bench.pcopy, "-j", "16", str(tree), copy]),
         ("pcopy -j auto", [*bench.pcopy, str(tree), copy]),
         ("cp", ["cp", "-r", str(tree), copy]),
+        ("a bare loop", [*BARE, "large", str(tree), copy, "16"]),
     )
 
 

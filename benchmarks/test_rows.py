@@ -22,7 +22,7 @@ def contenders(row: Row, folder: Path, scale: float) -> list[Contender]:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row.__name__ for row in ROWS])
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", range(7))
 def test_row(benchmark: BenchmarkFixture, folder: Path, scale: float, row: Row, number: int) -> None:
     """One contender of one row; those of a row are a group."""
     there = contenders(row, folder, scale)
