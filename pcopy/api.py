@@ -20,9 +20,6 @@ from pcopy.asked import (
     WhenName,
     check_choice,
     check_count,
-    check_deletion,
-    check_earlier,
-    check_files,
     check_filters,
     check_flags,
     check_hash,
@@ -35,12 +32,6 @@ from pcopy.asked import (
     check_sizes,
     check_value,
     listed,
-    look_at_destination,
-    look_at_sources,
-    only_listed,
-    refuse_one_file,
-    refuse_overlap,
-    refuse_own_place,
     text_of,
 )
 from pcopy.coordinator import Coordinator
@@ -49,13 +40,23 @@ from pcopy.limit import empty_source, too_much
 from pcopy.manifest import Spool, check_place, escaped, place_of, within, write
 from pcopy.options import ALL_ATTRIBUTES, METHODS, Hash, Options, Overwrite, When
 from pcopy.outcome import Event, Failure
-from pcopy.part import Request, closed_in_peace, coordinate, new_report, note, stopped_by_ctrl_c
+from pcopy.part import Request, Run, closed_in_peace, coordinate, new_report, stopped_by_ctrl_c
 from pcopy.paths import Landing, land
+from pcopy.places import (
+    check_deletion,
+    check_earlier,
+    check_files,
+    look_at_destination,
+    look_at_sources,
+    only_listed,
+    refuse_one_file,
+    refuse_overlap,
+    refuse_own_place,
+)
 from pcopy.prepare import enter, make_lasting, prepare
 from pcopy.result import Observer, Report, Stop
 from pcopy.values import moment_of, size_of
 from pcopy.work import Job, Tree
-from pcopy.workers import Workers
 
 
 def copy(
@@ -189,7 +190,8 @@ def copy(
     refuse_own_place(found, top, landings, options)
     check_files(observer.files, landings, options)
     listing = None if manifest is None else check_place(text_of("manifest", manifest), top, landings)
-    refuse_one_file([*observer.files, *([listing] if listing else [])])
+    files = [*observer.files, *([listing] if listing else [])]
+    refuse_one_file(files)
     options = options._replace(link_dest=tuple(check_earlier(one, top, found, options) for one in options.link_dest))
     report, stop, started = new_report(options), stop or Stop(), time.monotonic()
     if len(found) == 1 and found[0].leads_to_directory:
@@ -198,13 +200,14 @@ def copy(
         )
     observer.started([one.path for one in found], there.path, options)
     try:
-        request = Request(top, landings, options, expected, listing, [*observer.files, *([listing] if listing else [])])
-        failure = empty_source(landings) if options.delete and options.max_delete is None else None
-        if failure:
-            give_up(report, failure, observer)
-        else:
-            with closed_in_peace(stop) as workers:
-                carry_out(request, report, observer, stop, workers)
+        request = Request(top, landings, options, expected, listing, files)
+        with closed_in_peace(stop) as workers:
+            run = Run(report, observer, stop, workers)
+            failure = empty_source(landings) if options.delete and options.max_delete is None else None
+            if failure:
+                give_up(run, failure)
+            else:
+                carry_out(request, run)
     except BaseException as error:  # an observer's; the caller gets it, and a log is to say why it ends
         if not stop.signal:
             why = f"the run was ended by {type(error).__name__}: {error}"
@@ -225,33 +228,34 @@ def spared(trees: Sequence[Tree], files: Iterable[str]) -> frozenset[tuple[int, 
     return frozenset((tree, path) for tree, path in below if path)
 
 
-def carry_out(request: Request, report: Report, observer: Observer, stop: Stop, workers: Workers) -> None:
+def carry_out(request: Request, run: Run) -> None:
     """Prepare the destination and do all the work."""
     top, landings, options, expected, listing, files, only_deletions = request
+    report, observer, stop, workers = run
     to_delete = 0
     with contextlib.ExitStack() as stack:
         undo = stack.enter_context(contextlib.ExitStack())
         try:
             place = enter(top, landings, options, report, stack, undo)
         except OSError as error:
-            give_up(report, not_prepared(top, error, options.dry_run), observer)
+            give_up(run, not_prepared(top, error, options.dry_run))
             return
         if options.delete and options.max_delete is not None and not only_deletions:
-            failure, to_delete = too_much(request, report, stop, workers, carry_out)
+            failure, to_delete = too_much(request, run, carry_out)
             if stop.signal:
                 return
             if failure and failure.fatal:
-                give_up(report, failure, observer)
+                give_up(run, failure)
                 return
             if failure:
-                note(report, failure, observer)
+                run.note(failure)
                 options = options._replace(delete=False)
         undo.pop_all()
         known = len(report.errors)
         try:
             job, units = prepare(place, top, landings, options, report, stack)
         except OSError as error:
-            give_up(report, not_prepared(top, error, options.dry_run), observer)
+            give_up(run, not_prepared(top, error, options.dry_run))
             return
         spool = stack.enter_context(contextlib.closing(Spool()))
         full = job._replace(stop=stop, spared=spared(job.trees, files), only_deletions=only_deletions)
@@ -273,9 +277,9 @@ def carry_out(request: Request, report: Report, observer: Observer, stop: Stop, 
             try:
                 make_lasting(place.handle, top)
             except OSError as error:
-                note(report, failures.of(top, error), observer)
+                run.note(failures.of(top, error))
         if listing and not options.dry_run:
-            write_manifest(spool, listing, top, job, report, observer, stop)
+            write_manifest(spool, listing, top, job, run)
 
 
 def not_prepared(top: str, error: OSError, dry_run: bool) -> Failure:
@@ -306,16 +310,16 @@ def end(report: Report, top: str, observer: Observer) -> None:
         observer.failure(failure)
 
 
-def write_manifest(spool: Spool, path: str, top: str, job: Job, report: Report, observer: Observer, stop: Stop) -> None:
-    if report.stopped or stop.signal:
-        report.warnings.append(f"{path}: not written, because the run was cut short")
+def write_manifest(spool: Spool, path: str, top: str, job: Job, run: Run) -> None:
+    if run.report.stopped or run.stop.signal:
+        run.report.warnings.append(f"{path}: not written, because the run was cut short")
         return
     below = within(path, top)
     own = None if below is None else escaped(below, job.options.sums or Hash.SHA256)
     try:
         write(spool, path, own, job.umask, job.options.fsync)
     except OSError as error:
-        note(report, failures.of(path, error)._replace(operation="write the manifest"), observer)
+        run.note(failures.of(path, error)._replace(operation="write the manifest"))
 
 
 def tell_skipped(job: Job, landings: Sequence[Landing], failed: Set[str], observer: Observer) -> None:
@@ -325,10 +329,10 @@ def tell_skipped(job: Job, landings: Sequence[Landing], failed: Set[str], observ
             observer.event(Event("skipped", left_out, "is there"))
 
 
-def give_up(report: Report, failure: Failure, observer: Observer) -> None:
+def give_up(run: Run, failure: Failure) -> None:
     """Nothing was copied."""
-    note(report, failure, observer)
-    report.stopped = True
+    run.note(failure)
+    run.report.stopped = True
 
 
 __all__ = ["Failure", "copy"]

@@ -1,26 +1,19 @@
-"""What was asked for: does it make sense, and what does it mean? Raises UsageError, and touches nothing."""
+"""What was asked for: does each value make sense, and what does it mean? Raises UsageError. Places are for places.py."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import functools
 import os
 import re
-import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from typing import Literal, TypeVar
 
-from pcopy import filesystem as fs
 from pcopy.errors import UsageError
-from pcopy.manifest import absolute, copied_to, hasher, place_of, within
+from pcopy.manifest import hasher
 from pcopy.options import AUTO, Hash, Options, Overwrite, When, attributes_from
-from pcopy.paths import Destination, Landing, Source
 from pcopy.result import Observer, Several
 from pcopy.select import selection
 from pcopy.stop import is_ending
-from pcopy.values import relative_paths
 
 Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 OverwriteName = Literal["changed", "always", "older", "never"]
@@ -30,7 +23,6 @@ WhenName = Literal["auto", "always", "never"]
 Choice = TypeVar("Choice", Overwrite, When, Hash)
 Given = TypeVar("Given")
 RATE = r"(?ia)(\d+\.?\d*|\.\d+)\s*([kmgt]?)b?"
-ADDRESS = r"[\w.-]+@[\w.-]+:(?!\d)|[\w.-]+:/"  # as rsync and scp have it; home@2026-01-31T18:30 is a name
 FACTORS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 # Slower, a single block would take seconds.
 SLOWEST, FASTEST = 1000, 10**15
@@ -72,90 +64,6 @@ def check_count(name: str, count: int) -> int:
     if isinstance(count, bool) or not isinstance(count, int) or count < 0:
         raise UsageError(f"{name} {count!r}: must be 0 or more")
     return count
-
-
-def check_deletion(options: Options, sources: Sequence[Source], landings: Sequence[Landing]) -> None:
-    if options.max_delete is not None and not options.delete:
-        raise UsageError("max-delete goes with delete")
-    if options.delete and all(landing.names for landing in landings):
-        link = next((one.given for one in sources if one.leads_to_directory), None)
-        advice = f"; write {link}/ for what the link {link} points to" if link else ""
-        raise UsageError(f"delete is for copies of directories: no source is one{advice}")
-    if options.delete:
-        for landing in landings:
-            if not landing.names:
-                refuse_sources_in(landing.destination, sources)
-
-
-def refuse_sources_in(copy: str, sources: Sequence[Source]) -> None:
-    """A source has nothing of its own name in itself, so delete would take it away while it is copied."""
-    try:
-        state = os.lstat(copy)
-    except OSError:  # it is not there yet
-        return
-    for source in sources:
-        if (state.st_dev, state.st_ino) in inodes_above(source.path):
-            raise UsageError(f"{source.given}: lies in {copy}, from which delete would remove it: move it")
-
-
-def check_files(files: Iterable[str], landings: Sequence[Landing], options: Options) -> None:
-    """Refuse what a run writes besides the copy, such as its log, where the copy of something else is to be."""
-    chosen = selection(options.filters)
-    for file in files:
-        path = place_of(file)
-        for landing in landings:
-            source = copied_to(path, landing)
-            below = source and os.path.relpath(source, landing.source)
-            if not below or (landing.only is not None and below not in landing.only):
-                continue
-            if landing.names or not chosen or not chosen.hides(below, False):
-                raise UsageError(
-                    f"{file}: would take the place of the copy of {source}; name another file, or exclude that one"
-                )
-
-
-def refuse_one_file(files: Iterable[str]) -> None:
-    """What a run writes besides the copy needs a file each: of two, one would take the place of the other."""
-    seen: set[str] = set()
-    for file in files:
-        if (place := place_of(file)) in seen:
-            raise UsageError(f"{file}: is to be written twice; name a file each for log, metrics and manifest")
-        seen.add(place)
-
-
-def check_earlier(given: str, top: str, sources: Sequence[Source], options: Options) -> str:
-    """An earlier copy that hard links can be made to. A relative path is relative to the destination, as for rsync."""
-    path = os.path.normpath(os.path.join(top, given))
-    try:
-        state, there = os.stat(path), os.stat(top if os.path.exists(top) else os.path.dirname(top))
-    except OSError as error:
-        where = "" if os.path.isabs(given) else f" (that is {path}: relative to the destination)"
-        raise UsageError(f"link-dest {given}{where}: {error.strerror}") from None
-    if not stat.S_ISDIR(state.st_mode):
-        raise UsageError(f"link-dest {given}: is not a directory")
-    if state.st_dev != there.st_dev:
-        raise UsageError(f"link-dest {given}: is on another file system than {top}, and hard links cannot reach there")
-    if os.path.samestat(state, there):
-        raise UsageError(f"link-dest {given}: is the destination itself; give an earlier copy")
-    above = inodes_above(path)
-    for source in sources:
-        left_out = options.one_file_system and state.st_dev != source.inode[0]
-        if source.is_directory and source.inode in above and not left_out:
-            raise UsageError(f"link-dest {given}: is in {source.given}, whose own files would be the copy; give an earlier one")
-    if options.delete and os.path.exists(top) and (there.st_dev, there.st_ino) in above:
-        raise UsageError(f"link-dest {given}: lies in the destination, from which delete would remove it; move it out of there")
-    return path
-
-
-def is_empty(directory: str) -> bool:
-    try:
-        handle = fs.open_directory(directory, fs.HERE, follow=True)
-        try:
-            return not any(fs.read_directory(handle))
-        finally:
-            fs.close_read(handle)
-    except OSError:  # which the run will meet again
-        return False
 
 
 def check_rate(rate: float | str | None) -> float | None:
@@ -250,17 +158,6 @@ def check_sizes(options: Options) -> None:
         raise UsageError(f"max_size {options.max_size:,} is less than min_size {options.min_size:,}: no file is left to copy")
 
 
-def only_listed(sources: Sequence[Source], landings: Sequence[Landing], files_from: Iterable[Path]) -> Landing:
-    """The one source, of which only what a list names is copied."""
-    if len(sources) != 1 or not sources[0].is_directory:
-        raise UsageError("a list of what to copy (files_from) needs one source, the directory that its paths are below")
-    return landings[0]._replace(only=relative_paths(text_of("files_from", path) for path in listed(files_from)))
-
-
-def look_at_sources(sources: Path | Iterable[Path], options: Options) -> list[Source]:
-    return [look_at_source(text_of("source", path), options.dereference) for path in listed(sources)]
-
-
 def listed(paths: Path | Iterable[Path]) -> Iterable[object]:
     """Several paths, or the one that stands for itself."""
     several = isinstance(paths, Iterable) and not isinstance(paths, (str, bytes, os.PathLike))
@@ -277,133 +174,3 @@ def text_of(what: str, path: object) -> str:
     except UnicodeEncodeError:  # a lone surrogate that stands for no byte
         raise UsageError(f"{what} {path!r}: cannot be the name of a file") from None
     raise UsageError(f"{what} {path!r}: cannot be the name of a file, which holds no NUL")
-
-
-def look_at_source(given: str, dereference: bool) -> Source:
-    """A symbolic link is copied as a link, unless it ends in a slash or links are to be followed."""
-    try:
-        state = os.stat(given) if dereference or given.endswith("/") else os.lstat(given)
-    except FileNotFoundError:
-        refuse_address(given)
-        if os.path.islink(given.rstrip("/")):
-            raise UsageError(f"{given}: the source is a symbolic link to what does not exist") from None
-        raise UsageError(f"{given or repr('')}: the source does not exist; check the spelling") from None
-    except OSError as error:
-        raise UsageError(f"{given!r}: the source cannot be looked at: {error.strerror}") from None
-    inode, leads = (state.st_dev, state.st_ino), stat.S_ISLNK(state.st_mode) and os.path.isdir(given)
-    mode = state.st_mode
-    return Source(given, absolute(given), stat.S_ISDIR(mode), is_special(mode), inode, leads, stat.S_ISREG(mode))
-
-
-def is_special(mode: int) -> bool:
-    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode))
-
-
-def refuse_address(given: str) -> None:
-    """Who comes from rsync may expect it."""
-    if re.match(ADDRESS, given) and not os.path.lexists(given.partition("/")[0]):
-        raise UsageError(
-            f"{given}: other machines are not reached; mount it and give that path, or write ./ before such a name"
-        )
-
-
-def look_at_destination(destination: Path) -> Destination:
-    given = text_of("destination", destination)
-    if not given:
-        raise UsageError(f"{given!r}: cannot be a destination")
-    path = absolute(given)
-    if not os.path.lexists(path):
-        refuse_address(given)
-    is_directory = os.path.isdir(path)
-    if is_directory:
-        path = os.path.realpath(path)
-    if os.path.islink(path) and not os.path.exists(path) and given.endswith("/"):
-        raise UsageError(f"{given}: is a symbolic link to nothing; remove it or give another destination")
-    special, parent = False, os.path.dirname(path)
-    try:
-        special = is_special(os.lstat(path).st_mode)
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            raise UsageError(f"{given}: the path, or a name in it, is too long: choose a shorter one") from None
-    parent_exists = may_be_directory(parent)
-    below_file = os.path.lexists(parent) and not parent_exists
-    return Destination(given, path, os.path.lexists(path), is_directory, parent_exists, below_file, special)
-
-
-def may_be_directory(path: str) -> bool:
-    """Whether it is one, or cannot be looked at: whoever makes something in it will say why."""
-    try:
-        return stat.S_ISDIR(os.stat(path).st_mode)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError:
-        return True
-
-
-def refuse_overlap(
-    sources: Sequence[Source], destination: Destination, landings: Sequence[Landing], one_file_system: bool
-) -> None:
-    """No source may hold the destination or be it; by inode, so that no link or bind mount of either hides it.
-
-    It may lie below one on another file system, if that is left out: so systems are backed up to a mounted disk.
-    """
-    above = inodes_above(destination.path)
-    for source in sources:
-        if source.is_directory and source.inode in above:
-            if destination.exists and source.inode == above[0]:
-                raise UsageError(f"{source.given} and {destination.given}: are the same directory; give another destination")
-            apart = above[0][0] != source.inode[0]
-            if not apart or not one_file_system:
-                what, but = "the destination lies in the source, which would never end", ", or one-file-system" * apart
-                raise UsageError(f"{source.given} and {destination.given}: {what}; give another destination{but}")
-    for landing in landings:
-        with contextlib.suppress(OSError):
-            if not landing.names and os.path.samestat(os.stat(landing.source), os.lstat(landing.destination)):
-                raise UsageError(f"{landing.source}: is the destination itself; give another")
-        for name in landing.names:
-            with contextlib.suppress(OSError):
-                target = os.lstat(os.path.join(landing.destination, landing.rename or name))
-                if os.path.samestat(os.lstat(os.path.join(landing.source, name)), target):
-                    raise UsageError(f"{os.path.join(landing.source, name)}: is the destination itself")
-
-
-def refuse_own_place(sources: Sequence[Source], top: str, landings: Sequence[Landing], options: Options) -> None:
-    """A source in the destination may have, in another source or in itself, what would be copied to its own place.
-
-    What a filter, a list or a file system may leave out is for the run to find, as is what links lead to.
-    """
-    whole = [landing for landing in landings if not landing.names and landing.only is None]
-    if not whole or options.filters or options.one_file_system:
-        return
-    above, places = os.path.join(os.path.realpath(top), ""), real_paths(source.path for source in sources)
-    inside = [
-        (source, place) for source, place in zip(sources, places, strict=True) if place.startswith(above)
-    ]  # hardly ever any
-    for landing in whole if inside else ():
-        for source, place in inside:
-            below = within(place, landing.destination)
-            inner = os.path.join(os.path.realpath(landing.source), below or "")
-            there = os.path.isdir(inner) if source.is_directory else os.path.lexists(inner)
-            if below and there and inner == os.path.realpath(inner) and not os.path.samefile(inner, place):
-                raise UsageError(f"{inner}: its copy would be written over the source {source.given}; give another destination")
-
-
-def real_paths(paths: Iterable[str]) -> Iterator[str]:
-    """As os.path.realpath, but that each directory is looked up once: most paths are of one."""
-    real = functools.cache(os.path.realpath)
-    for path in paths:
-        above, name = os.path.split(path)
-        place = os.path.join(real(above), name)
-        yield os.path.realpath(place) if os.path.islink(place) else place
-
-
-def inodes_above(path: str) -> list[tuple[int, int]]:
-    """Of a path, if it exists, and of all the directories above it: (st_dev, st_ino)."""
-    path, found = os.path.realpath(path), []
-    while True:
-        with contextlib.suppress(OSError):  # what cannot be looked at is no source, which could be
-            state = os.stat(path)
-            found.append((state.st_dev, state.st_ino))
-        if path == os.path.dirname(path):
-            return found
-        path = os.path.dirname(path)

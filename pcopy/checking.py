@@ -24,7 +24,7 @@ from pcopy.errors import UsageError
 from pcopy.manifest import absolute, portions
 from pcopy.options import METHODS, Hash, Options
 from pcopy.outcome import Failure
-from pcopy.part import coordinate, new_report, note, stopped_by_ctrl_c
+from pcopy.part import Run, coordinate, new_report, stopped_by_ctrl_c
 from pcopy.prepare import current_umask
 from pcopy.result import Observer, Report, Stop
 from pcopy.work import Check, Job, Tree
@@ -86,10 +86,11 @@ def check(
     coordinator.progress.found = report.found
     coordinator.add(reversed(units))  # the last that comes in is the first to go out
     with stopped_by_ctrl_c(stop), Workers() as workers:
+        run = Run(report, observer, stop, workers)
         coordinate(coordinator, workers)
     report.signal = stop.signal
     if not report.accounted and not report.signal:
-        note(report, Failure(path, "check", None, "holds no checksums: is it a manifest?"), observer)
+        run.note(Failure(path, "check", None, "holds no checksums: is it a manifest?"))
     report.seconds = time.monotonic() - started
     if mismatch := report.reconcile(path):
         observer.failure(mismatch)

@@ -10,21 +10,20 @@ import errno
 import os
 from collections.abc import Callable, Sequence
 
-from pcopy.asked import is_empty
 from pcopy.coordinator import MOST, Coordinator
 from pcopy.options import Options
 from pcopy.outcome import Failure
-from pcopy.part import Request, add_warnings, coordinate, new_report, stopped_by_ctrl_c
+from pcopy.part import Request, Run, add_warnings, coordinate, new_report, stopped_by_ctrl_c
 from pcopy.paths import Landing
-from pcopy.result import Observer, Progress, Report, Stop
+from pcopy.places import is_empty
+from pcopy.result import Observer, Progress, Report
 from pcopy.work import Job, Tree, counts_of
-from pcopy.workers import Workers
 
 # Seconds of a slice in which names are counted: there are few, and all wait for the last.
 BRIEF = 0.01
 # What a plan ends with where something stays that is known: it is mounted, hidden by a filter, or another run's.
 KNOWN_TO_STAY = frozenset({errno.EBUSY, errno.ENOTEMPTY})
-CarryOut = Callable[[Request, Report, Observer, Stop, Workers], None]
+CarryOut = Callable[[Request, Run], None]
 
 
 def empty_source(landings: Sequence[Landing]) -> Failure | None:
@@ -34,7 +33,7 @@ def empty_source(landings: Sequence[Landing]) -> Failure | None:
     return Failure(empty, "delete", None, reason, fatal=True) if empty else None
 
 
-def too_much(request: Request, report: Report, stop: Stop, workers: Workers, carry_out: CarryOut) -> tuple[Failure | None, int]:
+def too_much(request: Request, run: Run, carry_out: CarryOut) -> tuple[Failure | None, int]:
     """Why nothing is to be deleted, and so nothing done at all. How much there is to delete tells a dry run, by ``carry_out``.
 
     Not fatal if that could not be found out: then all is done but the deletion, as rsync does after an error. Also returned is
@@ -46,13 +45,15 @@ def too_much(request: Request, report: Report, stop: Stop, workers: Workers, car
     names = new_report(silent)
     in_the_way = [path for path in places(landings, files=True) if os.path.isdir(path) and not os.path.islink(path)]
     names.deleted = len(in_the_way)
-    count_names([*places(landings), *in_the_way], Enough(names, most), silent, names, stop, workers)
+    count_names([*places(landings), *in_the_way], silent, run._replace(report=names, observer=Enough(names, most)))
     if names.deleted <= most and not names.errors:
-        add_warnings(report, names)
+        add_warnings(run.report, names)
         return None, names.deleted  # without a plan, which takes longer than to count names
     plan = new_report(silent)
-    carry_out(request._replace(options=silent, expected=None, only_deletions=True), plan, Observer(), stop, workers)
-    add_warnings(report, plan)
+    carry_out(
+        request._replace(options=silent, expected=None, only_deletions=True), run._replace(report=plan, observer=Observer())
+    )
+    add_warnings(run.report, plan)
     if plan.deleted <= most:
         uncounted = next((one for one in plan.errors if one.errno not in KNOWN_TO_STAY), None)
         if not uncounted:
@@ -81,16 +82,14 @@ class Enough(Observer):
         self.names.stopped = self.names.stopped or self.names.deleted > self.most
 
 
-def count_names(
-    below: Sequence[str], observer: Observer, options: Options, report: Report, stop: Stop, workers: Workers
-) -> None:
+def count_names(below: Sequence[str], options: Options, run: Run) -> None:
     """How many names are below directories, so far as they are there: told as if so many were deleted."""
     there = [path for path in below if os.path.lexists(path)]
     if not there:
         return
-    job = Job(options, tuple(Tree(path, path, (0, 0), None) for path in there), "", 0, stop=stop)
-    coordinator = Coordinator(job, report, observer, stop)
+    job = Job(options, tuple(Tree(path, path, (0, 0), None) for path in there), "", 0, stop=run.stop)
+    coordinator = Coordinator(job, run.report, run.observer, run.stop)
     coordinator.longest, coordinator.batch = BRIEF, MOST
     coordinator.add(counts_of(there))
-    with stopped_by_ctrl_c(stop):
-        coordinate(coordinator, workers)
+    with stopped_by_ctrl_c(run.stop):
+        coordinate(coordinator, run.workers)

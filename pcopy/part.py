@@ -41,6 +41,19 @@ class Request(NamedTuple):
     only_deletions: bool = False
 
 
+class Run(NamedTuple):
+    """Who goes through all the parts: the one that counts, the one that is told, the one that may end it, and the workers."""
+
+    report: Report
+    observer: Observer
+    stop: Stop
+    workers: Workers
+
+    def note(self, failure: Failure) -> None:
+        self.report.errors.append(failure)
+        self.observer.failure(failure)
+
+
 def new_report(options: Options) -> Report:
     alone = why_alone() if options.jobs > 1 else ""
     jobs, warnings = (1, [alone]) if alone else (options.jobs, [])
@@ -105,10 +118,6 @@ def closed_in_peace(stop: Stop) -> Iterator[Workers]:
             workers.__exit__(*sys.exc_info())
 
 
-def note(report: Report, failure: Failure, observer: Observer) -> None:
-    report.errors.append(failure)
-    observer.failure(failure)
-
-
 def add_warnings(report: Report, other: Report) -> None:
+    """Those of another part's report, each once."""
     report.warnings += [warning for warning in other.warnings if warning not in report.warnings]

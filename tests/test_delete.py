@@ -213,9 +213,9 @@ def test_a_count_ends_where_there_is_too_much(tmp_path: Path, jobs: int, monkeyp
     opened: list[int] = []
     engine_for = engines.engine_for
 
-    def noted(below: Any, observer: Any, options: Any, names: pcopy.Report, *rest: Any) -> None:
-        count_names(below, observer, options, names, *rest)
-        counted.append(names.deleted)
+    def noted(below: Any, options: Any, run: Any) -> None:
+        count_names(below, options, run)
+        counted.append(run.report.deleted)
 
     def opening(number: int, start_method: str | None) -> engines.Engine:
         opened.append(number)

@@ -33,7 +33,7 @@ FLOORS = (
     ("worker",),
     ("coordinator", "prepare"),
     ("drive", "asked"),
-    ("part",),
+    ("part", "places"),
     ("limit",),
     ("api",),
     ("comparison", "checking"),
