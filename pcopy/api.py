@@ -34,10 +34,11 @@ from pcopy.asked import (
     listed,
     text_of,
 )
+from pcopy.besides import check_files, check_place, refuse_one_file
 from pcopy.coordinator import Coordinator
 from pcopy.errors import UsageError
 from pcopy.limit import empty_source, too_much
-from pcopy.manifest import Spool, check_place, escaped, place_of, within, write
+from pcopy.manifest import Spool, escaped, write
 from pcopy.options import ALL_ATTRIBUTES, METHODS, Hash, Options, Overwrite, When
 from pcopy.outcome import Event, Failure
 from pcopy.part import Request, Run, closed_in_peace, coordinate, new_report, stopped_by_ctrl_c
@@ -45,13 +46,13 @@ from pcopy.paths import Landing, land
 from pcopy.places import (
     check_deletion,
     check_earlier,
-    check_files,
     look_at_destination,
     look_at_sources,
     only_listed,
-    refuse_one_file,
+    place_of,
     refuse_overlap,
     refuse_own_place,
+    within,
 )
 from pcopy.prepare import enter, make_lasting, prepare
 from pcopy.result import Observer, Report, Stop

@@ -21,10 +21,11 @@ from pcopy.asked import (
 )
 from pcopy.coordinator import Coordinator
 from pcopy.errors import UsageError
-from pcopy.manifest import absolute, portions
+from pcopy.manifest import portions
 from pcopy.options import METHODS, Hash, Options
 from pcopy.outcome import Failure
 from pcopy.part import Run, coordinate, new_report, stopped_by_ctrl_c
+from pcopy.places import absolute
 from pcopy.prepare import current_umask
 from pcopy.result import Observer, Report, Stop
 from pcopy.work import Check, Job, Tree

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pcopy.asked import Path, check_number, listed, processors, text_of, words_of
 from pcopy.errors import UsageError
 from pcopy.figures import ROUNDS, Comparison, Contender, order_of_round
-from pcopy.manifest import absolute
+from pcopy.places import absolute
 from pcopy.sample import SAMPLE_ENTRIES, SAMPLE_SIZE, make_sample, measure
 
 GRACE = 3.0  # seconds for a contender to end by itself

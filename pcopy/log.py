@@ -18,9 +18,9 @@ from typing import Any
 from pcopy import __version__
 from pcopy.asked import text_of
 from pcopy.errors import UsageError
-from pcopy.manifest import absolute
 from pcopy.options import Options
 from pcopy.outcome import Event, Failure
+from pcopy.places import absolute
 from pcopy.report import figures, warnings
 from pcopy.result import Observer, Progress, Report
 

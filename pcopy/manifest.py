@@ -13,16 +13,13 @@ import heapq
 import itertools
 import os
 import re
-import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import IO, Any, NamedTuple
 
 from pcopy import attributes as attr
 from pcopy import filesystem as fs
 from pcopy import runs
-from pcopy.errors import UsageError
 from pcopy.options import Hash
-from pcopy.paths import Landing
 
 # Lines sorted in memory: more take more of it, 150 bytes each, fewer make more parts to merge.
 PART = 100_000
@@ -184,90 +181,3 @@ def write_lines(spool: Spool, place: str, directory: int, own: bytes | None, uma
         attr.set_mode(file.fileno(), 0o666 & ~umask)
         if lasting:
             fs.sync(file.fileno())
-
-
-def check_place(given: str, top: str, landings: Sequence[Landing]) -> str:
-    """Where a manifest goes, as an absolute path. Raises UsageError if it cannot, or would replace what it lists."""
-    name = os.path.basename(given)
-    if not name or "\0" in given or os.path.isdir(given):
-        raise UsageError(f"manifest {given!r}: is a directory or no name; name a file")
-    path, real_top = place_of(given), os.path.realpath(top)
-    where = os.path.dirname(path)
-    if path == real_top:
-        raise UsageError(f"manifest {given}: is the destination itself; name a file")
-    if where != real_top and not os.path.isdir(where):  # the destination will be there
-        raise UsageError(f"manifest {given}: {where} is not a directory that exists; make it first (mkdir -p)")
-    if os.path.isdir(where) and not os.access(where, os.W_OK | os.X_OK):
-        raise UsageError(f"manifest {given}: {where} may not be written to; name a file elsewhere")
-    if reason := refusal_of(path):
-        raise UsageError(f"manifest {given}: {reason}; name another")
-    if holds_something_else(path):
-        raise UsageError(f"manifest {given}: is there and is no manifest; name another file, or remove it")
-    for landing in landings:
-        if listed_as := source_of(path, landing):
-            raise UsageError(f"manifest {given}: would take the place of {listed_as} or its copy; name another file")
-    return path
-
-
-def refusal_of(path: str) -> str:
-    """Why a file cannot be put in a place, if it cannot. Opens nothing: a FIFO would wait for somebody."""
-    try:
-        regular = stat.S_ISREG(os.stat(path).st_mode)
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        return error.strerror or str(error)
-    return "" if regular else "is there and is no regular file"
-
-
-def holds_something_else(path: str) -> bool:
-    """Whether a file would be lost that nobody meant to give up."""
-    try:
-        with open(path, "rb") as file:
-            line = file.readline(PORTION)
-        return bool(line) and parse(line.removesuffix(b"\n")) is None
-    except BadLine:
-        return True
-    except OSError:
-        return False
-
-
-def source_of(path: str, landing: Landing) -> str | None:
-    """The source that is this file, or whose copy it would be."""
-    for name in landing.names:
-        source = os.path.join(landing.source, name)
-        if os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source):
-            return source
-    return copied_to(path, landing)
-
-
-def copied_to(path: str, landing: Landing) -> str | None:
-    """The source whose copy a file would be."""
-    below = within(path, landing.destination)
-    for name in landing.names:
-        if below == (landing.rename or name):
-            return os.path.join(landing.source, name)
-    source = os.path.join(landing.source, below or "")
-    return source if below and not landing.names and os.path.lexists(source) else None
-
-
-def absolute(path: str) -> str:
-    """An absolute path. "x/.." is only taken out where x is no symbolic link."""
-    try:
-        if ".." in path.split("/"):
-            parent, name = os.path.split(path.rstrip("/"))
-            return os.path.realpath(path) if name in ("..", ".") else os.path.join(os.path.realpath(parent), name)
-        return os.path.abspath(path)
-    except FileNotFoundError:  # getcwd(2)
-        raise UsageError(f"{path}: the working directory is gone: change to another, or give an absolute path") from None
-
-
-def place_of(path: str) -> str:
-    """Where a name is: links on the way to it are followed, one that it may be itself is not."""
-    return os.path.join(os.path.realpath(absolute(os.path.dirname(path) or ".")), os.path.basename(path))
-
-
-def within(path: str, top: str) -> str | None:
-    """A path below a directory, relative to it."""
-    top = os.path.realpath(top).rstrip("/") + "/"
-    return path[len(top) :] if path.startswith(top) else None

@@ -11,10 +11,11 @@ import time
 from collections.abc import Mapping, Sequence
 
 from pcopy.asked import text_of
+from pcopy.besides import refusal_of
 from pcopy.errors import UsageError
-from pcopy.manifest import absolute, refusal_of
 from pcopy.options import Options
 from pcopy.outcome import Failure
+from pcopy.places import absolute
 from pcopy.report import KEYS, shown, warnings
 from pcopy.result import Observer, Report
 

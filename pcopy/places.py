@@ -1,8 +1,6 @@
 """Where from and where to: what is there, and whether one is in the way of the other. Raises UsageError, and touches nothing.
 
-look_at_sources, look_at_destination ─▶ paths.land ─▶ refuse_overlap, refuse_own_place: trees
-                                                   ─▶ check_deletion, check_earlier: what is there already
-                                                   ─▶ check_files, refuse_one_file: what a run writes besides
+What is looked at here goes to paths.land, which says where each source lands; whether that may be is asked here, too.
 """
 
 from __future__ import annotations
@@ -18,10 +16,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pcopy import filesystem as fs
 from pcopy.asked import Path, listed, text_of
 from pcopy.errors import UsageError
-from pcopy.manifest import absolute, copied_to, place_of, within
 from pcopy.options import Options
 from pcopy.paths import Destination, Landing, Source
-from pcopy.select import selection
 from pcopy.values import relative_paths
 
 ADDRESS = r"[\w.-]+@[\w.-]+:(?!\d)|[\w.-]+:/"  # as rsync and scp have it; home@2026-01-31T18:30 is a name
@@ -147,6 +143,28 @@ def refuse_own_place(sources: Sequence[Source], top: str, landings: Sequence[Lan
                 raise UsageError(f"{inner}: its copy would be written over the source {source.given}; give another destination")
 
 
+def absolute(path: str) -> str:
+    """An absolute path. "x/.." is only taken out where x is no symbolic link."""
+    try:
+        if ".." in path.split("/"):
+            parent, name = os.path.split(path.rstrip("/"))
+            return os.path.realpath(path) if name in ("..", ".") else os.path.join(os.path.realpath(parent), name)
+        return os.path.abspath(path)
+    except FileNotFoundError:  # getcwd(2)
+        raise UsageError(f"{path}: the working directory is gone: change to another, or give an absolute path") from None
+
+
+def place_of(path: str) -> str:
+    """Where a name is: links on the way to it are followed, one that it may be itself is not."""
+    return os.path.join(os.path.realpath(absolute(os.path.dirname(path) or ".")), os.path.basename(path))
+
+
+def within(path: str, top: str) -> str | None:
+    """A path below a directory, relative to it."""
+    top = os.path.realpath(top).rstrip("/") + "/"
+    return path[len(top) :] if path.startswith(top) else None
+
+
 def real_paths(paths: Iterable[str]) -> Iterator[str]:
     """As os.path.realpath, but that each directory is looked up once: most paths are of one."""
     real = functools.cache(os.path.realpath)
@@ -201,31 +219,6 @@ def is_empty(directory: str) -> bool:
             fs.close_read(handle)
     except OSError:  # which the run will meet again
         return False
-
-
-def check_files(files: Iterable[str], landings: Sequence[Landing], options: Options) -> None:
-    """Refuse what a run writes besides the copy, such as its log, where the copy of something else is to be."""
-    chosen = selection(options.filters)
-    for file in files:
-        path = place_of(file)
-        for landing in landings:
-            source = copied_to(path, landing)
-            below = source and os.path.relpath(source, landing.source)
-            if not below or (landing.only is not None and below not in landing.only):
-                continue
-            if landing.names or not chosen or not chosen.hides(below, False):
-                raise UsageError(
-                    f"{file}: would take the place of the copy of {source}; name another file, or exclude that one"
-                )
-
-
-def refuse_one_file(files: Iterable[str]) -> None:
-    """What a run writes besides the copy needs a file each: of two, one would take the place of the other."""
-    seen: set[str] = set()
-    for file in files:
-        if (place := place_of(file)) in seen:
-            raise UsageError(f"{file}: is to be written twice; name a file each for log, metrics and manifest")
-        seen.add(place)
 
 
 def check_earlier(given: str, top: str, sources: Sequence[Source], options: Options) -> str:

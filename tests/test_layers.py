@@ -34,6 +34,7 @@ FLOORS = (
     ("coordinator", "prepare"),
     ("drive", "asked"),
     ("part", "places"),
+    ("besides",),
     ("limit",),
     ("api",),
     ("comparison", "checking"),
