@@ -15,7 +15,7 @@ import stat
 import time
 
 from pcopy import filesystem as fs
-from pcopy.contents import has_holes
+from pcopy.extents import has_holes
 from pcopy.handles import Pair
 from pcopy.manifest import hasher
 from pcopy.metadata import SHORTLY

@@ -13,6 +13,7 @@ import errno
 import os
 import sys
 
+from pcopy.extents import has_holes, next_extent
 from pcopy.filesystem import read, read_uncached, set_length, share_blocks, write
 from pcopy.options import Options, When
 
@@ -24,8 +25,6 @@ BUFFER = 256 << 10
 REQUEST = 1 << 20
 # Holes are looked for in blocks of this size: that of a page and of most file systems.
 BLOCK = 4096
-# Of what was written when a run was cut, so many bytes at each end are not relied on: far more than a block.
-MARGIN = 4 << 20
 
 CANNOT_RANGE = frozenset({errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP})
 CANNOT_THIS = frozenset({errno.EINVAL, errno.EBADF, errno.EPERM, errno.ETXTBSY, errno.EOVERFLOW, errno.EIO})
@@ -193,69 +192,6 @@ class Contents:
             self.sendfile = False
         elif error.errno in CANNOT_RANGE:
             self.ranges = False
-
-
-def lacks_data(source: int, copy: int, size: int) -> bool:
-    """Whether a copy has holes where its source has something else than zeros.
-
-    Of a file whose length was set before its contents reached the disk a power cut leaves just that: the length, and the times.
-    """
-    at = 0
-    while (hole := seek(copy, at, os.SEEK_HOLE, size)) < size:
-        at = seek(copy, hole, os.SEEK_DATA, size)
-        while (data := seek(source, hole, os.SEEK_DATA, size)) < at:
-            hole = min(at, seek(source, data, os.SEEK_HOLE, size))
-            for start in range(data, hole, BUFFER):
-                if os.pread(source, min(BUFFER, hole - start), start).strip(b"\0"):
-                    return True
-    return False
-
-
-def written(copy: int, size: int) -> list[tuple[int, int]]:
-    """The stretches of a copy that was cut off of which it is certain that they were written; its length was set before.
-
-    Nothing if the file system shows no holes in it: it may fill them with zeros, or not know them.
-    """
-    found: list[tuple[int, int]] = []
-    try:
-        data = seek(copy, 0, os.SEEK_DATA, size)
-        while data < size and (hole := seek(copy, data, os.SEEK_HOLE, size)) - data < size:
-            start = -(-(data + MARGIN if data else 0) // MARGIN) * MARGIN
-            stop = (hole - MARGIN) // MARGIN * MARGIN
-            if start < stop:
-                found.append((start, stop))
-            data = seek(copy, hole, os.SEEK_DATA, size)
-    except OSError:
-        return []
-    return found
-
-
-def seek(handle: int, start: int, what: int, size: int) -> int:
-    """The next hole or data from ``start`` on; ``size`` if there is none, as lseek(2) says by ENXIO."""
-    try:
-        return min(size, os.lseek(handle, start, what)) if start < size else size
-    except OSError as error:
-        if error.errno != errno.ENXIO:
-            raise
-        return size
-
-
-def has_holes(state: os.stat_result) -> bool:
-    """Whether a file takes less room than its length, as files with holes do."""
-    return state.st_blocks * 512 < state.st_size
-
-
-def next_extent(source: int, start: int) -> tuple[int, int]:
-    """The first stretch of data from ``start`` on, as (its start, its end); beyond every file if only a hole is left."""
-    try:
-        data = os.lseek(source, start, os.SEEK_DATA)
-        return data, os.lseek(source, data, os.SEEK_HOLE)
-    except OSError as error:
-        if error.errno == errno.ENXIO:  # no data up to the end of the file
-            return sys.maxsize, sys.maxsize
-        if error.errno in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP):  # cannot tell: take all for data
-            return start, sys.maxsize
-        raise
 
 
 def read_up_to(source: int, target: int, size: int) -> int:

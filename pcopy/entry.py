@@ -21,8 +21,9 @@ from pcopy import attributes as attr
 from pcopy import filesystem as fs
 from pcopy import runs
 from pcopy.audit import Auditor, is_changed, version_of
-from pcopy.contents import Contents, has_holes, written
+from pcopy.contents import Contents
 from pcopy.directory import APPEARED
+from pcopy.extents import has_holes, written
 from pcopy.extra import MOUNTED
 from pcopy.halves import Halves
 from pcopy.handles import ABSENT, Pair

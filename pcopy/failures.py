@@ -5,16 +5,17 @@ from __future__ import annotations
 import errno
 from types import TracebackType
 
-from pcopy import attributes, filesystem
+from pcopy import attributes, extents, filesystem
 from pcopy.outcome import Failure
 
 # A function there is named after its operation, but for these.
-CALLS = frozenset({filesystem.__file__, attributes.__file__})
+CALLS = frozenset({filesystem.__file__, extents.__file__, attributes.__file__})
 WORDS = {
     **dict.fromkeys(["hold", "held", "by_name"], "open"),
     **dict.fromkeys(["open_deep", "open_top", "pass_through", "reopen_directory", "way_to"], "open directory"),
-    **dict.fromkeys(["has_hole", "has_unwritten"], "look for holes"),
+    **dict.fromkeys(["has_hole", "has_unwritten", "next_extent", "seek"], "look for holes"),
     **dict.fromkeys(["attributes_of", "attributes_by_name"], "list attributes"),
+    "lacks_data": "read",
     "remove_if_there": "remove",
     "renamed": "rename",
 }

@@ -11,7 +11,6 @@ import errno
 import fcntl
 import os
 import stat
-import struct
 import time
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -37,9 +36,6 @@ NOATIME = getattr(os, "O_NOATIME", 0)
 UNCACHED = getattr(os, "O_DIRECT", 0)
 
 PROC = os.path.isdir("/proc/self/fd")
-HEAD, EXTENT = struct.Struct("=QQIIII"), struct.Struct("=QQQ16xI12x")  # linux/fiemap.h: fiemap, fiemap_extent
-FIEMAP, EXTENTS = 0xC020660B, 32  # linux/fs.h: FS_IOC_FIEMAP; extents asked for at a time
-LAST, UNWRITTEN = 0x1, 0x800  # linux/fiemap.h: FIEMAP_EXTENT_LAST, FIEMAP_EXTENT_UNWRITTEN
 SEEK_DATA = getattr(os, "SEEK_DATA", os.SEEK_SET)
 FICLONE = 0x40049409  # linux/fs.h; ioctl_ficlone(2)
 NOREPLACE, EXCHANGE = 1, 2  # linux/fs.h: RENAME_NOREPLACE, RENAME_EXCHANGE
@@ -224,46 +220,6 @@ def wait_for_writes(handle: int) -> None:
         with contextlib.suppress(OSError):
             if os.lseek(handle, 0, os.SEEK_DATA):
                 os.lseek(handle, 0, os.SEEK_SET)
-
-
-def has_hole(name: str, directory: int, size: int) -> bool:
-    """Whether a file shows a hole, as one does of which the length reached the disk before its contents.
-
-    Even if its blocks were reserved, so that st_blocks tells nothing (ext4: extents that are unwritten).
-    """
-    handle = os.open(name, READ | NOFOLLOW, dir_fd=directory)
-    try:
-        if os.lseek(handle, 0, os.SEEK_HOLE) < size:
-            return True
-        if not has_unwritten(handle, size):
-            return False
-        forget(handle, 0, 0)
-        return os.lseek(handle, 0, os.SEEK_HOLE) < size
-    finally:
-        close_read(handle)
-
-
-def has_unwritten(handle: int, size: int) -> bool:
-    """Whether extents of an open file are not written, by the disk's word (FS_IOC_FIEMAP; kernel: filesystems/fiemap.rst).
-
-    SEEK_HOLE takes them for data when their zeros have been read into memory, or what is to be written there is in it.
-    """
-    asked, start = bytearray(HEAD.size + EXTENTS * EXTENT.size), 0
-    while start < size:
-        HEAD.pack_into(asked, 0, start, size - start, 0, 0, EXTENTS, 0)
-        try:
-            fcntl.ioctl(handle, FIEMAP, asked)
-        except OSError:  # nobody can tell
-            return False
-        count = HEAD.unpack_from(asked)[3]
-        for number in range(count):
-            logical, _, length, flags = EXTENT.unpack_from(asked, HEAD.size + number * EXTENT.size)
-            if flags & UNWRITTEN:
-                return True
-            start = logical + length
-        if count < EXTENTS or flags & LAST:
-            break
-    return False
 
 
 def read_link(name: str, directory: int) -> str:

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pcopy import attributes as attr
 from pcopy import filesystem as fs
 from pcopy.contents import Contents
+from pcopy.extents import has_hole
 from pcopy.handles import Pair
 from pcopy.metadata import EARLIEST, LATEST, SHORTLY, SPECIAL_BITS, Metadata
 from pcopy.options import Options, Overwrite, When
@@ -260,7 +261,7 @@ class Plain:
                     )
                     or (links and state.st_nlink > 1)
                     or (xattrs and differ(beside, name, name))
-                    or (on_disk and state.st_size and fs.has_hole(name, earlier, state.st_size))
+                    or (on_disk and state.st_size and has_hole(name, earlier, state.st_size))
                 ):
                     break
                 os.link(name, name, src_dir_fd=earlier, dst_dir_fd=pair.destination, follow_symlinks=False)
@@ -326,7 +327,7 @@ class Plain:
                         )
                         and differ(pair, name, name)
                     )
-                    or (on_disk and size and fs.has_hole(name, below, size))
+                    or (on_disk and size and has_hole(name, below, size))
                     or (seen is not None and (nlink <= 1 or strange or metadata.beyond))  # which counts once for an inode
                 ):
                     break

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from pcopy import filesystem as fs
-from pcopy.contents import next_extent
+from pcopy.extents import next_extent
 from pcopy.stop import Stop
 
 # Bytes at a time: more leaves the processor's cache, fewer cost more calls.

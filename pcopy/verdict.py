@@ -15,7 +15,7 @@ from pcopy import attributes as attr
 from pcopy import filesystem as fs
 from pcopy import runs
 from pcopy.audit import Auditor
-from pcopy.contents import lacks_data
+from pcopy.extents import has_hole, lacks_data
 from pcopy.handles import Pair
 from pcopy.metadata import COARSEST, EARLIEST, ENDS, GRAINS, LATEST, Metadata, grain_of
 from pcopy.options import Overwrite
@@ -124,7 +124,7 @@ class Judge:
         if not size or not self.trees[max(pair.tree, ~pair.tree)].on_disk:
             return True
         try:
-            if not fs.has_hole(target, pair.destination, size):
+            if not has_hole(target, pair.destination, size):
                 return True
         except PermissionError:  # its mode is that of the source: to read it takes more rights than to read that
             return True

@@ -21,6 +21,7 @@ FLOORS = (
     ("work", "paths", "select", "values", "child", "pace", "figures"),
     ("outcome",),
     ("result", "filesystem", "lists", "engines", "inodes", "division"),  # engines know no units
+    ("extents",),
     ("contents", "runs", "crew", "mounts", "attributes", "quota"),
     ("handles", "failures"),
     ("metadata", "reading", "manifest", "listing", "extra"),

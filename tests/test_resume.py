@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import pcopy as library
-from pcopy.contents import MARGIN
+from pcopy.extents import MARGIN
 from pcopy.runs import TEMPORARY
 from tests.conftest import as_root
 from tests.test_destination import mounted
