@@ -161,6 +161,8 @@ def start(jobs: Sequence[Job], numbers: int, end: int) -> int:
 
 
 def main() -> None:
+    if len(sys.argv) != 5 or sys.argv[1] not in ("fresh", "rerun", "large"):
+        sys.exit(__doc__)
     how, source, copy, processes = sys.argv[1:]
     if how == "large":
         large(source, copy, int(processes))
