@@ -206,7 +206,7 @@ def copy(
             run = Run(report, observer, stop, workers)
             failure = empty_source(landings) if options.delete and options.max_delete is None else None
             if failure:
-                give_up(run, failure)
+                run.give_up(failure)
             else:
                 carry_out(request, run)
     except BaseException as error:  # an observer's; the caller gets it, and a log is to say why it ends
@@ -233,30 +233,25 @@ def carry_out(request: Request, run: Run) -> None:
     """Prepare the destination and do all the work."""
     top, landings, options, expected, listing, files, only_deletions = request
     report, observer, stop, workers = run
-    to_delete = 0
     with contextlib.ExitStack() as stack:
         undo = stack.enter_context(contextlib.ExitStack())
         try:
             place = enter(top, landings, options, report, stack, undo)
         except OSError as error:
-            give_up(run, not_prepared(top, error, options.dry_run))
+            run.give_up(not_prepared(top, error, options.dry_run))
             return
+        to_delete = 0
         if options.delete and options.max_delete is not None and not only_deletions:
-            failure, to_delete = too_much(request, run, carry_out)
-            if stop.signal:
+            limited = keep_to_limit(request, run)
+            if not limited:
                 return
-            if failure and failure.fatal:
-                give_up(run, failure)
-                return
-            if failure:
-                run.note(failure)
-                options = options._replace(delete=False)
+            options, to_delete = limited
         undo.pop_all()
         known = len(report.errors)
         try:
             job, units = prepare(place, top, landings, options, report, stack)
         except OSError as error:
-            give_up(run, not_prepared(top, error, options.dry_run))
+            run.give_up(not_prepared(top, error, options.dry_run))
             return
         spool = stack.enter_context(contextlib.closing(Spool()))
         full = job._replace(stop=stop, spared=spared(job.trees, files), only_deletions=only_deletions)
@@ -281,6 +276,20 @@ def carry_out(request: Request, run: Run) -> None:
                 run.note(failures.of(top, error))
         if listing and not options.dry_run:
             write_manifest(spool, listing, top, job, run)
+
+
+def keep_to_limit(request: Request, run: Run) -> tuple[Options, int] | None:
+    """The options to go on with, and how many entries are expected to be deleted at most; None if nothing is to be done."""
+    failure, to_delete = too_much(request, run, carry_out)
+    if run.stop.signal:
+        return None
+    if failure and failure.fatal:
+        run.give_up(failure)
+        return None
+    if failure:
+        run.note(failure)
+        return request.options._replace(delete=False), to_delete
+    return request.options, to_delete
 
 
 def not_prepared(top: str, error: OSError, dry_run: bool) -> Failure:
@@ -328,12 +337,6 @@ def tell_skipped(job: Job, landings: Sequence[Landing], failed: Set[str], observ
     if job.options.tells:
         for left_out in {landing.source for landing in landings} - {tree.source for tree in job.trees} - failed:
             observer.event(Event("skipped", left_out, "is there"))
-
-
-def give_up(run: Run, failure: Failure) -> None:
-    """Nothing was copied."""
-    run.note(failure)
-    run.report.stopped = True
 
 
 __all__ = ["Failure", "copy"]

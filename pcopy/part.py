@@ -53,6 +53,11 @@ class Run(NamedTuple):
         self.report.errors.append(failure)
         self.observer.failure(failure)
 
+    def give_up(self, failure: Failure) -> None:
+        """Nothing was copied."""
+        self.note(failure)
+        self.report.stopped = True
+
 
 def new_report(options: Options) -> Report:
     alone = why_alone() if options.jobs > 1 else ""
