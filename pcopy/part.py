@@ -21,6 +21,7 @@ from pcopy.options import Options
 from pcopy.outcome import Failure
 from pcopy.paths import Landing
 from pcopy.result import Observer, Report, Stop
+from pcopy.stop import Interrupts
 from pcopy.workers import Workers
 
 DEFAULT = signal.default_int_handler
@@ -95,20 +96,19 @@ def stopped_by_ctrl_c(stop: Stop) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not DEFAULT:
         yield
         return
-    asked = False
+    interrupts = Interrupts()
 
     def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
+        if interrupts.is_second():
             raise KeyboardInterrupt
-        asked, stop.signal = True, number
+        stop.signal = number
 
     signal.signal(signal.SIGINT, ask)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, DEFAULT)
-    if asked:
+    if interrupts.first is not None:
         raise KeyboardInterrupt
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
+
+TOGETHER = 0.2  # seconds: nobody presses Ctrl-C twice in less, and no wrapper takes longer to pass a signal on
 
 
 class Stop:
@@ -16,6 +19,23 @@ class Stop:
 
     def __reduce__(self) -> tuple[object, tuple[()]]:
         return of_this_process, ()
+
+
+class Interrupts:
+    """The signals that ask one run to stop, of which the second is to end it at once."""
+
+    first: float | None = None
+
+    def is_second(self) -> bool:
+        """Take in one. False for the first, and for what comes with it: one request can arrive twice.
+
+        coreutils' ``timeout`` sends its signal to the command, then to the whole group (timeout.c, ``cleanup``), and each
+        process of a terminal's group hears Ctrl-C, also a wrapper that passes it on.
+        """
+        now = time.monotonic()
+        if self.first is None:
+            self.first = now
+        return now - self.first > TOGETHER
 
 
 HERE = Stop()

@@ -112,11 +112,14 @@ def handled(handler: Any) -> Iterator[None]:
 
 def interruptible(stop: Stop) -> contextlib.AbstractContextManager[None]:
     """The first signal asks the run to stop, the second ends it at once."""
+    from pcopy.stop import Interrupts
+
+    interrupts = Interrupts()
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if stop.signal:
+        if interrupts.is_second():
             os._exit(ExitStatus.SIGNAL + number)
-        stop.signal = number
+        stop.signal = stop.signal or number
 
     return handled(ask)
 

@@ -683,6 +683,23 @@ def test_a_signal_to_the_whole_group_is_one_signal(long_copy: Path, number: int)
     assert_stopped_cleanly(long_copy, destination, run, 128 + number)
 
 
+@pytest.mark.parametrize("other", [signal.SIGTERM, signal.SIGHUP], ids=["TERM", "HUP"])
+def test_signals_that_come_together_are_one(long_copy: Path, other: int) -> None:
+    """As timeout(1) sends its own to the command and then to the group, and systemd SIGHUP after SIGTERM (SendSIGHUP=)."""
+    destination = long_copy.parent / "dst"
+    run = begun(long_copy, destination, jobs=2)
+    others = [worker for worker in processes_of(run.pid) if worker != run.pid]
+    for worker in others:
+        os.kill(worker, signal.SIGSTOP)  # so that the run is there yet when the second one comes
+    run.send_signal(signal.SIGTERM)
+    time.sleep(0.02)
+    run.send_signal(other)
+    time.sleep(0.1)
+    for worker in others:
+        os.kill(worker, signal.SIGCONT)
+    assert_stopped_cleanly(long_copy, destination, run, 143)
+
+
 def test_a_second_ctrl_c_ends_the_run_at_once(long_copy: Path) -> None:
     destination = long_copy.parent / "dst"
     run = begun(long_copy, destination, jobs=2)
