@@ -161,6 +161,9 @@ def start(jobs: Sequence[Job], numbers: int, end: int) -> int:
 
 
 def main() -> None:
+    if sys.argv[1:] == ["--help"]:
+        print(__doc__)
+        return
     if len(sys.argv) != 5 or sys.argv[1] not in ("fresh", "rerun", "large"):
         sys.exit(__doc__)
     how, source, copy, processes = sys.argv[1:]

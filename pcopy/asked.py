@@ -108,6 +108,7 @@ def check_hash(name: str, needed: bool) -> Hash | None:
     except ImportError:
         raise UsageError(
             f"hash '{kind.value}' needs a module that is not installed: pip install 'pcopy[{kind.value}]'"
+            f" (after pipx: pipx inject pcopy {kind.value})"
         ) from None
     return kind
 
@@ -158,10 +159,9 @@ def check_sizes(options: Options) -> None:
         raise UsageError(f"max_size {options.max_size:,} is less than min_size {options.min_size:,}: no file is left to copy")
 
 
-def listed(paths: Path | Iterable[Path]) -> Iterable[object]:
-    """Several paths, or the one that stands for itself."""
-    several = isinstance(paths, Iterable) and not isinstance(paths, (str, bytes, os.PathLike))
-    return paths if several else [paths]  # type: ignore[return-value]
+def listed(given: object) -> Iterable[object]:
+    """Several of what is asked for, or the one that stands for itself."""
+    return given if isinstance(given, Iterable) and not isinstance(given, (str, bytes, os.PathLike)) else [given]
 
 
 def text_of(what: str, path: object) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import struct
+from collections.abc import Container, Iterable
 
 from pcopy.filesystem import Target, by_name
 from pcopy.roaming import Process
@@ -23,23 +24,40 @@ LARGEST_ATTRIBUTE = 64 << 10  # bytes (XATTR_SIZE_MAX, xattr(7))
 # its parts are (mpifileutils issue 49); security.evm is the kernel's, and of one inode; libattr's xattr.conf skips the others.
 INTERNAL = frozenset({"trusted.lov", "trusted.lma", "trusted.lmv", "trusted.link", "security.evm"})
 INTERNAL_KINDS = ("lustre.", "afs.", "xfsroot.", "trusted.SGI_")
+EVERY_ID = (1 << 32) - 1  # how many there are: the last one is chown(2)'s word for none
 GROUP_OBJ = 0x04  # linux/posix_acl.h: ACL_GROUP_OBJ
 
 
+class Ids(Container[int]):
+    """User or group ids."""
+
+    def __init__(self, ranges: Iterable[range]) -> None:
+        self.ranges = list(ranges)
+
+    def __contains__(self, number: object) -> bool:
+        return any(number in one for one in self.ranges)
+
+
+def known_ids(kind: str) -> Ids:
+    """The ids of a kind, ``uid`` or ``gid``, that mean something in this process's user namespace (user_namespaces(7))."""
+    with contextlib.suppress(OSError, ValueError), open(f"/proc/self/{kind}_map", "rb") as file:
+        return Ids(range(int(first), int(first) + int(count)) for first, _, count in map(bytes.split, file))
+    return Ids([range(EVERY_ID)])
+
+
 def may_give_away() -> bool:
-    """Whether this process may set any owner (CAP_CHOWN, capabilities(7)); where nobody can tell, whether it is root."""
+    """Whether this process may set any owner that it knows (CAP_CHOWN, capabilities(7)); else, where it can't tell, as root."""
     with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/self/status", "rb") as file:
         return bool(int(file.read().split(b"\nCapEff:")[1].split()[0], 16) & 1)
     return os.geteuid() == 0
 
 
-def own_groups() -> frozenset[int]:
-    """Those that this process may set: all of its own that mean something in its user namespace (user_namespaces(7))."""
-    groups = {os.getegid(), *os.getgroups()}
-    with contextlib.suppress(OSError, ValueError), open("/proc/self/gid_map", "rb") as file:
-        known = [range(int(first), int(first) + int(count)) for first, _, count in map(bytes.split, file)]
-        return frozenset(group for group in groups if any(group in one for one in known))
-    return frozenset(groups)
+def ids_to_give(any_known: bool) -> tuple[Container[int], Container[int]]:
+    """The users and the groups that this process may give its files to (chown(2)): any that it knows, or only its own."""
+    users, groups = known_ids("uid"), known_ids("gid")
+    if any_known:
+        return users, groups
+    return {os.geteuid()}, {group for group in (os.getegid(), *os.getgroups()) if group in groups}
 
 
 def set_owner(target: Target, uid: int, gid: int) -> None:

@@ -31,7 +31,8 @@ def check_chart(path: str) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise UsageError("--chart needs matplotlib, pcopy's extra 'chart': pip install matplotlib") from None
+        cure = "pip install matplotlib (after pipx: pipx inject pcopy matplotlib)"
+        raise UsageError(f"--chart needs matplotlib, pcopy's extra 'chart': {cure}") from None
 
 
 def draw(comparison: Comparison, path: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
@@ -109,11 +110,11 @@ def read(manifest: Path) -> Lines:
 
 
 def look_at_directory(given: str) -> Tree:
-    if not os.path.isdir(given):
-        raise UsageError(f"{given!r}: is not a directory; name the one that the manifest's names are relative to")
     path = os.path.realpath(absolute(given))
     try:
-        state = os.stat(path)
+        state = os.stat(given)
     except (OSError, ValueError) as error:
         raise UsageError(f"{given!r}: cannot be looked at: {getattr(error, 'strerror', None) or error}") from None
+    if not stat.S_ISDIR(state.st_mode):
+        raise UsageError(f"{given!r}: is not a directory; name the one that the manifest's names are relative to")
     return Tree(path, path, (state.st_dev, state.st_ino), None)

@@ -93,7 +93,7 @@ def check_pools(jobs: int | Iterable[int] | None) -> list[int]:
     """The numbers of processes to try beside the single one."""
     if jobs is None:
         jobs = (max(2, processors()), 2 * max(2, processors()))
-    return sorted({check_number(count) for count in (jobs if isinstance(jobs, Iterable) else [jobs])} - {1})
+    return sorted({check_number(count) for count in listed(jobs)} - {1})
 
 
 def pcopy_with(jobs: int, options: Sequence[str]) -> Contender:

@@ -51,9 +51,8 @@ class Metadata:
         self.keep_times, self.keep_xattrs = "times" in keep, "xattr" in keep
         self.umask, self.follow = umask, options.dereference
         self.unprivileged = os.geteuid() != 0
-        # Whose our copies are, if they cannot be given to others, and the groups that they can be given to all the same.
-        self.user = None if attr.may_give_away() else os.geteuid()
-        self.groups = attr.own_groups()
+        self.user, self.gives_away = os.geteuid(), attr.may_give_away()
+        self.owners, self.groups = attr.ids_to_give(self.gives_away)
         # What was refused in this slice: owner of the entry, uid, gid; and whether the group alone could be set.
         self.refused: dict[tuple[int, int, int], bool] = {}
         self.unlabelled, self.layered, self.dry_run = unlabelled, layered, options.dry_run
@@ -113,6 +112,7 @@ class Metadata:
         if not self.keep_mode:
             return
         others = self.keep_owner and not self.unprivileged and (copy.st_uid, copy.st_gid) != (wanted.st_uid, wanted.st_gid)
+        others = others and not self.is_as_owned_as_can_be(wanted, copy)
         if others or (self.keep_xattrs and not self.same_acl(pair.source, pair.destination)):
             self.attempt("", attr.set_mode, pair.destination, stat.S_IRWXU)
             if others:
@@ -294,7 +294,7 @@ class Metadata:
             return True
         if known is not False:
             alone = group == gid or self.attempt("", attr.set_owner, target, -1, gid)
-            if new or self.user is not None:
+            if new or self.is_beyond_us(uid, gid):
                 self.refused[owner, uid, gid] = alone
         self.lose("owner")
         return False
@@ -305,11 +305,18 @@ class Metadata:
             return False
         known = self.refused.get((copy.st_uid, state.st_uid, state.st_gid))
         refused = known is False or (known is True and state.st_gid == copy.st_gid)
-        return not self.keep_owner or (refused and copy.st_uid == self.user)
+        beyond = refused and copy.st_uid == self.user and self.is_beyond_us(state.st_uid, state.st_gid)
+        return not self.keep_owner or beyond
+
+    def is_beyond_us(self, uid: int, gid: int) -> bool:
+        """Whether, once refused, they are so for all: for want of privilege, or in a user namespace that does not know them."""
+        return not self.gives_away or uid not in self.owners or gid not in self.groups
 
     def is_as_owned_as_can_be(self, state: os.stat_result, copy: os.stat_result) -> bool:
-        """Whether a copy made anew would not get its source's owner or group either: who has no privilege cannot give them."""
-        return copy.st_uid == self.user and (state.st_gid == copy.st_gid or state.st_gid not in self.groups)
+        """Whether a copy made anew would not get its source's owner or group either, since this process cannot give them."""
+        if copy.st_uid != self.user or (state.st_uid != copy.st_uid and state.st_uid in self.owners):
+            return False
+        return state.st_gid == copy.st_gid or state.st_gid not in self.groups
 
     def copy_attributes(self, source: Target, target: Target, names: list[str]) -> None:
         """Make the target's extended attributes and ACLs those of the source, and drop what it has beyond them.

@@ -405,3 +405,5 @@ def test_a_comparison_is_of_numbers(tmp_path: Path, pcopy: Run) -> None:
     assert done.returncode == 2
     assert "jobs 'auto': must be a number from 1 to 1024" in done.stderr
     assert "Traceback" not in done.stderr
+    with pytest.raises(library.UsageError, match="jobs 'auto': must be a number from 1 to 1024"):
+        library.compare(tmp_path / "src", jobs="auto")  # type: ignore[arg-type]

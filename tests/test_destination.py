@@ -609,6 +609,37 @@ def test_owners_that_were_refused_are_not_tried_for_each_file(unlocked: Path, gr
     assert (copy / "d4/f4").stat().st_mode & 0o777 == 0o644
 
 
+@as_root
+@SERIAL_AND_POOL
+def test_root_of_a_user_namespace_cannot_give_copies_to_owners_that_this_does_not_know(unlocked: Path, jobs: int) -> None:
+    """As in a rootless container (user_namespaces(7)): that makes no file changed, neither for a rerun nor for a snapshot."""
+    tree: dict[str | bytes, object] = {**many(30), "other": Hard("d0/f0.0"), "ours": "o"}
+    source, copy = make_tree(unlocked / "src", tree), unlocked / "day1"
+    for path in [source, *source.rglob("*")]:
+        os.chown(path, 12, 34)
+    os.chown(source / "ours", 0, 0)
+    within = ["unshare", "--user", "--map-root-user", sys.executable, "-m", "pcopy", "-j", str(jobs), "--json"]
+    if subprocess.run([*within[:3], "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no user namespaces here")
+
+    def run(*arguments: object) -> dict[str, Any]:
+        done = subprocess.run([*within, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 0, done.stderr
+        report: dict[str, Any] = json.loads(done.stdout)
+        return report
+
+    (first,) = run(source, copy)["warnings"]
+    again = run(source, copy)
+    assert (again["unchanged"], again["files"], again["warnings"]) == (30, 0, [first])
+    assert run("-n", source, copy)["unchanged"] == 30
+    day2 = run("--link-dest", copy, source, unlocked / "day2")
+    assert (day2["files"], day2["hardlinks"]) == (0, 30)
+    os.unlink(unlocked / "day2/ours")
+    os.chown(copy / "ours", 0, 5)  # which can be mended
+    assert run(source, copy)["unchanged"] == 30
+    assert os.stat(copy / "ours").st_gid == 0
+
+
 @SERIAL_AND_POOL
 def test_what_cannot_be_read_is_named_and_all_else_is_copied(unlocked: Path, jobs: int) -> None:
     shut: dict[str | bytes, object] = {"secret": File(b"s", mode=0), "shut": Dir({"below": "b"}, mode=0)}

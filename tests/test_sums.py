@@ -826,6 +826,7 @@ def test_ctrl_c_ends_the_check_of_a_large_file(tmp_path: Path, pcopy: Run, jobs:
         (["--check", "dst"], "Is a directory"),
         (["--check", "sums", "nowhere"], "nowhere"),
         (["--check", "sums", "sums"], "is not a directory"),
+        (["--check", "sums", "x" * 256], "cannot be looked at: File name too long"),
         (["--check", "sums", "src", "dst"], "--check takes one directory"),
         (["--check", ""], "cannot be read"),
         (["--check", "sums", "--verify", "dst"], "--verify does not go with --check"),
