@@ -13,7 +13,6 @@ files) are kept aside until no unit holds their group any more. Which executor r
 from __future__ import annotations
 
 import errno
-import math
 import threading
 import time
 from collections import Counter, deque
@@ -22,7 +21,7 @@ from typing import NamedTuple, TypeGuard
 
 from pcopy.account import given_up, take_back
 from pcopy.crew import Crew
-from pcopy.division import divide, pieces
+from pcopy.frontier import Frontier
 from pcopy.inodes import Inodes, Name
 from pcopy.manifest import Spool
 from pcopy.outcome import Failure, Outcome
@@ -88,12 +87,8 @@ class Coordinator:
         self.by_handle = job  # to clean up in a destination that is not where it was any more
         self.observer, self.stop = observer, stop
         self.spool = spool  # where checksums go
-        self.frontier: deque[Unit] = deque()
-        self.holding: Counter[Group] = Counter()
-        self.waiting: dict[Group, list[Unit]] = {}
-        self.last: list[Finish] = []
         self.inodes = Inodes(job)
-        self.copied: list[Inode] = []  # inodes whose first names are done, while others wait
+        self.frontier = Frontier(watched=self.inodes.waiting)
         self.ruined: set[Group] = set()
         self.deaths: Counter[Unit] = Counter()
         self.suspects: deque[Unit] = deque()  # held by a worker when it died
@@ -101,10 +96,6 @@ class Coordinator:
         self.starts = 0  # in a row that failed
         self.begun: list[Begun] = []  # units that nothing could be done about where the destination should be
         self.batch = 1
-        self.scans: deque[Scan] = deque()  # apart from the frontier while scanning runs ahead
-        self.unscanned = 0  # directories
-        self.searching = 0  # units in which more names of known inodes may be found
-        self.names = 0  # of entries in the frontier
         self.said: set[Failure] = set()  # of directories, for each part of which it is found again
         self.quota = Quota(job.options.max_delete or 0 if job.options.limits_deletion else 0)
         self.longest = LONG  # seconds of a slice
@@ -140,43 +131,11 @@ class Coordinator:
     # ---- taking in ----
 
     def add(self, units: Iterable[Unit]) -> None:
-        units = list(units)
-        self.hold(units)
-        self.place(units)
+        self.frontier.add(units, self.reads_ahead)
 
-    def hold(self, units: Iterable[Unit]) -> None:
-        for unit in units:
-            self.holding.update(unit.holds)
-            self.unscanned += isinstance(unit, Scan)
-            self.searching += searches(unit)
-
-    def place(self, units: Iterable[Unit]) -> None:
-        for unit in units:
-            if isinstance(unit, Finish) and unit.last:
-                self.last.append(unit)
-            elif unit.after is not None and self.holding[unit.after]:
-                self.waiting.setdefault(unit.after, []).append(unit)
-            elif isinstance(unit, Scan) and self.reads_ahead:
-                self.scans.append(unit)
-            else:
-                self.frontier.append(unit)
-                self.names += len(unit.names) if isinstance(unit, Entries) else 0
-
-    def release(self, units: Iterable[Unit]) -> None:
-        """These units are done, or have come back in another form: whoever waited for the last of them goes on."""
-        for unit in units:
-            self.unscanned -= isinstance(unit, Scan)
-            self.searching -= searches(unit)
-            for group in unit.holds:
-                self.let_go(group, 1)
-
-    def let_go(self, group: Group, count: int) -> None:
-        self.holding[group] -= count
-        if not self.holding[group]:
-            del self.holding[group]
-            self.frontier.extend(self.waiting.pop(group, ()))
-            if group in self.inodes.waiting:
-                self.copied.append(group)
+    def put_back(self, units: Iterable[Unit]) -> None:
+        """Nothing was done about them."""
+        self.frontier.place(units, self.reads_ahead)
 
     def absorb(self, units: list[Unit], outcome: Outcome) -> None:
         """Fold in what a slice of these units did."""
@@ -186,10 +145,10 @@ class Coordinator:
         for inode in self.inodes.waiting.keys() & outcome.ruined:
             self.choose_again(inode)
         self.gather(outcome.shared)  # first: a directory that is left to be finished has to wait for them
-        self.hold(outcome.uncounted)
+        self.frontier.hold(outcome.uncounted)
         self.add(outcome.leftover)
-        self.place(self.quota.counted(outcome))
-        self.release(units)
+        self.put_back(self.quota.counted(outcome))
+        self.frontier.release(units)
         self.decide(outcome)
         for unit in units:
             self.deaths.pop(unit, None)
@@ -237,18 +196,18 @@ class Coordinator:
 
     def gather(self, found: Iterable[Shared]) -> None:
         for some in found:
-            self.holding[directory_group(some.tree, some.path)] += len(some.names)
+            self.frontier.hold_names(some)
             self.inodes.gather(some)
 
     def decide(self, outcome: Outcome) -> None:
         """Make units of the names of inodes of which all are known by now: those of an outcome may have been the last."""
-        decided = self.inodes.decided((inode for some in outcome.shared for inode in some.inodes), not self.searching)
+        decided = self.inodes.decided((inode for some in outcome.shared for inode in some.inodes), not self.frontier.searching)
         outcome.tally.unchanged += len(decided.unchanged)
         outcome.share += sum(name.among.share for name in decided.unchanged)
         self.replace(decided.unchanged, ())
         self.replace(decided.firsts, decided.units)
-        copied = dict.fromkeys(inode for inode in (*self.copied, *decided.waiting) if not self.holding[inode])
-        self.copied = []
+        done = (*self.frontier.take_done(), *decided.waiting)
+        copied = dict.fromkeys(inode for inode in done if not self.frontier.holding[inode])
         self.replace(*self.inodes.linked(copied, self.ruined))
 
     def choose_again(self, inode: Inode) -> None:
@@ -262,13 +221,13 @@ class Coordinator:
         """Names have become units."""
         self.add(units)
         for group, count in Counter(directory_group(name.among.tree, name.among.path) for name in names).items():
-            self.let_go(group, count)
+            self.frontier.let_go(group, count)
 
     def tell(self, outcome: Outcome) -> None:
         progress, report = self.progress, self.report
         progress.done = report.entries
         progress.found += outcome.listed
-        progress.growing = bool(self.unscanned)
+        progress.growing = bool(self.frontier.unscanned)
         progress.share += outcome.share
         progress.small_bytes += outcome.tally.bytes - outcome.large_sealed
         progress.large_found += outcome.large_found
@@ -290,7 +249,7 @@ class Coordinator:
             return None
         portion = self.next_portion(running)
         if portion and self.throttle:
-            portion = portion._replace(rate=self.throttle.rate(min(self.jobs, running + 1 + len(self.frontier))))
+            portion = portion._replace(rate=self.throttle.rate(min(self.jobs, running + 1 + len(self.frontier.units))))
         return portion and self.granted(portion)
 
     def next_portion(self, running: int) -> Portion | None:
@@ -305,18 +264,16 @@ class Coordinator:
             suspect = self.suspects.popleft()
             return Portion([suspect], LONG, ahead=isinstance(suspect, Scan))  # a file in it is the likelier killer
         if self.runs_ahead:
-            return self.portion(self.scans, running, ahead=True)
-        if not self.frontier:
-            self.frontier, self.scans = deque(self.scans), deque()
-        if not self.frontier:
-            last = [] if running else self.take_last()
+            return self.portion(running, ahead=True)
+        if not self.frontier.units:
+            self.frontier.join_scans()
+        if not self.frontier.units:
+            last = [] if running else self.current(self.frontier.pop_last())
             return Portion(last, LONG) if last else None
         idle = self.jobs - running
-        if idle > 1 and len(self.frontier) < 2 * idle:
-            self.split(idle)
-        portion = self.portion(self.frontier, running)
-        self.names -= sum(len(unit.names) for unit in portion.units if isinstance(unit, Entries))
-        return portion
+        if idle > 1 and len(self.frontier.units) < 2 * idle:
+            self.frontier.split(idle)
+        return self.portion(running)
 
     def can_queue(self, running: int) -> bool:
         """Whether one more slice may wait for a worker: there is work for all, and its turn comes soon.
@@ -324,19 +281,20 @@ class Coordinator:
         One span of a large file is work enough. Without it a worker that ends a slice waits until this process gets a
         processor, while those are busy in the kernel for milliseconds.
         """
-        enough = bool(self.frontier) and isinstance(self.frontier[-1], Span)
-        return 1 < self.jobs == running and (enough or len(self.frontier) > 2 * self.jobs)
+        units = self.frontier.units
+        enough = bool(units) and isinstance(units[-1], Span)
+        return 1 < self.jobs == running and (enough or len(units) > 2 * self.jobs)
 
-    def portion(self, stack: deque[Unit] | deque[Scan], running: int, ahead: bool = False) -> Portion:
-        """As many units off a stack as fill a slice, and leave something for the others.
+    def portion(self, running: int, ahead: bool = False) -> Portion:
+        """As many units as fill a slice, and leave something for the others.
 
         The slice is long while there is something for everybody, and short while somebody waits.
         """
-        count = min(self.batch, max(1, len(stack) // (2 * self.jobs)))
-        units = [self.current(stack.pop()) for _ in range(count)]
-        units.reverse()  # the last is the next to do
-        seconds = self.longest if len(stack) >= self.jobs - running - 1 or self.jobs == 1 else SHORT
-        return Portion(units, seconds, ahead)
+        there = len(self.frontier.scans if ahead else self.frontier.units)
+        count = min(self.batch, max(1, there // (2 * self.jobs)))
+        units = self.frontier.pop_scans(count) if ahead else self.frontier.pop(count)
+        seconds = self.longest if there - count >= self.jobs - running - 1 or self.jobs == 1 else SHORT
+        return Portion(self.current(units), seconds, ahead)
 
     @property
     def reads_ahead(self) -> bool:
@@ -346,7 +304,7 @@ class Coordinator:
     @property
     def runs_ahead(self) -> bool:
         """Whether the next slice reads directories: as long as the names that wait are few."""
-        return bool(self.scans) and self.names < AHEAD
+        return bool(self.frontier.scans) and self.frontier.names < AHEAD
 
     def take_all(self) -> Portion:
         """Everything, for one slice in this process."""
@@ -358,25 +316,15 @@ class Coordinator:
 
     def everything(self) -> Portion:
         if self.runs_ahead:
-            portion = Portion(list(self.scans), FIRST, ahead=True)
-            self.scans.clear()
-            return portion
-        units = [self.current(unit) for unit in [*self.scans, *self.frontier]]
-        self.scans.clear()
-        self.frontier.clear()
-        self.names = 0
-        return Portion(units or self.take_last(), FIRST)
+            return Portion(self.frontier.pop_scans(len(self.frontier.scans)), FIRST, ahead=True)
+        self.frontier.join_scans()
+        units = self.frontier.pop(len(self.frontier.units)) or self.frontier.pop_last()
+        return Portion(self.current(units), FIRST)
 
-    def take_last(self) -> list[Unit]:
-        """What has to be done when all else is: the deepest directories come first, so they are last in the list.
+    def current(self, units: list[Unit]) -> list[Unit]:
+        return [self.as_it_stands(unit) for unit in units]
 
-        Before the first of them is closed, all is deleted that is to be.
-        """
-        deleting = [unit for unit in self.last if unit.extra]
-        units, self.last = (deleting, [unit for unit in self.last if not unit.extra]) if deleting else (self.last, [])
-        return [self.current(unit._replace(last=False)) for unit in sorted(units, key=lambda unit: unit.path.count("/"))]
-
-    def current(self, unit: Unit) -> Unit:
+    def as_it_stands(self, unit: Unit) -> Unit:
         """A large file of which a span failed is not to be sealed; its other spans have nothing left to do.
 
         Nothing is to be deleted where an entry was not copied, nor a directory that has to keep something.
@@ -397,28 +345,6 @@ class Coordinator:
         """Whether an entry of a directory was not copied; where links are followed, of any: what is to go may be behind it."""
         return unit.after in self.ruined or bool(self.job.options.dereference and self.report.failed)
 
-    def split(self, idle: int) -> None:
-        """Make more units of the largest there are, so that nobody stands idle.
-
-        Of a large file only if there is not something else for each: the kernel lets one at a time write to a file
-        (generic_file_write_iter() in mm/filemap.c, and much the same on xfs and ext4), and who waits spins.
-        """
-        for shared in (False, True):
-            units = list(self.frontier)
-            if shared and len(units) >= idle:
-                break
-            sizes = [pieces(unit) if isinstance(unit, (Span, Verify)) == shared else 0 for unit in units]
-            each = max(1, sum(sizes) / (2 * idle))
-            self.frontier.clear()
-            for unit, size in zip(units, sizes, strict=True):
-                self.frontier.extend(self.parts(unit, math.ceil(size / each)) if size > each else [unit])
-
-    def parts(self, unit: Unit, count: int) -> list[Unit]:
-        parts = divide(unit, count)
-        self.hold(parts)
-        self.release([unit])
-        return parts
-
     # ---- workers that died, and the end ----
 
     def requeue(self, slices: list[list[Unit]]) -> None:
@@ -434,7 +360,7 @@ class Coordinator:
             if self.deaths[unit] >= DEATHS:
                 self.give_up(unit, "the worker process that copied it died each time")
             else:
-                self.suspects.extend(self.parts(unit, MOST) if alone else [unit])
+                self.suspects.extend(self.frontier.parts(unit, MOST) if alone else [unit])
 
     def warn_of_death(self) -> None:
         if not self.stopped and WORKER_DIED not in self.report.warnings:
@@ -472,9 +398,7 @@ class Coordinator:
 
     def left(self) -> list[Unit]:
         """The units that are not done when a run stops, of which nothing is handed out any more."""
-        left: list[Unit] = [*self.frontier, *self.scans, *self.suspects, *self.quota.uncounted]
-        for units in self.waiting.values():
-            left += units
+        left = [*self.frontier.left(), *self.suspects, *self.quota.uncounted]
         return left + self.inodes.linked(list(self.inodes.waiting), self.ruined)[1]
 
     def clean_up(self, left: list[Unit]) -> list[Unit]:
@@ -488,7 +412,7 @@ class Coordinator:
 
     @property
     def has_work(self) -> bool:
-        return not self.stopped and bool(self.frontier or self.scans or self.suspects or self.last or self.quota.uncounted)
+        return not self.stopped and bool(self.frontier or self.suspects or self.quota.uncounted)
 
 
 def begin(coordinator: Coordinator) -> None:
@@ -517,8 +441,3 @@ def wind_up(coordinator: Coordinator) -> None:
 def is_begun(unit: Unit) -> TypeGuard[Begun]:
     """Whether a worker that was killed may have begun a unit."""
     return isinstance(unit, Begun) and unit.again
-
-
-def searches(unit: Unit) -> bool:
-    """Whether names of inodes that have several may be found in a unit."""
-    return isinstance(unit, Scan) or (isinstance(unit, Entries) and not unit.first_of)

@@ -103,7 +103,7 @@ def collect(coordinator: Coordinator, executor: Executor, running: dict[Future[O
     for future in list(running) if broken else done:
         units, error = running.pop(future), future.exception() if future.done() else BrokenExecutor()
         if isinstance(error, NotStarted):
-            coordinator.place(units)
+            coordinator.put_back(units)
         elif isinstance(error, BROKEN):
             lost.append(units)
         elif error:

@@ -133,10 +133,11 @@ def names_in(units: Sequence[Unit]) -> list[tuple[str, str]]:
 
 def nothing_is_held(coordinator: Coordinator) -> bool:
     """Whatever the run was, at its end no bookkeeping is left: a million files must not leave a million marks."""
-    queues = (coordinator.frontier, coordinator.scans, coordinator.suspects, coordinator.last, coordinator.quota.uncounted)
-    marks = (coordinator.holding, coordinator.waiting, coordinator.inodes.first_names, coordinator.unscanned)
-    names = (coordinator.inodes.gathered, coordinator.inodes.undecided, coordinator.inodes.waiting, coordinator.copied)
-    return not any([*queues, *marks, *names, coordinator.searching])
+    frontier, inodes = coordinator.frontier, coordinator.inodes
+    queues = (frontier.units, frontier.scans, coordinator.suspects, frontier.last, coordinator.quota.uncounted)
+    marks = (frontier.holding, frontier.waiting, inodes.first_names, frontier.unscanned, frontier.names)
+    names = (inodes.gathered, inodes.undecided, inodes.waiting, frontier.done)
+    return not any([*queues, *marks, *names, frontier.searching])
 
 
 # ---- order ----
@@ -181,7 +182,7 @@ def test_what_others_may_delete_is_waited_for_before_a_run_is_stopped(used: int)
     done(coordinator, first.units, uncounted=[removal], undeleted=5)
     assert coordinator.has_work and take(coordinator, 1) == []
     done(coordinator, second.units, tally=Tally(deleted=used), undeleted=3 - used)
-    assert list(coordinator.frontier) == [scan("a"), *([removal._replace(counted=True)] if used == 2 else [])]
+    assert list(coordinator.frontier.units) == [scan("a"), *([removal._replace(counted=True)] if used == 2 else [])]
     assert bool(take(coordinator, 0)) == (used == 2)
     assert (coordinator.quota.taken, coordinator.report.exit_status) == ((20, 0) if used == 2 else (3, 3))
 
@@ -502,8 +503,8 @@ def spans_in_flight(jobs: int) -> tuple[Coordinator, Large, list[list[Unit]]]:
     slices: list[list[Unit]] = []
     while units := take(coordinator, 0):
         slices.append(units)
-    while coordinator.frontier:  # more parts than workers
-        slices.append([coordinator.frontier.pop()])
+    while coordinator.frontier.units:  # more parts than workers
+        slices.append(coordinator.frontier.pop(1))
     return coordinator, file, slices
 
 
@@ -611,7 +612,7 @@ def test_it_is_the_larger_units_that_are_divided(large: int, small: int) -> None
     """Parts of one name each would take longer to hand out than to do."""
     units = [entries(path, *map(str, range(count))) for path, count in (("a", small), ("b", large), ("c", small))]
     coordinator = a_coordinator(4, units)
-    parts = [*take(coordinator, 0), *coordinator.frontier]
+    parts = [*take(coordinator, 0), *coordinator.frontier.units]
     assert [part for part in parts if part.path != "b"] == [units[2], units[0]]
     assert len(units) + 4 <= len(parts) <= len(units) + 8
     assert sorted(names_in(parts)) == sorted(names_in(units))

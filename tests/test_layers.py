@@ -31,7 +31,7 @@ FLOORS = (
     ("entry",),
     ("links", "account"),
     ("removal", "large", "sums", "at_once"),
-    ("worker",),
+    ("worker", "frontier"),
     ("coordinator", "prepare"),
     ("drive", "asked"),
     ("part", "places"),
