@@ -9,7 +9,7 @@ import stat
 import time
 from collections.abc import Iterable, Sequence
 
-from pcopy import failures, runs
+from pcopy import changes, failures, runs
 from pcopy import filesystem as fs
 from pcopy.directory import Directories
 from pcopy.entry import Copier
@@ -172,7 +172,7 @@ class Account:
         """Nobody goes on with what a run that was cut left of an entry."""
         if isinstance(unit, Entries) and unit.partial:
             with contextlib.suppress(OSError):  # then the next run will
-                fs.remove_if_there(unit.partial, pair.destination)
+                changes.remove_if_there(unit.partial, pair.destination)
 
     def try_again(self, unit: Retried, number: int | None) -> bool:
         """Leave a unit over if the error may pass. What comes after it waits, as for any unit that somebody else has."""
@@ -191,7 +191,7 @@ class Account:
         tree = self.job.trees[number]
         if reason not in fs.PERHAPS_GONE or not tree.destination_inode:
             return None
-        if reason in fs.DEAD and not self.job.options.dry_run and fs.is_dead(tree.destination):
+        if reason in fs.DEAD and not self.job.options.dry_run and changes.is_dead(tree.destination):
             why = "its file system fails as a whole (dmesg may say why): bring it back, run the line again"
         elif fs.is_gone(tree.destination, tree.destination_inode):
             why = "is not the directory any more that it was when the run began: bring it back, run the line again"

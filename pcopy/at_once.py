@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from pcopy import attributes as attr
+from pcopy import changes, runs
 from pcopy import filesystem as fs
-from pcopy import runs
 from pcopy.account import Account
 from pcopy.directory import ALL_OF_OWNER, APPEARED, attributes_of
 from pcopy.handles import ABSENT, Pair, close
@@ -200,13 +200,13 @@ def make_all(work: Account, unit: Scan, names: list[str], parent: int) -> list[s
     failures: list[Failure] = []
     for name in names:
         try:
-            fs.make_directory(name, parent, ALL_OF_OWNER)
+            changes.make_directory(name, parent, ALL_OF_OWNER)
             made.append(name)
         except OSError as error:
             if work.try_again(unit, error.errno):
                 for one in made:
                     with contextlib.suppress(OSError):
-                        fs.remove_directory(one, parent)
+                        changes.remove_directory(one, parent)
                 return None
             if error.errno == errno.EEXIST:
                 error.strerror = APPEARED

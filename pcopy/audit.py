@@ -15,6 +15,7 @@ import stat
 import time
 
 from pcopy import filesystem as fs
+from pcopy import storage
 from pcopy.extents import has_holes
 from pcopy.handles import Pair
 from pcopy.manifest import hasher
@@ -104,11 +105,11 @@ class Auditor:
         """
         copy = fs.open_to_read(place, directory)
         try:
-            fs.write_out(copy)
-            fs.forget(copy, 0, 0)
+            storage.write_out(copy)
+            storage.forget(copy, 0, 0)
             position, same = self.reader.compare(source, copy, 0, size, has_holes(state))
             same = same and os.fstat(copy).st_size == size
-            fs.verify(same or is_changed(state, os.fstat(source)), position)
+            storage.verify(same or is_changed(state, os.fstat(source)), position)
         finally:
             fs.close_read(copy)
 
@@ -123,12 +124,12 @@ class Auditor:
         try:
             copy = fs.open_to_read(large.temporary.name, pair.destination)
             try:
-                fs.write_out(copy)
-                fs.forget(copy, start, stop - start)
+                storage.write_out(copy)
+                storage.forget(copy, start, stop - start)
                 position, same = self.reader.compare(source, copy, start, stop, large.holes, self.deadline)
                 if version_of(os.fstat(source)) != large.version:
                     return None
-                fs.verify(same, position)
+                storage.verify(same, position)
                 return position
             finally:
                 fs.close_read(copy)

@@ -14,8 +14,8 @@ import os
 import sys
 
 from pcopy.extents import has_holes, next_extent
-from pcopy.filesystem import read, read_uncached, set_length, share_blocks, write
 from pcopy.options import Options, When
+from pcopy.storage import read, read_uncached, set_length, share_blocks, write
 
 # A range for one call: below 1 GiB, because some file systems fail or wrap above; smaller would cost more calls.
 RANGE = 512 << 20

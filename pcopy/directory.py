@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from pcopy import attributes as attr
-from pcopy import failures, runs
+from pcopy import changes, failures, runs, storage
 from pcopy import filesystem as fs
 from pcopy.extra import MOUNTED, Extra
 from pcopy.handles import ABSENT, Handles, Pair, close
@@ -63,7 +63,7 @@ class Directories:
         if self.selection:
             listing.hide(self.selection.within(unit.path))
             for name in [name for name in listing.partial if name in listing.hidden]:
-                fs.remove_if_there(listing.partial.pop(name), pair.destination)
+                changes.remove_if_there(listing.partial.pop(name), pair.destination)
         self.make_directories(pair, listing, unit)
         return listing
 
@@ -221,7 +221,7 @@ class Directories:
             )
             if pair.shared:  # it looks as if it were not any more
                 for name in listing.partial.values():
-                    fs.remove_if_there(name, pair.destination)
+                    changes.remove_if_there(name, pair.destination)
                 listing.partial = {}
         if self.options.delete and in_full:
             found = {*listing.regular, *listing.other, *(name for name, _ in listing.directories)}
@@ -250,7 +250,7 @@ class Directories:
         """All is tried again: in a new directory, what is there by then is to be somebody else's."""
         for name in [name for name, _ in listing.directories if unit.fresh and name not in listing.begun]:
             with contextlib.suppress(OSError):
-                fs.remove_directory(name, pair.destination)
+                changes.remove_directory(name, pair.destination)
 
     def make_directory(self, pair: Pair, name: str, listing: Listing, unit: Scan) -> None:
         there = listing.there.get(name)
@@ -264,9 +264,10 @@ class Directories:
             mode = mode_begun(self.options)
             try:
                 if there is False:
-                    fs.make_directory_instead(name, runs.two_names(self.job.token, pair.depth, name), pair.destination, mode)
+                    asides = runs.two_names(self.job.token, pair.depth, name)
+                    changes.make_directory_instead(name, asides, pair.destination, mode)
                 else:
-                    fs.make_directory(name, pair.destination, mode)
+                    changes.make_directory(name, pair.destination, mode)
             except FileExistsError as error:
                 if not (unit.again and stat.S_ISDIR(fs.look_at(name, pair.destination).st_mode) and pair.spells(name)):
                     error.strerror = APPEARED
@@ -310,17 +311,17 @@ class Directories:
             mode = stat.S_IMODE(os.fstat(parent.destination).st_mode)  # maybe it is still to be finished, by another worker
             attributes = attributes._replace(mode=self.mode_kept(state, mode, False))
         try:
-            fs.remove_directory(name, parent.destination)
+            changes.remove_directory(name, parent.destination)
         except PermissionError:  # the directory above has been finished already
             self.make_accessible(".", parent.destination)
-            fs.remove_directory(name, parent.destination)
+            changes.remove_directory(name, parent.destination)
         return Finish(unit.tree, parent_path, attributes, fresh=False)
 
     def take_away_top(self, unit: Scan) -> None:
         """The same for a tree as a whole. The directory above it is not the run's."""
         above = fs.pass_through("..", self.handles.pair(unit.tree, "").destination)
         try:
-            fs.remove_directory(os.path.basename(self.job.trees[unit.tree].destination), above)
+            changes.remove_directory(os.path.basename(self.job.trees[unit.tree].destination), above)
         finally:
             fs.close_read(above)
 
@@ -337,7 +338,7 @@ class Directories:
             self.make_usable(handle, mode)
         pair = self.handles.hold(Pair(~tree, path, ABSENT, handle, parent.depth + 1, readable=True))
         if not stays and self.extra.is_mounted(pair):
-            fs.refuse_to_remove(MOUNTED)  # else rmdir says so
+            changes.refuse_to_remove(MOUNTED)  # else rmdir says so
         pair.stays = True
         there = fs.list_directory(handle)
         if self.options.dry_run:  # the run would hold the lock that shows them to be dead
@@ -353,7 +354,7 @@ class Directories:
         pair = self.handles.readable(unit.tree, unit.path)
         self.metadata.finish_directory(pair, unit.attributes, unit.fresh)
         if self.options.fsync:
-            fs.sync(pair.destination)
+            storage.sync(pair.destination)
 
 
 def mode_begun(options: Options) -> int:

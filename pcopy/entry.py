@@ -18,8 +18,8 @@ import time
 from collections.abc import Sequence
 
 from pcopy import attributes as attr
+from pcopy import changes, runs, storage
 from pcopy import filesystem as fs
-from pcopy import runs
 from pcopy.audit import Auditor, is_changed, version_of
 from pcopy.contents import Contents
 from pcopy.directory import APPEARED
@@ -169,7 +169,7 @@ class Copier:
                 fs.close_read(source)
             if written != CLOSED:
                 try:
-                    fs.sync(written)
+                    storage.sync(written)
                 finally:
                     os.close(written)
         return Result(Fate.UNCHANGED, updated=bool(why), why=", ".join(why))
@@ -222,15 +222,15 @@ class Copier:
         if not aside:
             return target
         place = runs.temporary_name(self.token, pair.depth, target)
-        fs.remove_if_there(place, pair.destination)  # ours, of a worker that was killed
+        changes.remove_if_there(place, pair.destination)  # ours, of a worker that was killed
         return place
 
     def make_other(self, pair: Pair, name: str, place: str, state: os.stat_result) -> None:
         """Make a symbolic link, a FIFO, a socket or a device; none of them is ever opened."""
         if stat.S_ISLNK(state.st_mode):
-            fs.make_symbolic_link(fs.read_link(name, pair.source), place, pair.destination)
+            changes.make_symbolic_link(fs.read_link(name, pair.source), place, pair.destination)
         else:
-            fs.make_special(place, pair.destination, state.st_mode, state.st_rdev)
+            changes.make_special(place, pair.destination, state.st_mode, state.st_rdev)
         try:
             source, made = fs.hold(name, pair.source, self.follow), fs.hold(place, pair.destination)
             try:
@@ -254,7 +254,7 @@ class Copier:
         try:
             if pretend and is_mount(target, parent):
                 raise OSError(errno.EBUSY, MOUNTED)
-            fs.remove_directory(target, parent, pretend)
+            changes.remove_directory(target, parent, pretend)
         except OSError as error:
             if error.errno == errno.EBUSY:
                 error.strerror = MOUNTED
@@ -333,7 +333,7 @@ class Copier:
                 self.sharing = False
         place = self.place_of(pair, target, replaces)
         try:
-            fs.make_hard_link(target, one.destination, place, pair.destination)
+            changes.make_hard_link(target, one.destination, place, pair.destination)
         except OSError as error:
             if error.errno not in CANNOT_LINK:
                 raise
@@ -374,7 +374,7 @@ class Copier:
             if size > self.large:
                 handle, there = self.open_large(place, pair, state)
             else:
-                handle = (fs.create if place == target else runs.create_temporary)(place, pair.destination)
+                handle = (changes.create if place == target else runs.create_temporary)(place, pair.destination)
             if size <= self.large:
                 size = self.contents.whole(source, handle, state)
             elif not self.contents.try_clone(source, handle):
@@ -389,7 +389,7 @@ class Copier:
                 raise SourceChanged
             self.metadata.dress(source, handle, state, pair)
             if self.options.fsync:
-                fs.sync(handle)
+                storage.sync(handle)
             written, handle, closing = handle, CLOSED, True  # it is closed even if close reports an error (close(2))
             fs.close_written(written)
             if not self.put_in_place(place, target, pair.destination, replaces):
@@ -415,10 +415,10 @@ class Copier:
             return runs.create_temporary(place, directory), ()
         if self.partial and not self.options.checksum and runs.same_version(self.partial, place):
             with contextlib.suppress(OSError):
-                fs.rename(self.partial, place, directory)
+                changes.rename(self.partial, place, directory)
         with contextlib.suppress(OSError):
-            handle = fs.open_to_write(place, directory)
-            fs.forget(handle, 0, 0)  # else what was read of what was not written counts as data
+            handle = changes.open_to_write(place, directory)
+            storage.forget(handle, 0, 0)  # else what was read of what was not written counts as data
             state = os.fstat(handle)
             mine = stat.S_ISREG(state.st_mode) and state.st_uid == self.user and stat.S_IMODE(state.st_mode) == NEW
             if mine and state.st_nlink == 1 and state.st_size == source.st_size and (there := written(handle, state.st_size)):
@@ -430,7 +430,7 @@ class Copier:
         self, handle: int, place: str, state: os.stat_result, replaces: bool, there: tuple[tuple[int, int], ...]
     ) -> Result:
         """Leave a large file to whoever has time: its length set, its bytes to be copied but for those that are there."""
-        fs.set_length(handle, state.st_size)
+        storage.set_length(handle, state.st_size)
         made = os.fstat(handle)
         if stat.S_IMODE(made.st_mode) != NEW:  # the umask has narrowed it: others have to open it
             attr.set_mode(handle, NEW)
@@ -442,7 +442,7 @@ class Copier:
 
 def give_name(place: str, target: str, directory: int, replaces: bool) -> None:
     try:
-        fs.rename(place, target, directory, replaces)
+        changes.rename(place, target, directory, replaces)
     except FileExistsError as error:
         error.strerror = APPEARED
         raise

@@ -9,6 +9,7 @@ import struct
 import sys
 
 from pcopy import filesystem as fs
+from pcopy import storage
 
 HEAD, EXTENT = struct.Struct("=QQIIII"), struct.Struct("=QQQ16xI12x")  # linux/fiemap.h: fiemap, fiemap_extent
 FIEMAP, EXTENTS = 0xC020660B, 32  # linux/fs.h: FS_IOC_FIEMAP; extents asked for at a time
@@ -29,7 +30,7 @@ def has_hole(name: str, directory: int, size: int) -> bool:
             return True
         if not has_unwritten(handle, size):
             return False
-        fs.forget(handle, 0, 0)
+        storage.forget(handle, 0, 0)
         return os.lseek(handle, 0, os.SEEK_HOLE) < size
     finally:
         fs.close_read(handle)

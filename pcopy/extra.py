@@ -9,8 +9,8 @@ import errno
 import os
 from collections.abc import Container
 
+from pcopy import changes, runs
 from pcopy import filesystem as fs
-from pcopy import runs
 from pcopy.handles import ABSENT, Handles, Pair
 from pcopy.mounts import mount_or_device
 from pcopy.select import leaves_out, selection
@@ -72,7 +72,7 @@ class Extra:
         if not self.options.dry_run:
             return False
         try:
-            fs.remove_directory(name, parent, pretend=True)
+            changes.remove_directory(name, parent, pretend=True)
         except OSError:
             return False
         return True
@@ -86,7 +86,7 @@ class Extra:
         if self.options.dry_run:
             return False
         try:
-            fs.remove_directory(name, parent)
+            changes.remove_directory(name, parent)
         except FileNotFoundError:
             pass
         except OSError as error:
@@ -107,7 +107,7 @@ class Extra:
         try:
             state = os.fstat(handle)
             if (state.st_dev, state.st_ino) in self.needed:  # it was named by another path, to where it is mounted too
-                fs.refuse_to_remove("is a source of this run, or an earlier copy: move it out of the destination")
+                changes.refuse_to_remove("is a source of this run, or an earlier copy: move it out of the destination")
             runs.leave_to_another_run([runs.is_marked(handle, runs.AT_WORK)])
         except OSError:
             fs.close_read(handle)

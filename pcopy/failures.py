@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 from types import TracebackType
 
-from pcopy import attributes, extents, filesystem
+from pcopy import attributes, changes, extents, filesystem, storage
 from pcopy.outcome import Failure
 
 # A function there is named after its operation, but for these.
-CALLS = frozenset({filesystem.__file__, extents.__file__, attributes.__file__})
+CALLS = frozenset(module.__file__ for module in (filesystem, changes, storage, extents, attributes))
 WORDS = {
     **dict.fromkeys(["hold", "held", "by_name"], "open"),
     **dict.fromkeys(["open_deep", "open_top", "pass_through", "reopen_directory", "way_to"], "open directory"),

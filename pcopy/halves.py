@@ -7,8 +7,8 @@ import os
 import stat
 from collections.abc import Mapping
 
+from pcopy import changes, runs
 from pcopy import filesystem as fs
-from pcopy import runs
 from pcopy.handles import ABSENT, Pair
 from pcopy.metadata import NEW
 from pcopy.verdict import Judge
@@ -35,7 +35,7 @@ class Halves:
         for target, name in targets.items():
             ours = runs.temporary_name(self.token, pair.depth, target)
             for place in (ours, *(one for one in pair.asides if one.startswith(ours))):
-                fs.remove_aside(place, pair.destination)
+                changes.remove_aside(place, pair.destination)
             if new and target in names:
                 with contextlib.suppress(OSError):
                     self.clear_half(pair, name, target)
@@ -51,7 +51,7 @@ class Halves:
             return
         copy = fs.look_at(target, pair.destination)
         if not (state and stat.S_ISREG(state.st_mode) and self.judge.same(pair, name, target, state, copy)):
-            fs.remove_if_there(target, pair.destination)
+            changes.remove_if_there(target, pair.destination)
 
     def is_begun(self, pair: Pair, name: str, target: str, state: os.stat_result, copy: os.stat_result) -> bool:
         """Whether a killed worker had made an entry where nothing was: what is not whole was cleared, all else is another's."""

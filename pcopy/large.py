@@ -13,6 +13,7 @@ import stat
 import time
 from collections.abc import Iterable, Iterator
 
+from pcopy import changes, storage
 from pcopy import filesystem as fs
 from pcopy.account import Account
 from pcopy.audit import open_source
@@ -88,7 +89,7 @@ def copy(work: Account, unit: Span) -> None:
                 if work.pace:
                     work.pace.pay(stop - position)
                 if most == VERIFIED:
-                    fs.forget(target, position, stop - position)  # it begins to be written out
+                    storage.forget(target, position, stop - position)  # it begins to be written out
                 position = reached = stop
                 if time.monotonic() - began < FAST:
                     piece = min(piece * 2, LAST_PIECE)
@@ -186,7 +187,7 @@ def complete(copier: Copier, pair: Pair, large: Large) -> None:
                 raise OSError(errno.EIO, "the copy has not the length of its source")
             copier.metadata.dress(source, handle, state, pair)
             if copier.options.fsync:
-                fs.sync(handle)
+                storage.sync(handle)
         except BaseException:
             fs.close_read(handle)
             raise
@@ -204,7 +205,7 @@ def open_temporary(large: Large, pair: Pair) -> int:
     That has another inode, or another owner if the number of the inode was used again.
     """
     made = large.temporary
-    handle = fs.open_to_write(made.name, pair.destination)
+    handle = changes.open_to_write(made.name, pair.destination)
     state = os.fstat(handle)
     if (state.st_dev, state.st_ino) != made.inode or state.st_uid not in made.owners:
         fs.close_read(handle)
@@ -214,7 +215,7 @@ def open_temporary(large: Large, pair: Pair) -> int:
 
 def take_away(work: Account, large: Large) -> None:
     """Of a copy that is not to get its name. Its source may be gone."""
-    fs.remove_if_there(large.temporary.name, work.handles.pair(~large.tree, large.path).destination)
+    changes.remove_if_there(large.temporary.name, work.handles.pair(~large.tree, large.path).destination)
 
 
 def undo(work: Account, large: Large) -> None:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+from pcopy import changes
 from pcopy import filesystem as fs
 from pcopy.directory import APPEARED
 from pcopy.entry import CANNOT_LINK, Copier
@@ -107,7 +108,7 @@ class Linker:
             return result if gives_way else Result(Fate.BLOCKED)
         place = self.copier.place_of(pair, target, copy is not None)
         try:
-            fs.make_hard_link(first_name, first.destination, place, pair.destination)
+            changes.make_hard_link(first_name, first.destination, place, pair.destination)
         except FileNotFoundError:
             return None
         except OSError as error:

@@ -17,8 +17,8 @@ from collections.abc import Iterable, Iterator
 from typing import IO, Any, NamedTuple
 
 from pcopy import attributes as attr
+from pcopy import changes, runs, storage
 from pcopy import filesystem as fs
-from pcopy import runs
 from pcopy.options import Hash
 
 # Lines sorted in memory: more take more of it, 150 bytes each, fewer make more parts to merge.
@@ -160,24 +160,24 @@ def write(spool: Spool, path: str, own: bytes | None, umask: int, lasting: bool)
         place = runs.temporary_name(os.urandom(4).hex(), 0, name)
         try:
             write_lines(spool, place, directory, own, umask, lasting)
-            fs.rename(place, name, directory)
+            changes.rename(place, name, directory)
         except BaseException:
-            fs.remove_if_there(place, directory)
+            changes.remove_if_there(place, directory)
             raise
         if own is not None:
             attr.set_times(directory, state.st_atime_ns, state.st_mtime_ns)
         if lasting:
-            fs.sync(directory)
+            storage.sync(directory)
     finally:
         fs.close_read(directory)
 
 
 def write_lines(spool: Spool, place: str, directory: int, own: bytes | None, umask: int, lasting: bool) -> None:
-    with open(fs.create(place, directory), "wb") as file:
+    with open(changes.create(place, directory), "wb") as file:
         for one in spool:
             if one.rpartition(b"\0")[0] != own:
                 file.write(line_of(one))
         file.flush()
         attr.set_mode(file.fileno(), 0o666 & ~umask)
         if lasting:
-            fs.sync(file.fileno())
+            storage.sync(file.fileno())

@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 
 from pcopy import attributes as attr
+from pcopy import changes, storage
 from pcopy import filesystem as fs
 from pcopy.contents import Contents
 from pcopy.extents import has_hole
@@ -36,7 +37,7 @@ REST = 60 * 10**9
 # Handles that are closed by one call, where each close is a request to wait for: the interpreter, which would run between
 # two of them, has lost its caches by then.
 TOGETHER = 16
-CREATE, SEEK_DATA = fs.CREATE, fs.SEEK_DATA
+CREATE, SEEK_DATA = changes.CREATE, fs.SEEK_DATA
 
 
 class Plain:
@@ -221,7 +222,7 @@ class Plain:
         source = os.open(name, self.read, dir_fd=directory)
         try:
             state = os.fstat(source)
-            fs.begin_to_read(source, FIRST)
+            storage.begin_to_read(source, FIRST)
         except BaseException:
             fs.close_read(source)
             raise
@@ -357,4 +358,4 @@ def abandon(handle: int, place: str, directory: int) -> None:
         with contextlib.suppress(OSError):
             os.close(handle)
     with contextlib.suppress(OSError):
-        fs.remove(place, directory)
+        changes.remove(place, directory)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from pcopy import attributes as attr
-from pcopy import failures, mounts, runs
+from pcopy import changes, failures, mounts, runs, storage
 from pcopy import filesystem as fs
 from pcopy.directory import ALL_OF_OWNER, mode_begun
 from pcopy.options import Options, Overwrite
@@ -237,9 +237,9 @@ def make_landing(name: str, top: int | None, source: str, options: Options, toke
         look_into(source, options.retries)
     if top is not None and not options.dry_run:
         if state:
-            fs.make_directory_instead(name, runs.two_names(token, 0, name), top, mode_begun(options))
+            changes.make_directory_instead(name, runs.two_names(token, 0, name), top, mode_begun(options))
         else:
-            fs.make_directory(name, top, mode_begun(options))
+            changes.make_directory(name, top, mode_begun(options))
     return True
 
 
@@ -265,12 +265,12 @@ def make_lasting(top: int, path: str) -> None:
     What was copied is there already. What was not, because an earlier run had copied it, or a worker that was killed before it
     could wait, may not be.
     """
-    fs.sync_file_system(top)
-    fs.sync(top)
+    storage.sync_file_system(top)
+    storage.sync(top)
     with contextlib.suppress(PermissionError):  # then somebody else made the name
         above = os.open(os.path.dirname(path), fs.DIRECTORY)
         try:
-            fs.sync(above)
+            storage.sync(above)
         finally:
             fs.close_read(above)
 

@@ -6,7 +6,7 @@ import math
 import time
 from typing import Any
 
-from pcopy import filesystem as fs
+from pcopy import storage
 from pcopy.extents import next_extent
 from pcopy.stop import Stop
 
@@ -63,7 +63,7 @@ class Reader:
         buffer, size = self.buffers[0], 0
         total = new()
         with memoryview(buffer) as view:
-            while count := fs.read_into(handle, view, size):
+            while count := storage.read_into(handle, view, size):
                 total.update(view[:count])
                 size += count
                 if stop and stop.signal:
@@ -75,6 +75,6 @@ def fill(handle: int, buffer: bytearray, position: int, size: int) -> int:
     """Read into a buffer until so many bytes are there or the file ends. Returns how many."""
     done = 0
     with memoryview(buffer) as view:
-        while done < size and (count := fs.read_into(handle, view[done:size], position + done)):
+        while done < size and (count := storage.read_into(handle, view[done:size], position + done)):
             done += count
     return done

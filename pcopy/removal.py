@@ -14,8 +14,8 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 
+from pcopy import changes, runs
 from pcopy import filesystem as fs
-from pcopy import runs
 from pcopy.account import Account
 from pcopy.extra import MOUNTED
 from pcopy.handles import ABSENT, Pair, close
@@ -95,7 +95,7 @@ def remove(work: Account, unit: Remove) -> None:
         return
     names, gone = unit.names, 0
     while names:
-        done = len(names) if work.job.options.dry_run else fs.remove_some(names, directory, work.deadline)
+        done = len(names) if work.job.options.dry_run else changes.remove_some(names, directory, work.deadline)
         deleted(work, unit, names[:done])
         names, gone = names[done:], gone + done
         if names and gone and time.monotonic() >= work.deadline:
@@ -108,7 +108,7 @@ def remove(work: Account, unit: Remove) -> None:
 
 def remove_one(work: Account, unit: Remove, directory: int) -> None:
     try:
-        fs.remove_if_there(unit.names[0], directory)  # that it is gone is as good: a worker that was killed has done it
+        changes.remove_if_there(unit.names[0], directory)  # that it is gone is as good: a worker that was killed has done it
     except OSError as error:
         failed(work, unit, error)
     else:
@@ -168,11 +168,11 @@ def clear_plain(work: Account, unit: Clear, handle: int, above: Pair) -> bool:
     if runs.may_be_stale(names) or (work.counts and len(names) >= work.deletes):
         return False
     directories: list[str] = []
-    done = fs.remove_some(names, handle, work.deadline, directories)
+    done = changes.remove_some(names, handle, work.deadline, directories)
     whole, gone = done == len(names), done - len(directories)
     if whole and not directories:
         try:
-            fs.remove_directory(unit.path.rpartition("/")[2], above.destination)
+            changes.remove_directory(unit.path.rpartition("/")[2], above.destination)
             gone += 1
         except OSError:  # the unit will meet it again
             whole = False

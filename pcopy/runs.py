@@ -11,6 +11,7 @@ import struct
 from collections.abc import Container, Iterable, Iterator
 from itertools import islice
 
+from pcopy import changes
 from pcopy import filesystem as fs
 
 PREFIX = ".pcopy-"  # of temporary names
@@ -41,10 +42,10 @@ def two_names(token: str, depth: int, name: str) -> tuple[str, str]:
 def create_temporary(name: str, directory: int) -> int:
     """Make a file of a temporary name, and open it to write."""
     try:
-        return fs.create(name, directory)
+        return changes.create(name, directory)
     except FileExistsError:  # ours, of a worker that was killed
-        fs.remove(name, directory)
-        return fs.create(name, directory)
+        changes.remove(name, directory)
+        return changes.create(name, directory)
 
 
 def digest_of(text: str) -> str:
@@ -88,24 +89,24 @@ def clear_stale(
                 alive[up] = is_locked(up, directory)
             if not alive[up] and there[name]:
                 with contextlib.suppress(OSError):  # not empty: no run's
-                    fs.remove_directory(name, directory)
+                    changes.remove_directory(name, directory)
                     del there[name]
             elif not alive[up]:
                 if match[4] and match[3] not in unfinished:
                     unfinished[match[3]] = name
                 else:
-                    fs.remove_if_there(name, directory)
+                    changes.remove_if_there(name, directory)
                 del there[name]
     wanted = {name: unfinished.pop(digest) for name in names if unfinished and (digest := digest_of(name)) in unfinished}
     for name in unfinished.values():
-        fs.remove_if_there(name, directory)
+        changes.remove_if_there(name, directory)
     return wanted
 
 
 def clear_own(there: dict[str, bool], directory: int, token: str) -> None:
     """Remove what a killed worker of this run left in an open directory. ``there``: as for :func:`clear_stale`."""
     for name in [name for name in there if name.startswith(f"{PREFIX}{token}-")]:
-        fs.remove_aside(name, directory)
+        changes.remove_aside(name, directory)
         del there[name]
 
 
@@ -203,7 +204,7 @@ def stay_out_of_deletion(directory: int) -> None:
 def leave_to_another_run(marked: Iterable[bool | None]) -> None:
     """Raises EBUSY if another run is at work: what it makes is not to be removed."""
     if any(marked):
-        fs.refuse_to_remove("another run is copying into it: run the same line again when that has ended")
+        changes.refuse_to_remove("another run is copying into it: run the same line again when that has ended")
 
 
 def is_locked(up: int, directory: int) -> bool:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 
 from pcopy import attributes as attr
-from pcopy import filesystem as fs
+from pcopy import changes
 from pcopy.handles import ABSENT, Pair
 from pcopy.metadata import EARLIEST, LATEST, Metadata
 from pcopy.options import Options, Overwrite
@@ -82,7 +82,7 @@ class Symlinks:
             finally:
                 if made:
                     with contextlib.suppress(OSError):
-                        fs.remove(name, below)
+                        changes.remove(name, below)
             done += 1
         return done
 

@@ -12,8 +12,8 @@ import stat
 from typing import NamedTuple
 
 from pcopy import attributes as attr
+from pcopy import changes, runs
 from pcopy import filesystem as fs
-from pcopy import runs
 from pcopy.audit import Auditor
 from pcopy.extents import has_hole, lacks_data
 from pcopy.handles import Pair
@@ -177,7 +177,7 @@ class Judge:
         """What the destination keeps of a time. A worker that is killed here leaves nothing, if files can be without a name."""
         name = runs.temporary_name(self.token, pair.depth, f"time/{os.getpid()}")  # several workers may ask at once
         try:
-            handle = fs.create_unnamed(pair.destination)
+            handle = changes.create_unnamed(pair.destination)
         except OSError:
             handle = runs.create_temporary(name, pair.destination)
         try:
@@ -186,4 +186,4 @@ class Judge:
             return os.fstat(handle).st_mtime_ns
         finally:
             fs.close_read(handle)
-            fs.remove_if_there(name, pair.destination)
+            changes.remove_if_there(name, pair.destination)

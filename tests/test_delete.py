@@ -20,8 +20,7 @@ import pytest
 
 import pcopy
 import pcopy as library
-from pcopy import engines, runs
-from pcopy import filesystem as fs
+from pcopy import changes, engines, runs
 from pcopy.directory import Directories
 from pcopy.entry import Copier
 from pcopy.limit import count_names, too_much
@@ -1217,13 +1216,13 @@ def test_a_directory_that_appears_where_a_file_was_to_give_way_stays(
 ) -> None:
     """Between the look and the call."""
     if not exchanged:
-        monkeypatch.setattr(fs, "renamed", lambda *_: False)
+        monkeypatch.setattr(changes, "renamed", lambda *_: False)
     there = make_tree(tmp_path / "dst", {"a": Dir({"precious": b"1"})})
     names = runs.two_names("01234567", 0, "a")
     handle = os.open(there, os.O_RDONLY)
     try:
         with pytest.raises(OSError, match="directory"):
-            fs.make_directory_instead("a", names, handle, 0o700)
+            changes.make_directory_instead("a", names, handle, 0o700)
     finally:
         os.close(handle)
     assert read_tree(there).keys() == {b".", b"a", b"a/precious"}

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 import pcopy
-from pcopy import engines, filesystem
+from pcopy import changes, engines
 from pcopy.cli import main
 from pcopy.options import ALL_ATTRIBUTES
 from tests.test_engines import (
@@ -749,7 +749,7 @@ def test_an_observer_may_be_an_empty_list(source: Path, tmp_path: Path) -> None:
 
 def test_what_fails_before_a_directory_is_tried_again_fails_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = make_tree(tmp_path / "src", {"d": Dir({name: Dir() for name in ("one", "two", "three")})})
-    make, calls = filesystem.make_directory, []
+    make, calls = changes.make_directory, []
 
     def fails(name: str, parent: int, mode: int) -> None:
         if name in ("one", "two", "three"):
@@ -760,7 +760,7 @@ def test_what_fails_before_a_directory_is_tried_again_fails_once(tmp_path: Path,
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
         make(name, parent, mode)
 
-    monkeypatch.setattr(filesystem, "make_directory", fails)
+    monkeypatch.setattr(changes, "make_directory", fails)
     report = pcopy.copy(source, tmp_path / "dst", jobs=1)
     assert ([one.errno for one in report.errors], report.failed) == ([errno.ENAMETOOLONG], 1)
 

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 
 import pcopy
+from pcopy import changes, mounts, plain, runs
 from pcopy import filesystem as fs
-from pcopy import mounts, plain, runs
 from pcopy.contents import Contents
 from pcopy.metadata import SHORTLY
 from pcopy.options import Options
@@ -539,7 +539,7 @@ def test_another_file_in_the_place_of_a_temporary_one_is_refused(
 ) -> None:
     """Who may write into the destination's directory puts a file of their own there, and would get what is secret into it."""
     source = make_tree(tmp_path / "src", {"large": File(b"x" * (33 << 20), mode=0o4700), "f": b"1"})
-    before = fs.open_to_write
+    before = changes.open_to_write
     left = 1 if moment == "span" else 2  # the first opening is for the span, the second for the seal
 
     def open_to_write(name: str, directory: int) -> int:
@@ -557,7 +557,7 @@ def test_another_file_in_the_place_of_a_temporary_one_is_refused(
                 monkeypatch.setattr(os, "fstat", with_number(os.fstat, state.st_ino, number))
         return before(name, directory)
 
-    monkeypatch.setattr(fs, "open_to_write", open_to_write)
+    monkeypatch.setattr(changes, "open_to_write", open_to_write)
     report = pcopy.copy(source, tmp_path / "dst", jobs=1)
     assert (report.exit_status, report.files, report.failed, left <= 0) == (1, 1, 1, True)
     assert "somebody put another file in the place of its temporary one" in report.errors[0].reason
@@ -576,13 +576,13 @@ def test_another_file_in_the_place_of_a_link_or_a_pipe_gets_nothing_of_it(
     secret.write_bytes(b"secret")
     secret.chmod(0o600)
     call = "make_symbolic_link" if kind == "link" else "make_special"
-    before = getattr(fs, call)
+    before = getattr(changes, call)
 
     def make(*arguments: object) -> None:
         before(*arguments)
         os.rename(secret, tmp_path / "dst/x")
 
-    monkeypatch.setattr(fs, call, make)
+    monkeypatch.setattr(changes, call, make)
     with open(secret) as opened:
         report = pcopy.copy(source, tmp_path / "dst", jobs=1)
         state = os.fstat(opened.fileno())
@@ -656,14 +656,14 @@ def test_a_large_file_that_has_its_name_when_its_worker_dies_is_done(tmp_path: P
     source = make_tree(tmp_path / "src", {"large": os.urandom(33 << 20), "f": b"1"})
     script = f"""
 import os, signal, sys
-import pcopy.filesystem as fs
-before = fs.rename
+from pcopy import changes
+before = changes.rename
 def rename(old, new, directory, replaces):
     before(old, new, directory, replaces)
     if new == "large" and not os.path.exists("{tmp_path}/died"):
         open("{tmp_path}/died", "w").close()
         os.kill(os.getpid(), signal.SIGKILL)
-fs.rename = rename
+changes.rename = rename
 import pcopy.coordinator
 pcopy.coordinator.FIRST = 0.0
 import pcopy
