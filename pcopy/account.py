@@ -261,7 +261,7 @@ class Account:
     def is_gone(self, unit: Unit) -> bool:
         """Whether the directory of a unit is in the source no more, though the source is still there."""
         try:
-            os.lstat(self.full(unit.tree, unit.path))
+            fs.look_deep(self.full(unit.tree, unit.path))
         except (FileNotFoundError, NotADirectoryError):
             return os.path.isdir(self.job.trees[unit.tree].source)
         except OSError:
@@ -274,7 +274,7 @@ class Account:
         while path:
             path = path.rpartition("/")[0]
             try:
-                return os.stat(self.full(unit.tree, path)).st_dev != self.device_of(unit)
+                return fs.look_deep(self.full(unit.tree, path), follow=True).st_dev != self.device_of(unit)
             except (FileNotFoundError, NotADirectoryError):
                 pass  # gone too
             except OSError:

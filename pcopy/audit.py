@@ -17,7 +17,7 @@ import time
 from pcopy import filesystem as fs
 from pcopy import storage
 from pcopy.extents import has_holes
-from pcopy.handles import Pair
+from pcopy.handles import ABSENT, Pair
 from pcopy.manifest import hasher
 from pcopy.metadata import SHORTLY
 from pcopy.options import Options
@@ -145,7 +145,7 @@ class Auditor:
         state = fs.look_at(target, pair.destination)
         if not stat.S_ISREG(state.st_mode):
             return None
-        if copied and (digest := self.sum_source(pair, name, state)):
+        if copied and pair.source != ABSENT and (digest := self.sum_source(pair, name, state)):
             return digest
         handle = fs.open_to_read(target, pair.destination)
         try:

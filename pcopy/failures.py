@@ -12,7 +12,7 @@ from pcopy.outcome import Failure
 CALLS = frozenset(module.__file__ for module in (filesystem, changes, storage, extents, attributes))
 WORDS = {
     **dict.fromkeys(["hold", "held", "by_name"], "open"),
-    **dict.fromkeys(["open_deep", "open_top", "pass_through", "reopen_directory", "way_to"], "open directory"),
+    **dict.fromkeys(["open_deep", "open_top", "pass_through", "reopen_directory", "shortened", "way_to"], "open directory"),
     **dict.fromkeys(["has_hole", "has_unwritten", "next_extent", "seek"], "look for holes"),
     **dict.fromkeys(["attributes_of", "attributes_by_name"], "list attributes"),
     "lacks_data": "read",

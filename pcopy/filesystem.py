@@ -68,15 +68,29 @@ def open_to_read(name: str, directory: int, follow: bool = False) -> int:
 
 def open_deep(path: str, directory: int) -> int:
     """Open a file to read, however long its path below an open directory is. Links are followed."""
+    with shortened(path, directory) as (rest, above):
+        return open_to_read(rest, above, follow=True)
+
+
+def look_deep(path: str, follow: bool = False) -> os.stat_result:
+    """The state of an entry, however long its path is."""
+    with shortened(path, HERE) as (rest, above):
+        return look_at(rest, above, follow)
+
+
+@contextlib.contextmanager
+def shortened(path: str, directory: int) -> Iterator[tuple[str, int]]:
+    """As much of the end of a path as any call takes, and the open directory that it starts at. Links up to it are followed."""
     if len(path) < SHORT:
-        return open_to_read(path, directory, follow=True)
+        yield path, directory
+        return
     above = os.open(".", PASS, dir_fd=directory)
     try:
         while len(path) >= SHORT and (cut := path.rfind("/", 1, SHORT)) > 0:
             below = pass_through(path[:cut], above, follow=True)
             close_read(above)
             above, path = below, path[cut + 1 :]
-        return open_to_read(path, above, follow=True)
+        yield path, above
     finally:
         close_read(above)
 

@@ -49,6 +49,13 @@ def kind_of(path: str) -> str:
     return mount_at(path).partition(" ")[0]
 
 
+def deepest_there(path: str) -> str:
+    """A directory, or the one above it in which it is to be made, on its file system."""
+    while not os.path.isdir(path) and (above := os.path.dirname(path)) != path:
+        path = above
+    return path
+
+
 def takes_labels(path: str) -> bool:
     """Whether SELinux's labels can be set where a directory is: not where it is at work, and gives one to the whole mount.
 

@@ -281,8 +281,8 @@ def tree_of(landing: Landing, below: str | None, top: int | None) -> Tree:
     state = None if top is None else fs.look_if_there(below or ".", top)
     if state and stat.S_ISDIR(state.st_mode):  # else a dry run
         inode = (state.st_dev, state.st_ino)
-    kind = mounts.kind_of(landing.destination) if inode else ""
-    kind_of_source = mounts.kind_of(landing.source)
+    place = mounts.deepest_there(landing.destination)
+    kind, kind_of_source = mounts.kind_of(place), mounts.kind_of(landing.source)
     return Tree(
         landing.source,
         landing.destination,
@@ -294,7 +294,7 @@ def tree_of(landing: Landing, below: str | None, top: int | None) -> Tree:
         one_clock=kind in mounts.LOCAL and kind_of_source in mounts.LOCAL,
         elsewhere=mounts.is_elsewhere(kind_of_source),
         whole=not landing.names,
-        labels=not inode or mounts.takes_labels(landing.destination),
+        labels=mounts.takes_labels(place),
         layered=kind == mounts.LAYERED,
     )
 

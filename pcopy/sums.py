@@ -7,6 +7,7 @@ import time
 
 from pcopy import filesystem as fs
 from pcopy.account import Account
+from pcopy.handles import Pair
 from pcopy.manifest import BadLine, parse, record
 from pcopy.options import Hash
 from pcopy.outcome import Failure
@@ -17,7 +18,7 @@ from pcopy.work import Check, Sums
 
 def take(work: Account, unit: Sums) -> None:
     """Take the checksums of files for the manifest."""
-    pair, tree = work.handles.pair(unit.tree, unit.path), work.job.trees[unit.tree]
+    pair, tree = pair_of(work, unit), work.job.trees[unit.tree]
     top, kind = os.path.basename(tree.destination) if tree.depth else "", work.job.options.sums or Hash.SHA256
     for done, name in enumerate(unit.names):
         if done and time.monotonic() >= work.deadline:
@@ -36,6 +37,14 @@ def take(work: Account, unit: Sums) -> None:
             if digest:
                 path = "/".join(part for part in (top, unit.path, target) if part)
                 work.outcome.sums.append(record(path, digest, kind))
+
+
+def pair_of(work: Account, unit: Sums) -> Pair:
+    """The copy of a directory, and the directory, unless that has gone by now: what was copied of it is in the manifest."""
+    try:
+        return work.handles.pair(unit.tree, unit.path)
+    except OSError:
+        return work.handles.pair(~unit.tree, unit.path)
 
 
 def check(work: Account, unit: Check) -> None:

@@ -933,6 +933,30 @@ def test_directories_that_vanish_are_counted_and_leave_nothing(tmp_path: Path, j
 
 
 @JOBS
+def test_a_directory_vanishes_below_the_longest_path_too(tmp_path: Path, jobs: int) -> None:
+    """PATH_MAX: by that path nothing can be looked at."""
+    source = make_tree(tmp_path / "src", {"stays": b"text"})
+    handle = os.open(source, os.O_RDONLY)
+    for _ in range(20):
+        os.mkdir("n" * 255, dir_fd=handle)
+        above, handle = handle, os.open("n" * 255, os.O_RDONLY, dir_fd=handle)
+        os.close(above)
+    os.mkdir("last", dir_fd=handle)
+    last = os.open("last", os.O_RDONLY, dir_fd=handle)
+    for number in range(3000):
+        os.close(os.open(f"f{number}", os.O_WRONLY | os.O_CREAT, dir_fd=last))
+    os.close(last)
+    observer = Deleter(lambda: os.rename("last", tmp_path / "gone", src_dir_fd=handle))
+    report = pcopy.copy(source, tmp_path / "dst", jobs=jobs, observer=observer)
+    os.close(handle)
+    assert report.ok, report.errors
+    assert report.vanished > 0
+    assert report.files + report.vanished == 3001
+    for top in (source, tmp_path / "dst"):
+        subprocess.run(["rm", "-r", top], check=True)  # which pytest cannot, so deep
+
+
+@JOBS
 @pytest.mark.parametrize("verify", [False, True])
 @pytest.mark.parametrize("what", ["d/big", "d"])
 def test_a_large_file_that_vanishes_while_it_is_copied_fails_nothing(

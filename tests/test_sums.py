@@ -31,7 +31,7 @@ from pcopy.options import Hash, Options
 from pcopy.outcome import Outcome
 from pcopy.prepare import current_umask
 from pcopy.result import Observer, Report, Stop
-from pcopy.work import Check, Entries, Job, Large, Seal, Span, Temporary, Tree, Verify, Version, large_group
+from pcopy.work import Check, Entries, Job, Large, Seal, Span, Sums, Temporary, Tree, Verify, Version, large_group
 from tests.conftest import Run
 from tests.test_engines import wait_until
 from tests.trees import WHEN, Dir, Fifo, File, Hard, Holes, Link, make_tree, read_tree
@@ -535,6 +535,31 @@ def test_a_run_that_is_cut_short_leaves_the_old_manifest(tmp_path: Path, source:
 def test_a_dry_run_writes_no_manifest(tmp_path: Path, source: Path) -> None:
     assert library.copy(source, tmp_path / "dst", jobs=1, manifest=tmp_path / "sums", dry_run=True).ok
     assert not (tmp_path / "sums").exists()
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["copied", "unchanged"])
+def test_the_copies_of_a_directory_that_goes_away_are_listed(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    """They are whole, and are read in its place."""
+    if again:
+        assert library.copy(source, tmp_path / "dst", jobs=1).ok
+    take = worker.DO[Sums]
+
+    def take_later(work: worker.Slice, unit: Sums) -> None:
+        if unit.path == "d" and (source / "d").exists():
+            (source / "d").rename(tmp_path / "gone")
+            work.stack.append(unit)  # for another slice, which has no directory open yet
+            work.deadline = 0.0
+        else:
+            take(work, unit)
+
+    monkeypatch.setitem(worker.DO, Sums, take_later)
+    report = library.copy(source, tmp_path / "dst", jobs=1, manifest=tmp_path / "sums")
+    assert report.ok, report.errors
+    names = {line.partition("  ")[2] for line in (tmp_path / "sums").read_text().splitlines()}
+    assert {f"d/f{number}" for number in range(40)} < names
+    assert library.check(tmp_path / "sums", tmp_path / "dst", jobs=1).ok
 
 
 @JOBS
