@@ -24,11 +24,10 @@ from pcopy.audit import Auditor, is_changed, version_of
 from pcopy.contents import Contents
 from pcopy.directory import APPEARED
 from pcopy.extents import has_holes, written
-from pcopy.extra import MOUNTED
 from pcopy.halves import Halves
 from pcopy.handles import ABSENT, Pair
+from pcopy.in_the_way import InTheWay, refuse_loss
 from pcopy.metadata import NEW, Metadata
-from pcopy.mounts import is_mount
 from pcopy.options import Overwrite, When
 from pcopy.plain import CLOSED, Plain, abandon
 from pcopy.select import leaves_out
@@ -41,13 +40,8 @@ from pcopy.work import Job, Seen, Temporary
 LARGE = 32 << 20
 CANNOT_LINK = frozenset({errno.EMLINK, errno.EPERM, errno.EXDEV, errno.ENOTSUP, errno.ENOSYS})
 TRIES = 3  # copies of a source that changes each time
-IN_ITS_PLACE = "a directory that is not empty is in its place: move or remove it"
-OR_DELETE = ", or give delete"
-STAYS = "a directory in its place holds something that is not to be deleted: move or remove that"
-FOLLOWED = "a directory that is not empty is in its place, and a link may lead into it: move or remove it"
 EARLIER = "earlier"  # why a name is a link: an earlier copy has the file
 SWAPPED = "somebody put another file in its place: run the same line again"
-LEADS_THERE = "is a symbolic link to what is in its place in the destination, which would be lost"
 
 
 class SourceChanged(Exception):
@@ -74,7 +68,7 @@ class Copier:
         self.judge = Judge(job, self.auditor, self.metadata)
         self.halves = Halves(job, self.judge, self.plain.mask)
         self.user = os.geteuid()
-        self.of_files = not any(tree.whole for tree in job.trees)
+        self.in_the_way = InTheWay(options, of_files=not any(tree.whole for tree in job.trees))
         self.aside = False  # the entry at hand gets its name when it is whole
         self.over = False  # it takes the place of a directory
         self.sharing = False  # the source at hand is an earlier copy
@@ -187,9 +181,9 @@ class Copier:
     ) -> int | Result:
         """Make the copy of an entry, in place of ``copy``, if any: a directory gives way only to what is made already."""
         regular = stat.S_ISREG(state.st_mode)
-        self.refuse_loss(pair, name, state, copy)
+        refuse_loss(pair, name, state, copy)
         self.over = copy is not None and stat.S_ISDIR(copy.st_mode)
-        if self.over and not self.would_give_way(target, pair.destination) and self.options.dry_run:
+        if self.over and not self.in_the_way.would_give_way(target, pair.destination) and self.options.dry_run:
             return Result(Fate.BLOCKED)
         if self.options.dry_run:
             links = regular and self.options.reflink is not When.ALWAYS
@@ -202,20 +196,8 @@ class Copier:
             return self.file(pair, name, target, first, copy is not None) if linked is None else linked
         place = self.place_of(pair, target, copy is not None or self.aside)
         self.make_other(pair, name, place, state)
-        placed = self.put_in_place(place, target, pair.destination, copy is not None)
+        placed = self.in_the_way.put_in_place(place, target, pair.destination, copy is not None, self.over)
         return Result(fate_when_made(state.st_mode) if placed else Fate.BLOCKED)
-
-    @staticmethod
-    def refuse_loss(pair: Pair, name: str, state: os.stat_result, copy: os.stat_result | None) -> None:
-        """A symbolic link does not take the place of what it leads to, which would be lost: nor does it for cp and mv."""
-        if not copy or not stat.S_ISLNK(state.st_mode):
-            return
-        try:
-            lost = os.path.samestat(os.stat(name, dir_fd=pair.source), copy)
-        except OSError:  # it leads nowhere
-            return
-        if lost:
-            raise OSError(errno.EEXIST, LEADS_THERE)
 
     def place_of(self, pair: Pair, target: str, aside: bool) -> str:
         """The name under which something other than a copied file is made, maybe ``aside``."""
@@ -248,48 +230,6 @@ class Copier:
         """Whoever may write into the directory could have put a file of somebody else in the place of what was just made."""
         if stat.S_IFMT(made.st_mode) != stat.S_IFMT(state.st_mode) or made.st_nlink != 1:
             raise OSError(errno.EBUSY, SWAPPED)
-
-    def gives_way(self, target: str, parent: int, pretend: bool = False) -> bool:
-        """An empty directory gives way to something else; one that holds anything only if that may be deleted first."""
-        try:
-            if pretend and is_mount(target, parent):
-                raise OSError(errno.EBUSY, MOUNTED)
-            changes.remove_directory(target, parent, pretend)
-        except OSError as error:
-            if error.errno == errno.EBUSY:
-                error.strerror = MOUNTED
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-            if not self.options.delete or self.follow:
-                # With max-delete it was given, and what is to go could not be counted; of files alone it cannot be.
-                advice = "" if self.options.max_delete is not None or self.of_files else OR_DELETE
-                error.strerror = FOLLOWED if self.options.delete else IN_ITS_PLACE + advice
-                raise
-            return False
-        return True
-
-    def would_give_way(self, target: str, parent: int) -> bool:
-        """The same, but it stays. One that we may not read is asked when it comes to that."""
-        try:
-            return self.gives_way(target, parent, pretend=True)
-        except PermissionError:
-            if self.options.dry_run:
-                raise
-            return True
-
-    def put_in_place(self, place: str, target: str, directory: int, replaces: bool) -> bool:
-        """Give what is made its name. False if it is taken away again: a directory is there that has to be emptied first."""
-        if place == target:
-            return True
-        placed = False
-        try:
-            if not self.over or self.gives_way(target, directory):
-                give_name(place, target, directory, replaces and not self.over)
-                placed = True
-        finally:
-            if not placed:
-                abandon(CLOSED, place, directory)
-        return placed
 
     def find_earlier(
         self, pair: Pair, name: str, target: str, state: os.stat_result, there: os.stat_result | None
@@ -339,7 +279,7 @@ class Copier:
                 raise
             self.metadata.lose("links to earlier copies")
             return None
-        placed = self.put_in_place(place, target, pair.destination, replaces)
+        placed = self.in_the_way.put_in_place(place, target, pair.destination, replaces, self.over)
         if placed:
             self.metadata.lose_beyond()
         return Result(Fate.HARDLINK, why=EARLIER) if placed else Result(Fate.BLOCKED)
@@ -392,7 +332,7 @@ class Copier:
                 storage.sync(handle)
             written, handle, closing = handle, CLOSED, True  # it is closed even if close reports an error (close(2))
             fs.close_written(written)
-            if not self.put_in_place(place, target, pair.destination, replaces):
+            if not self.in_the_way.put_in_place(place, target, pair.destination, replaces, self.over):
                 return Result(Fate.BLOCKED)
         except BaseException as error:
             if handle != CLOSED or closing or not isinstance(error, OSError):  # else nothing was made
@@ -438,14 +378,6 @@ class Copier:
         fs.close_written(handle)
         version = version_of(state)
         return Result(Fate.LARGE, state.st_size, version=version, temporary=temporary, holes=has_holes(state), there=there)
-
-
-def give_name(place: str, target: str, directory: int, replaces: bool) -> None:
-    try:
-        changes.rename(place, target, directory, replaces)
-    except FileExistsError as error:
-        error.strerror = APPEARED
-        raise
 
 
 def explained(made: int | Result, why: str) -> int | Result:

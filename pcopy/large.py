@@ -19,8 +19,9 @@ from pcopy.account import Account
 from pcopy.audit import open_source
 from pcopy.contents import BLOCK
 from pcopy.directory import APPEARED
-from pcopy.entry import STAYS, TRIES, Copier, SourceChanged, changed, give_name
+from pcopy.entry import TRIES, Copier, SourceChanged, changed
 from pcopy.handles import Pair
+from pcopy.in_the_way import STAYS, give_name
 from pcopy.verdict import Fate
 from pcopy.work import Clear, Entries, Large, Seal, Span, Unit, Verify, changed_group, join, large_group
 
@@ -168,7 +169,7 @@ def complete(copier: Copier, pair: Pair, large: Large) -> None:
     over = there is not None and stat.S_ISDIR(there.st_mode)
     if over and not large.temporary.replaces:
         raise OSError(errno.EEXIST, APPEARED)
-    if over and not copier.would_give_way(large.target, pair.destination):
+    if over and not copier.in_the_way.would_give_way(large.target, pair.destination):
         raise Blocked
     source = open_source(large, pair, copier.follow)
     if source is None:
@@ -192,7 +193,7 @@ def complete(copier: Copier, pair: Pair, large: Large) -> None:
             fs.close_read(handle)
             raise
         fs.close_written(handle)
-        if over and not copier.gives_way(large.target, pair.destination):
+        if over and not copier.in_the_way.gives_way(large.target, pair.destination):
             raise Blocked
         give_name(large.temporary.name, large.target, pair.destination, large.temporary.replaces and not over)
     finally:

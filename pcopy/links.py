@@ -19,6 +19,7 @@ from pcopy import filesystem as fs
 from pcopy.directory import APPEARED
 from pcopy.entry import CANNOT_LINK, Copier
 from pcopy.handles import ABSENT, Pair
+from pcopy.in_the_way import refuse_loss
 from pcopy.options import Overwrite
 from pcopy.verdict import Fate, Result
 from pcopy.work import Link
@@ -101,10 +102,10 @@ class Linker:
         result = self.decide(pair, unit, state, copy, made)
         if result.fate is not Fate.HARDLINK:
             return result
-        self.copier.refuse_loss(pair, name, state, copy)
+        refuse_loss(pair, name, state, copy)
         directory = copy is not None and stat.S_ISDIR(copy.st_mode)
         if self.options.dry_run:
-            gives_way = not directory or self.copier.would_give_way(target, pair.destination)
+            gives_way = not directory or self.copier.in_the_way.would_give_way(target, pair.destination)
             return result if gives_way else Result(Fate.BLOCKED)
         place = self.copier.place_of(pair, target, copy is not None)
         try:
@@ -116,8 +117,7 @@ class Linker:
                 raise
             self.copier.metadata.lose("hard links")
             return None
-        self.copier.over = directory
-        placed = self.copier.put_in_place(place, target, pair.destination, copy is not None)
+        placed = self.copier.in_the_way.put_in_place(place, target, pair.destination, copy is not None, directory)
         return result if placed else Result(Fate.BLOCKED)
 
     def is_copy(self, first: Pair, state: os.stat_result, made: os.stat_result) -> bool:

@@ -25,8 +25,9 @@ from pcopy import large as largefile
 from pcopy.account import Account, unforeseen
 from pcopy.audit import Unfinished
 from pcopy.crew import Effort
-from pcopy.entry import EARLIER, STAYS
+from pcopy.entry import EARLIER
 from pcopy.handles import ABSENT, Handles, Pair
+from pcopy.in_the_way import STAYS
 from pcopy.links import Linker
 from pcopy.listing import Listing
 from pcopy.outcome import Outcome

@@ -27,7 +27,7 @@ FLOORS = (
     ("handles", "failures"),
     ("metadata", "reading", "manifest", "listing", "extra"),
     ("directory", "plain", "symlinks", "audit"),
-    ("verdict",),
+    ("verdict", "in_the_way"),
     ("halves",),
     ("entry",),
     ("links", "account"),
