@@ -46,7 +46,10 @@ def known_ids(kind: str) -> Ids:
 
 
 def may_give_away() -> bool:
-    """Whether this process may set any owner that it knows (CAP_CHOWN, capabilities(7)); else, where it can't tell, as root."""
+    """Whether this process may set any owner that its user namespace knows (CAP_CHOWN, capabilities(7)).
+
+    Where /proc does not say so, root may.
+    """
     with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/self/status", "rb") as file:
         return bool(int(file.read().split(b"\nCapEff:")[1].split()[0], 16) & 1)
     return os.geteuid() == 0

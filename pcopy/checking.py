@@ -32,6 +32,8 @@ from pcopy.result import Observer, Report, Stop
 from pcopy.work import Check, Job, Tree
 from pcopy.workers import Workers
 
+WHICH = "name the one that the manifest's names are relative to"
+
 
 class Lines(NamedTuple):
     """A manifest that was read already."""
@@ -114,7 +116,7 @@ def look_at_directory(given: str) -> Tree:
     try:
         state = os.stat(given)
     except (OSError, ValueError) as error:
-        raise UsageError(f"{given!r}: cannot be looked at: {getattr(error, 'strerror', None) or error}") from None
+        raise UsageError(f"{given!r}: cannot be looked at: {getattr(error, 'strerror', None) or error}; {WHICH}") from None
     if not stat.S_ISDIR(state.st_mode):
-        raise UsageError(f"{given!r}: is not a directory; name the one that the manifest's names are relative to")
+        raise UsageError(f"{given!r}: is not a directory; {WHICH}")
     return Tree(path, path, (state.st_dev, state.st_ino), None)

@@ -1,4 +1,4 @@
-"""The units that nobody holds: which of them are to be done next, and what comes of their outcomes.
+"""Which units are to be done next, and what comes of their outcomes.
 
                  take()                    drive
     frontier ───────────▶ units of a slice ─────────▶ executor ─▶ run(job, units, seconds)
@@ -6,8 +6,7 @@
        └──── leftover units ◀── absorb() ◀── Outcome ◀──────────────────┘
                                    └──▶ report, observer
 
-The frontier is last in, first out, so that it stays small. Units that wait for others (a directory's times for its
-files) are kept aside until no unit holds their group any more. Which executor runs the slices is nobody's business here.
+What waits for what is the frontier's business, and which executor runs the slices is nobody's here.
 """
 
 from __future__ import annotations

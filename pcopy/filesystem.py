@@ -84,7 +84,7 @@ def shortened(path: str, directory: int) -> Iterator[tuple[str, int]]:
     if len(path) < SHORT:
         yield path, directory
         return
-    above = os.open(".", PASS, dir_fd=directory)
+    above = os.open("/" if path.startswith("/") else ".", PASS, dir_fd=directory)
     try:
         while len(path) >= SHORT and (cut := path.rfind("/", 1, SHORT)) > 0:
             below = pass_through(path[:cut], above, follow=True)

@@ -64,7 +64,8 @@ class Inodes:
         self.first_names: dict[Inode, tuple[Place, int]] = {}  # of an inode that was decided, and how many names it has left
         self.gathered: dict[Inode, list[Name]] = {}  # names of which there may be more
         self.undecided = 0  # names in there
-        self.waiting: dict[Inode, tuple[Place, list[Name]]] = {}  # names that wait for the first, which is at this place
+        # Names that wait for the first, which is at this place. One object for ever: the frontier watches these inodes.
+        self.waiting: dict[Inode, tuple[Place, list[Name]]] = {}
         self.ruins: Counter[Inode] = Counter()  # of first names
 
     def gather(self, found: Shared) -> None:

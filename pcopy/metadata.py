@@ -22,7 +22,7 @@ from pcopy.options import Options
 from pcopy.work import Attributes
 
 SPECIAL_BITS = stat.S_ISUID | stat.S_ISGID
-NEW = 0o600  # the mode that filesystem.py makes files with
+NEW = 0o600  # the mode that changes.py makes files with
 ACL, DEFAULT_ACL = "system.posix_acl_access", "system.posix_acl_default"
 # Nanoseconds. Times between these every file system keeps, if coarsely: FAT begins with 1980, many end in 2038.
 EARLIEST, LATEST = 347_155_200 * 10**9, (2**31 - 1) * 10**9
@@ -116,7 +116,7 @@ class Metadata:
         if others or (self.keep_xattrs and not self.same_acl(pair.source, pair.destination)):
             self.attempt("", attr.set_mode, pair.destination, stat.S_IRWXU)
             if others:
-                self.own(pair.destination, (copy.st_uid, copy.st_gid), wanted.st_uid, wanted.st_gid)
+                self.attempt("", attr.set_owner, pair.destination, wanted.st_uid, wanted.st_gid)
         elif wide := copy.st_mode & ~wanted.st_mode & 0o077:
             self.attempt("", attr.set_mode, pair.destination, stat.S_IMODE(copy.st_mode) & ~wide | stat.S_IRWXU)
 
@@ -314,9 +314,8 @@ class Metadata:
 
     def is_as_owned_as_can_be(self, state: os.stat_result, copy: os.stat_result) -> bool:
         """Whether a copy made anew would not get its source's owner or group either, since this process cannot give them."""
-        if copy.st_uid != self.user or (state.st_uid != copy.st_uid and state.st_uid in self.owners):
-            return False
-        return state.st_gid == copy.st_gid or state.st_gid not in self.groups
+        ours = copy.st_uid == self.user and self.is_beyond_us(state.st_uid, state.st_gid)
+        return ours and (state.st_gid == copy.st_gid or state.st_gid not in self.groups)
 
     def copy_attributes(self, source: Target, target: Target, names: list[str]) -> None:
         """Make the target's extended attributes and ACLs those of the source, and drop what it has beyond them.

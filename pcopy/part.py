@@ -99,7 +99,7 @@ def stopped_by_ctrl_c(stop: Stop) -> Iterator[None]:
     interrupts = Interrupts()
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if interrupts.is_second():
+        if interrupts.note():
             raise KeyboardInterrupt
         stop.signal = number
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 import time
 
-TOGETHER = 0.2  # seconds: nobody presses Ctrl-C twice in less, and no wrapper takes longer to pass a signal on
+# Seconds. Shorter, a wrapper on a busy machine may take longer to pass a signal on; longer, whoever presses Ctrl-C twice has to
+# do so once more.
+TOGETHER = 0.2
 
 
 class Stop:
@@ -26,8 +28,8 @@ class Interrupts:
 
     first: float | None = None
 
-    def is_second(self) -> bool:
-        """Take in one. False for the first, and for what comes with it: one request can arrive twice.
+    def note(self) -> bool:
+        """Take in one. True if it is another request; not for the first, and what comes with it: one request can arrive twice.
 
         coreutils' ``timeout`` sends its signal to the command, then to the whole group (timeout.c, ``cleanup``), and each
         process of a terminal's group hears Ctrl-C, also a wrapper that passes it on.

@@ -43,7 +43,7 @@ def pair_of(work: Account, unit: Sums) -> Pair:
     """The copy of a directory, and the directory, unless that has gone by now: what was copied of it is in the manifest."""
     try:
         return work.handles.pair(unit.tree, unit.path)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return work.handles.pair(~unit.tree, unit.path)
 
 

@@ -117,7 +117,7 @@ def interruptible(stop: Stop) -> contextlib.AbstractContextManager[None]:
     interrupts = Interrupts()
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if interrupts.is_second():
+        if interrupts.note():
             os._exit(ExitStatus.SIGNAL + number)
         stop.signal = stop.signal or number
 

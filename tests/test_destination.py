@@ -609,21 +609,45 @@ def test_owners_that_were_refused_are_not_tried_for_each_file(unlocked: Path, gr
     assert (copy / "d4/f4").stat().st_mode & 0o777 == 0o644
 
 
+# Runs the command line in a user namespace that knows these users and groups.
+WITHIN = """
+import ctypes, os, sys
+ready, go = os.pipe(), os.pipe()
+child = os.fork()
+if not child:
+    if ctypes.CDLL(None).unshare(0x10000000):  # CLONE_NEWUSER
+        os._exit(77)
+    os.write(ready[1], b"x")
+    os.read(go[0], 1)
+    os.execv(sys.executable, [sys.executable, "-m", "pcopy", *sys.argv[3:]])
+os.close(ready[1])
+if os.read(ready[0], 1):
+    for name, text in zip(("uid_map", "gid_map"), sys.argv[1:3]):
+        with open(f"/proc/{child}/{name}", "w") as file:
+            file.write(text)
+    os.write(go[1], b"x")
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
 @as_root
 @SERIAL_AND_POOL
-def test_root_of_a_user_namespace_cannot_give_copies_to_owners_that_this_does_not_know(unlocked: Path, jobs: int) -> None:
+@pytest.mark.parametrize(("users", "groups"), [("0 0 1", "0 0 1"), ("0 0 100", "0 0 1"), ("0 0 1", "0 0 100")])
+def test_root_of_a_user_namespace_cannot_give_copies_to_owners_that_this_does_not_know(
+    unlocked: Path, jobs: int, users: str, groups: str
+) -> None:
     """As in a rootless container (user_namespaces(7)): that makes no file changed, neither for a rerun nor for a snapshot."""
     tree: dict[str | bytes, object] = {**many(30), "other": Hard("d0/f0.0"), "ours": "o"}
     source, copy = make_tree(unlocked / "src", tree), unlocked / "day1"
     for path in [source, *source.rglob("*")]:
         os.chown(path, 12, 34)
     os.chown(source / "ours", 0, 0)
-    within = ["unshare", "--user", "--map-root-user", sys.executable, "-m", "pcopy", "-j", str(jobs), "--json"]
-    if subprocess.run([*within[:3], "true"], capture_output=True, check=False).returncode:
-        pytest.skip("no user namespaces here")
 
     def run(*arguments: object) -> dict[str, Any]:
-        done = subprocess.run([*within, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=60)
+        words = [sys.executable, "-c", WITHIN, users, groups, "-j", str(jobs), "--json", *map(str, arguments)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+        if done.returncode == 77:
+            pytest.skip("no user namespaces here")
         assert done.returncode == 0, done.stderr
         report: dict[str, Any] = json.loads(done.stdout)
         return report
@@ -638,6 +662,35 @@ def test_root_of_a_user_namespace_cannot_give_copies_to_owners_that_this_does_no
     os.chown(copy / "ours", 0, 5)  # which can be mended
     assert run(source, copy)["unchanged"] == 30
     assert os.stat(copy / "ours").st_gid == 0
+
+
+@as_root
+def test_an_owner_that_a_directory_cannot_get_is_told_once(unlocked: Path) -> None:
+    """Though it is tried twice, before anything comes into the directory and when all is there. Its group can be mended."""
+    if not shutil.which("setpriv"):
+        pytest.skip("setpriv is not installed")
+    source = make_tree(unlocked / "src", {"d": Dir({"f": "1"})})
+    copy = make_tree(unlocked / "dst", {"d": Dir({})})
+    os.chown(source / "d", 12, 0)
+    os.chown(copy / "d", 0, 34)
+    without = ["setpriv", "--bounding-set", "-chown", "--inh-caps", "-chown"]
+    for _ in range(2):
+        command = [*without, sys.executable, "-m", "pcopy", str(source), str(copy)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        assert "owner: could not be preserved on 1 of the copies" in done.stderr
+    assert os.stat(copy / "d").st_gid == 0
+
+
+@as_root
+def test_a_deep_path_is_looked_at_from_a_working_directory_that_may_not_be_searched(unlocked: Path) -> None:
+    deep, locked = unlocked / "/".join(["n" * 200] * 6), unlocked / "locked"
+    deep.mkdir(parents=True)
+    (deep / "f").write_text("123")
+    locked.mkdir(mode=0)
+    program = "import sys; from pcopy import filesystem as fs; print(fs.look_deep(sys.argv[1]).st_size)"
+    command = [*without_privilege(), sys.executable, "-P" if sys.version_info >= (3, 11) else "-I", "-c", program, deep / "f"]
+    done = subprocess.run(command, cwd=locked, capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout == "3\n", done.stderr
 
 
 @SERIAL_AND_POOL

@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 import pytest
 
 import pcopy
-from pcopy import changes, engines
+from pcopy import changes, engines, part
 from pcopy.cli import main
 from pcopy.options import ALL_ATTRIBUTES
 from tests.test_engines import (
@@ -645,6 +646,18 @@ def test_a_keyboard_interrupt_does_not_keep_the_workers_from_being_closed(
     assert not workers()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert pcopy.copy(source, dst, jobs=2, start_method=method).ok  # nobody has it locked
+
+
+def test_a_second_ctrl_c_is_raised_at_once() -> None:
+    stop, reached = pcopy.Stop(), []
+    with pytest.raises(KeyboardInterrupt), part.stopped_by_ctrl_c(stop):
+        os.kill(os.getpid(), signal.SIGINT)
+        reached.append(stop.signal)
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGINT)
+        reached.append(0)
+    assert reached == [signal.SIGINT]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 class Trouble(Exception):

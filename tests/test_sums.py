@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import hashlib
 import itertools
 import json
 import os
@@ -25,6 +26,7 @@ from pcopy import manifest as library_manifest
 from pcopy import worker
 from pcopy.coordinator import Coordinator
 from pcopy.division import divide
+from pcopy.handles import Pair
 from pcopy.manifest import parse
 from pcopy.metadata import SHORTLY
 from pcopy.options import Hash, Options
@@ -560,6 +562,32 @@ def test_the_copies_of_a_directory_that_goes_away_are_listed(
     names = {line.partition("  ")[2] for line in (tmp_path / "sums").read_text().splitlines()}
     assert {f"d/f{number}" for number in range(40)} < names
     assert library.check(tmp_path / "sums", tmp_path / "dst", jobs=1).ok
+
+
+def test_an_error_of_the_source_that_passes_lists_no_copy_that_went_bad(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checksum is the source's, of which the directory cannot be opened for a moment."""
+    source, take = make_tree(tmp_path / "src", {"f": b"good"}), worker.DO[Sums]
+
+    def take_badly(work: worker.Slice, unit: Sums) -> None:
+        monkeypatch.setitem(worker.DO, Sums, take)
+        copy, pair = tmp_path / "dst/f", work.handles.pair
+        when = copy.stat().st_mtime_ns
+        copy.write_bytes(b"evil")
+        os.utime(copy, ns=(when, when))
+
+        def stale(tree: int, path: str) -> Pair:
+            monkeypatch.setattr(work.handles, "pair", pair)
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+        monkeypatch.setattr(work.handles, "pair", stale)
+        take(work, unit)
+
+    monkeypatch.setitem(worker.DO, Sums, take_badly)
+    report = library.copy(source, tmp_path / "dst", jobs=1, manifest=tmp_path / "sums")
+    assert report.ok, report.errors
+    assert (tmp_path / "sums").read_text().partition(" ")[0] == hashlib.sha256(b"good").hexdigest()
 
 
 @JOBS
