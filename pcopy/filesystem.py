@@ -68,6 +68,8 @@ def open_to_read(name: str, directory: int, follow: bool = False) -> int:
 
 def open_deep(path: str, directory: int) -> int:
     """Open a file to read, however long its path below an open directory is. Links are followed."""
+    if len(path) < SHORT:  # as nearly always: there is one call for each file that is checked
+        return open_to_read(path, directory, follow=True)
     with shortened(path, directory) as (rest, above):
         return open_to_read(rest, above, follow=True)
 
@@ -81,9 +83,6 @@ def look_deep(path: str, follow: bool = False) -> os.stat_result:
 @contextlib.contextmanager
 def shortened(path: str, directory: int) -> Iterator[tuple[str, int]]:
     """As much of the end of a path as any call takes, and the open directory that it starts at. Links up to it are followed."""
-    if len(path) < SHORT:
-        yield path, directory
-        return
     above = os.open("/" if path.startswith("/") else ".", PASS, dir_fd=directory)
     try:
         while len(path) >= SHORT and (cut := path.rfind("/", 1, SHORT)) > 0:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Container, Iterator, Set
+from functools import cached_property
 
 from pcopy import attributes as attr
 from pcopy import filesystem as fs
@@ -51,8 +52,7 @@ class Metadata:
         self.keep_times, self.keep_xattrs = "times" in keep, "xattr" in keep
         self.umask, self.follow = umask, options.dereference
         self.unprivileged = os.geteuid() != 0
-        self.user, self.gives_away = os.geteuid(), attr.may_give_away()
-        self.owners, self.groups = attr.ids_to_give(self.gives_away)
+        self.user = os.geteuid()
         # What was refused in this slice: owner of the entry, uid, gid; and whether the group alone could be set.
         self.refused: dict[tuple[int, int, int], bool] = {}
         self.unlabelled, self.layered, self.dry_run = unlabelled, layered, options.dry_run
@@ -308,14 +308,23 @@ class Metadata:
         beyond = refused and copy.st_uid == self.user and self.is_beyond_us(state.st_uid, state.st_gid)
         return not self.keep_owner or beyond
 
+    @cached_property
+    def gives_away(self) -> bool:  # asked of /proc when an owner differs, which in most slices none does
+        return attr.may_give_away()
+
+    @cached_property
+    def ids_to_give(self) -> tuple[Container[int], Container[int]]:
+        return attr.ids_to_give(self.gives_away)
+
     def is_beyond_us(self, uid: int, gid: int) -> bool:
         """Whether, once refused, they are so for all: for want of privilege, or in a user namespace that does not know them."""
-        return not self.gives_away or uid not in self.owners or gid not in self.groups
+        users, groups = self.ids_to_give
+        return not self.gives_away or uid not in users or gid not in groups
 
     def is_as_owned_as_can_be(self, state: os.stat_result, copy: os.stat_result) -> bool:
         """Whether a copy made anew would not get its source's owner or group either, since this process cannot give them."""
         ours = copy.st_uid == self.user and self.is_beyond_us(state.st_uid, state.st_gid)
-        return ours and (state.st_gid == copy.st_gid or state.st_gid not in self.groups)
+        return ours and (state.st_gid == copy.st_gid or state.st_gid not in self.ids_to_give[1])
 
     def copy_attributes(self, source: Target, target: Target, names: list[str]) -> None:
         """Make the target's extended attributes and ACLs those of the source, and drop what it has beyond them.

@@ -640,6 +640,20 @@ def processes_of(session: int) -> list[int]:
     return found
 
 
+@contextlib.contextmanager
+def workers_stopped(run: subprocess.Popen[str]) -> Iterator[None]:
+    """Whoever asks a run to end has to wait for them."""
+    workers = [worker for worker in processes_of(run.pid) if worker != run.pid]
+    for worker in workers:
+        os.kill(worker, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for worker in workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGCONT)
+
+
 def assert_stopped_cleanly(source: Path, destination: Path, run: subprocess.Popen[str], status: int) -> None:
     out, err = run.communicate(timeout=30)
     assert (run.returncode, out) == (status, ""), err
@@ -688,32 +702,22 @@ def test_signals_that_come_together_are_one(long_copy: Path, number: int, status
     """As timeout(1) sends its own to the command and then to the group, and systemd SIGHUP beside SIGTERM (SendSIGHUP=)."""
     destination = long_copy.parent / "dst"
     run = begun(long_copy, destination, jobs=2)
-    others = [worker for worker in processes_of(run.pid) if worker != run.pid]
-    for worker in others:
-        os.kill(worker, signal.SIGSTOP)  # so that the run is there yet when the second one comes
-    run.send_signal(number)
-    run.send_signal(signal.SIGTERM)  # the larger number: if both are pending, Python takes it in second
-    time.sleep(0.1)
-    for worker in others:
-        os.kill(worker, signal.SIGCONT)
+    with workers_stopped(run):
+        run.send_signal(number)
+        run.send_signal(signal.SIGTERM)  # the larger number: if both are pending, Python takes it in second
+        time.sleep(0.1)
     assert_stopped_cleanly(long_copy, destination, run, status)
 
 
 def test_a_second_ctrl_c_ends_the_run_at_once(long_copy: Path) -> None:
     destination = long_copy.parent / "dst"
     run = begun(long_copy, destination, jobs=2)
-    for worker in processes_of(run.pid):
-        if worker != run.pid:
-            os.kill(worker, signal.SIGSTOP)  # so that the first has to wait
-    run.send_signal(signal.SIGINT)
-    time.sleep(0.3)
-    assert run.poll() is None
-    run.send_signal(signal.SIGINT)
-    try:
+    with workers_stopped(run):
+        run.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        assert run.poll() is None
+        run.send_signal(signal.SIGINT)
         assert run.wait(timeout=2) == 130
-    finally:
-        for worker in processes_of(run.pid):
-            os.kill(worker, signal.SIGCONT)
     end = time.monotonic() + 2
     while processes_of(run.pid) and time.monotonic() < end:
         time.sleep(0.01)

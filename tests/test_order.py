@@ -883,13 +883,13 @@ def test_a_run_that_is_killed_while_it_measures_what_is_kept_of_a_time_leaves_no
 
 
 class Deleter(pcopy.Observer):
-    """Takes something away from the source when the first slice is done."""
+    """Takes something away from the source when the first slice is done that leaves so many entries ``found``."""
 
-    def __init__(self, delete: Callable[[], None]) -> None:
-        self.delete, self.done = delete, False
+    def __init__(self, delete: Callable[[], None], found: int = 0) -> None:
+        self.delete, self.found, self.done = delete, found, False
 
     def progress(self, progress: pcopy.Progress) -> None:
-        if not self.done:
+        if not self.done and progress.found >= self.found:
             self.done = True
             self.delete()
 
@@ -934,7 +934,7 @@ def test_directories_that_vanish_are_counted_and_leave_nothing(tmp_path: Path, j
 
 @JOBS
 def test_a_directory_vanishes_below_the_longest_path_too(tmp_path: Path, jobs: int) -> None:
-    """PATH_MAX: by that path nothing can be looked at."""
+    """PATH_MAX: by that path nothing can be looked at. It is listed long before all of its files are copied at this rate."""
     source = make_tree(tmp_path / "src", {"stays": b"text"})
     handle = os.open(source, os.O_RDONLY)
     for _ in range(20):
@@ -949,18 +949,9 @@ def test_a_directory_vanishes_below_the_longest_path_too(tmp_path: Path, jobs: i
         os.close(file)
     os.close(last)
 
-    class Beside(pcopy.Observer):
-        """Takes it away as soon as it is listed, which is long before its files are copied at this rate."""
-
-        done = False
-
-        def progress(self, progress: pcopy.Progress) -> None:
-            if progress.found > 100 and not self.done:
-                self.done = True
-                os.rename("last", tmp_path / "gone", src_dir_fd=handle)
-
+    observer = Deleter(lambda: os.rename("last", tmp_path / "gone", src_dir_fd=handle), found=101)
     try:
-        report = pcopy.copy(source, tmp_path / "dst", jobs=jobs, bwlimit="500k", observer=Beside())
+        report = pcopy.copy(source, tmp_path / "dst", jobs=jobs, bwlimit="500k", observer=observer)
         assert report.ok, report.errors
         assert report.vanished > 0
         assert report.files + report.vanished == 101
